@@ -1,0 +1,88 @@
+// Moves described bytes between processes: small headers, and payloads that the receiver places.
+// Implementations: ucx_channel (shared memory, TCP, RDMA) and sim_channel (seeded faults, in one process).
+// One thread owns a channel; only Wake() may be called from others.
+//
+// Push with pull safety: a sender announces header and payload, the receiver sees the header first
+// and then chooses where the payload goes (Receive) or refuses it (Drop). Nobody else can write a process's memory.
+// Nothing is promised about order or delivery: the handoff protocol numbers and acknowledges.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "absl/types/span.h"
+#include "common/ids.h"
+
+namespace sluice {
+
+// An endpoint to one address in one life. 0 is none.
+using PeerId = StrongId<struct PeerIdTag, uint64_t>;
+// An announced payload that waits for Receive or Drop.
+using PayloadId = StrongId<struct PayloadIdTag, uint64_t>;
+// The caller's name for a pending send or receive.
+using OperationId = StrongId<struct OperationIdTag, uint64_t>;
+
+struct PeerTransport {
+  std::string peer;       // for people
+  std::string transport;  // "shm", "tcp", "rdma", "self", "sim"
+  std::string lanes;      // what UCX printed, for logs
+  uint64_t bytes_sent = 0;
+  uint64_t bytes_received = 0;
+  absl::Duration busy_sending;    // time with at least one payload pending
+  absl::Duration busy_receiving;
+};
+
+struct ChannelEvent {
+  enum class Kind {
+    kMessage,        // header (always whole); payload announced if payload_bytes > 0
+    kSendDone,       // the source may be reused (status says whether it was sent)
+    kReceiveDone,    // our receive ended, well or not; the destination is ours again
+    kPeerFailed,     // the endpoint is unusable; pending operations still end by their own events
+  };
+  Kind kind = Kind::kMessage;
+  PeerId peer;             // kMessage: the endpoint to answer through, or 0 if none is known yet
+  std::string header;
+  PayloadId payload;
+  uint64_t payload_bytes = 0;
+  OperationId operation;
+  absl::Status status;
+};
+
+class KvChannel {
+ public:
+  virtual ~KvChannel() = default;
+
+  // What a peer needs for Connect; sent through the registration.
+  virtual std::string LocalAddress() const = 0;
+  // Cheap and idempotent per address; the connection may still be under way.
+  virtual absl::StatusOr<PeerId> Connect(const std::string& address) = 0;
+  virtual void Disconnect(PeerId peer) = 0;
+
+  // Sends a header (at most max_header_bytes) and the concatenation of `payload`, perhaps empty. The spans
+  // stay readable until kSendDone for `operation`, which always comes. An error here means no event.
+  virtual absl::Status Send(PeerId peer, std::string header,
+                            std::vector<absl::Span<const uint8_t>> payload,
+                            OperationId operation) = 0;
+  // Takes an announced payload into `destination` (total size == payload_bytes). kReceiveDone always
+  // comes; until then the memory is the channel's.
+  virtual absl::Status Receive(PayloadId payload, std::vector<absl::Span<uint8_t>> destination,
+                               OperationId operation) = 0;
+  // Refuses an announced payload. Each payload is received or dropped exactly once.
+  virtual void Drop(PayloadId payload) = 0;
+
+  // Progresses and appends events. Never waits. Returns whether anything happened.
+  virtual bool Poll(std::vector<ChannelEvent>* events) = 0;
+  // Sleeps until something arrives, Wake() is called or `timeout` passes. May return early.
+  virtual void WaitForActivity(absl::Duration timeout) = 0;
+  // Ends a WaitForActivity. Any thread.
+  virtual void Wake() = 0;
+
+  virtual size_t max_header_bytes() const = 0;
+  virtual std::vector<PeerTransport> Transports() const = 0;
+};
+
+}  // namespace sluice

@@ -1,0 +1,34 @@
+// Splits an answer's text into reasoning (<think>...</think>) and content while it streams.
+// Not thread-safe; one per choice.
+#pragma once
+
+#include <string>
+
+#include "absl/strings/string_view.h"
+#include "tokenizer/chat_encoder.h"
+
+namespace sluice {
+
+class ReasoningParser {
+ public:
+  explicit ReasoningParser(ChatEncoder::Start start);
+
+  struct Delta {
+    std::string reasoning;
+    std::string content;
+  };
+  // Holds back what could be the beginning of a tag, and whitespace beside a tag (one "\n" after
+  // <think>, "\n" before </think>, up to "\n\n" after it are dropped).
+  Delta Add(absl::string_view text);
+  Delta Finish();
+  bool in_reasoning() const { return state_ == State::kReasoning; }
+
+ private:
+  enum class State { kUndecided, kReasoning, kContent };
+  State state_;
+  std::string held_;
+  bool at_reasoning_start_ = true;
+  bool at_content_start_ = false;
+};
+
+}  // namespace sluice
