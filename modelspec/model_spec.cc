@@ -39,8 +39,13 @@ int64_t AttentionParameters(const ModelSpec& spec) {
   return q + kv_a + kv_b + o;
 }
 
-// All layers when each MoE layer has `experts_per_layer` routed experts (all of them, or those that
-// one token visits).
+int64_t NormParameters(const ModelSpec& spec) {
+  const int64_t layer = 2 * spec.hidden_size + spec.q_lora_rank + spec.kv_lora_rank;
+  return spec.num_hidden_layers * layer + spec.hidden_size;
+}
+
+// Matrices of all layers when each MoE layer has `experts_per_layer` routed experts (all of them,
+// or those that one token visits).
 int64_t LayerParameters(const ModelSpec& spec, int64_t experts_per_layer) {
   const int64_t expert = 3 * spec.hidden_size * spec.moe_intermediate_size;
   const int64_t router = spec.hidden_size * spec.n_routed_experts;
@@ -93,7 +98,8 @@ std::vector<double> ModelSpec::RopeInvFreq() const {
 }
 
 int64_t ModelSpec::TotalParameters() const {
-  return 2 * vocab_size * hidden_size + LayerParameters(*this, n_routed_experts);
+  return 2 * vocab_size * hidden_size + LayerParameters(*this, n_routed_experts) +
+         NormParameters(*this);
 }
 
 int64_t ModelSpec::ActivatedParameters() const {

@@ -82,10 +82,10 @@ struct ModelSpec {
   // Rotary frequencies after YaRN's blend. [qk_rope_head_dim / 2]
   std::vector<double> RopeInvFreq() const;
 
-  // Derived sizes, without the MTP layers. Parameters, not bytes; matrices only (norms and the
-  // router's bias are left out, as in the published totals).
-  int64_t TotalParameters() const;
-  int64_t ActivatedParameters() const;  // per token, embedding and lm_head included
+  // Derived sizes, in parameters, without the MTP layers and the router's bias.
+  int64_t TotalParameters() const;  // matrices and norms: the published totals
+  // Matrices that one token visits (embedding and lm_head included): what FLOPs follow from.
+  int64_t ActivatedParameters() const;
   // 2 per multiply-add, per token, attention over context excluded, lm_head included.
   double FlopsPerToken() const;
 };
