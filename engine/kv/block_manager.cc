@@ -75,8 +75,8 @@ void BlockManager::ChangeUse(absl::Span<const BlockId> blocks, BlockUse from, Bl
       SLUICE_CHECK(block.state == (from == BlockUse::kReceiving ? BlockState::kReceiving
                                                                 : BlockState::kQuarantined));
       if (IsExclusive(to)) {
-        SetState(id, to == BlockUse::kReceiving ? BlockState::kReceiving
-                                                : BlockState::kQuarantined);
+        SetState(id,
+                 to == BlockUse::kReceiving ? BlockState::kReceiving : BlockState::kQuarantined);
         continue;
       }
     } else {

@@ -1,6 +1,6 @@
-// Host bookkeeping of one worker's pool of KV blocks: who references a block, which full blocks can be
-// reused as somebody's prefix, and which go first when space is needed. Knows ids and hashes only,
-// never bytes or devices. Owner: the scheduler; engine thread only.
+// Host bookkeeping of one worker's pool of KV blocks: who references a block, which full blocks can
+// be reused as somebody's prefix, and which go first when space is needed. Knows ids and hashes
+// only, never bytes or devices. Owner: the scheduler; engine thread only.
 //
 // A block is in exactly one state, and every change of state goes through one function, so
 //   free + cached + active + receiving + sending + quarantined == total   holds at all times.
@@ -9,11 +9,12 @@
 //   cached       nobody references it, its content is a full block named by a hash; evictable (LRU)
 //   active       in the block table of at least one sequence
 //   receiving    a reservation's, being filled from outside; exclusive
-//   sending      in a table whose sequence waits for its receiver; may be read by the transfer thread
-//   quarantined  was receiving, the transfer is dead, but a write may still land; exclusive
+//   sending      in a table whose sequence waits for its receiver; may be read by the transfer
+//   thread quarantined  was receiving, the transfer is dead, but a write may still land; exclusive
 //
-// `active` and `sending` references are shared (a prefix in many tables); a block with both counts as
-// sending. Only full blocks are ever shared, and a shared block is never written, so nothing is copied.
+// `active` and `sending` references are shared (a prefix in many tables); a block with both counts
+// as sending. Only full blocks are ever shared, and a shared block is never written, so nothing is
+// copied.
 #pragma once
 
 #include <cstdint>
@@ -47,8 +48,8 @@ class BlockManager {
   BlockManager(const BlockManager&) = delete;
   BlockManager& operator=(const BlockManager&) = delete;
 
-  // Appends `count` private blocks to *table with one reference each; free blocks first, then the least
-  // recently used cached ones. False (and nothing changed) when there are not enough.
+  // Appends `count` private blocks to *table with one reference each; free blocks first, then the
+  // least recently used cached ones. False (and nothing changed) when there are not enough.
   // REQUIRES: use is kActive or kReceiving.
   [[nodiscard]] bool Allocate(int64_t count, BlockUse use, std::vector<BlockId>* table);
   // free + cached: what Allocate can deliver now.
@@ -63,15 +64,15 @@ class BlockManager {
   // REQUIRES: all are here (MatchPrefix, with no Allocate since).
   void AcquirePrefix(absl::Span<const BlockHash> chain, std::vector<BlockId>* table);
 
-  // `block` is full and its KV is complete: it can be found by `hash` from now on. When another block
-  // already bears the hash, this one stays private and becomes free with its last reference.
+  // `block` is full and its KV is complete: it can be found by `hash` from now on. When another
+  // block already bears the hash, this one stays private and becomes free with its last reference.
   // REQUIRES: block is active or sending.
   void Publish(BlockId block, const BlockHash& hash);
 
   // Turns one reference of each block from one kind into another.
   void ChangeUse(absl::Span<const BlockId> blocks, BlockUse from, BlockUse to);
-  // Gives one reference of each block back. The last one makes it cached (if published) or free; the
-  // end of a chain becomes evictable before its beginning, on which more sequences can build.
+  // Gives one reference of each block back. The last one makes it cached (if published) or free;
+  // the end of a chain becomes evictable before its beginning, on which more sequences can build.
   void Release(absl::Span<const BlockId> blocks, BlockUse use);
 
   const BlockCounts& counts() const { return counts_; }
@@ -116,7 +117,8 @@ class BlockManager {
 
   const bool enable_prefix_cache_;
   std::vector<Block> blocks_;
-  std::vector<BlockId> free_;  // a stack: the block used last is still warm in the processor's cache
+  std::vector<BlockId>
+      free_;  // a stack: the block used last is still warm in the processor's cache
   int32_t lru_oldest_ = kNone;
   int32_t lru_newest_ = kNone;
   absl::flat_hash_map<BlockHash, BlockId> index_;

@@ -32,8 +32,8 @@ inline float DeterministicExp(float x) {
   return x < -87.0f ? 0.0f : mantissa * power;
 }
 
-// weights[i] = exp((x[i] - max)); returns their sum: eight interleaved partial sums, added in order.
-// `weights` may be null. REQUIRES: x[i] <= max, max finite.
+// weights[i] = exp((x[i] - max)); returns their sum: eight interleaved partial sums, added in
+// order. `weights` may be null. REQUIRES: x[i] <= max, max finite.
 double ExpWeights(absl::Span<const float> x, float max, float* weights);
 
 }  // namespace sluice

@@ -20,9 +20,9 @@ std::vector<TokenLogprob> TopLogprobs(absl::Span<const float> logits, double log
   for (size_t i = 0; i < logits.size(); ++i) {
     // Later ids lose ties, so the order is decided by strict comparison alone.
     if (top.size() == size && !(logits[i] > top.back().logprob)) continue;
-    const auto place =
-        std::upper_bound(top.begin(), top.end(), logits[i],
-                         [](float logit, const TokenLogprob& other) { return logit > other.logprob; });
+    const auto place = std::upper_bound(
+        top.begin(), top.end(), logits[i],
+        [](float logit, const TokenLogprob& other) { return logit > other.logprob; });
     top.insert(place, {static_cast<TokenId>(i), logits[i]});
     if (top.size() > size) top.pop_back();
   }

@@ -17,6 +17,7 @@ inline float Logprob(float logit, double log_sum_exp) {
 }
 
 // The `count` most likely tokens (fewer if there are fewer), best first, lowest id first on ties.
-std::vector<TokenLogprob> TopLogprobs(absl::Span<const float> logits, double log_sum_exp, int count);
+std::vector<TokenLogprob> TopLogprobs(absl::Span<const float> logits, double log_sum_exp,
+                                      int count);
 
 }  // namespace sluice

@@ -1,6 +1,6 @@
 // Philox4x32-10, the counter-based generator of Salmon et al., "Parallel Random Numbers: As Easy as
-// 1, 2, 3" (SC 2011). A pure function from (key, counter) to 128 random bits: no state to carry, so a
-// token's randomness depends on its request's seed and its index alone. Any thread.
+// 1, 2, 3" (SC 2011). A pure function from (key, counter) to 128 random bits: no state to carry, so
+// a token's randomness depends on its request's seed and its index alone. Any thread.
 #pragma once
 
 #include <array>

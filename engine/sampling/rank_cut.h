@@ -1,7 +1,7 @@
-// Finds where a ranking of tokens (larger value first, lower index on ties) has gathered a given mass,
-// without sorting them: a histogram over the distance from the best value tells in which narrow band the
-// cut lies, and only that band is sorted. Serves top_k (each token weighs 1) and top_p (its probability).
-// Owner: one sampler; not thread-safe (scratch space).
+// Finds where a ranking of tokens (larger value first, lower index on ties) has gathered a given
+// mass, without sorting them: a histogram over the distance from the best value tells in which
+// narrow band the cut lies, and only that band is sorted. Serves top_k (each token weighs 1) and
+// top_p (its probability). Owner: one sampler; not thread-safe (scratch space).
 #pragma once
 
 #include <algorithm>
@@ -41,8 +41,8 @@ class RankCut {
   }
 
  private:
-  // Monotonic: a larger value never has a larger band. Bands are 1/64 wide, which at probabilities means
-  // 1.6 %; what is e^-32 below the best shares the last one.
+  // Monotonic: a larger value never has a larger band. Bands are 1/64 wide, which at probabilities
+  // means 1.6 %; what is e^-32 below the best shares the last one.
   static constexpr size_t kNumBands = 2048;
   static size_t Band(float value) {
     const float band = value * -64.0f;

@@ -21,7 +21,8 @@ struct RowMax {
 };
 
 RowMax FindMax(absl::Span<const float> row) {
-  // Independent lanes, so that the compiler can use vectors; the maximum does not depend on the order.
+  // Independent lanes, so that the compiler can use vectors; the maximum does not depend on the
+  // order.
   constexpr size_t kLanes = 16;
   float lanes[kLanes];
   int num_nan[kLanes] = {};
@@ -97,15 +98,14 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits,
   const bool untouched = adjusted.data() == logits.data() && adjusted.size() == logits.size();
   const RowMax max = untouched ? raw_max : FindMax(adjusted);
   if (max.has_nan || !std::isfinite(max.value)) {
-    return absl::InternalError(
-        absl::StrCat("sampling: bias, penalties and min_tokens leave no choice for token ",
-                     token_index));
+    return absl::InternalError(absl::StrCat(
+        "sampling: bias, penalties and min_tokens leave no choice for token ", token_index));
   }
 
   SampledToken sampled;
   if (params.temperature == 0) {
-    sampled.token = static_cast<TokenId>(
-        std::find(adjusted.begin(), adjusted.end(), max.value) - adjusted.begin());
+    sampled.token = static_cast<TokenId>(std::find(adjusted.begin(), adjusted.end(), max.value) -
+                                         adjusted.begin());
   } else {
     sampled.token = Draw(adjusted, max.value, params, token_index);
   }
@@ -120,8 +120,7 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits,
 absl::Span<const float> Sampler::Adjust(absl::Span<const float> logits,
                                         const SamplingParams& params, const TokenCounts* counts,
                                         int token_index) {
-  const bool masks_stop_tokens =
-      token_index < params.min_tokens && !params.stop_token_ids.empty();
+  const bool masks_stop_tokens = token_index < params.min_tokens && !params.stop_token_ids.empty();
   const bool has_penalties = TokenCounts::NeededBy(params);
   if (params.logit_bias.empty() && !masks_stop_tokens && !has_penalties) return logits;
 
@@ -145,15 +144,15 @@ absl::Span<const float> Sampler::Adjust(absl::Span<const float> logits,
 
 TokenId Sampler::Draw(absl::Span<const float> logits, float max, const SamplingParams& params,
                       int token_index) {
-  // The candidates: values[i] <= 0 belongs to token i, or to ids_[i] once some are dropped. Ids ascend,
-  // so ranking by index breaks ties as ranking by id does.
+  // The candidates: values[i] <= 0 belongs to token i, or to ids_[i] once some are dropped. Ids
+  // ascend, so ranking by index breaks ties as ranking by id does.
   absl::Span<float> values = absl::MakeSpan(scaled_);
   for (size_t i = 0; i < values.size(); ++i) values[i] = (logits[i] - max) / params.temperature;
 
   const bool cuts_top_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < values.size();
   if (cuts_top_k) {
-    const RankCut::Last last =
-        rank_cut_.FindMass(values, [](size_t) { return 1.0; }, params.top_k);
+    const RankCut::Last last = rank_cut_.FindMass(
+        values, [](size_t) { return 1.0; }, params.top_k);
     size_t num_kept = 0;
     for (size_t i = 0; i < values.size(); ++i) {
       if (!last.Includes(values[i], i)) continue;

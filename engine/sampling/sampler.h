@@ -1,6 +1,6 @@
-// Chooses one sequence's next token from its row of logits. A pure function of (logits, parameters, the
-// sequence's earlier tokens, token index): the batch, the machine's load and the order of calls do not
-// enter. Owner: the engine; one thread (the object holds scratch space, no state).
+// Chooses one sequence's next token from its row of logits. A pure function of (logits, parameters,
+// the sequence's earlier tokens, token index): the batch, the machine's load and the order of calls
+// do not enter. Owner: the engine; one thread (the object holds scratch space, no state).
 //
 // Order of operations:
 //   1. logit_bias is added.
@@ -11,8 +11,10 @@
 //      Otherwise (logit - largest) / temperature.
 //   5. top_k: the k best, lower id first on ties.
 //   6. min_p: of these, those with at least min_p times the probability of the best.
-//   7. top_p: of these, renormalised, the smallest leading set with at least top_p of the probability.
-//   8. Inverse transform over what is left, in ascending id, with Philox4x32-10 keyed by the seed and
+//   7. top_p: of these, renormalised, the smallest leading set with at least top_p of the
+//   probability.
+//   8. Inverse transform over what is left, in ascending id, with Philox4x32-10 keyed by the seed
+//   and
 //      counting by the token's index.
 // Logprobs are those of the raw logits: nothing of the above shows in them.
 #pragma once
@@ -35,13 +37,13 @@ absl::Status ValidateSamplingParams(const SamplingParams& params, int64_t vocab_
 
 class Sampler {
  public:
-  // Only ids below `sampleable_vocab_size` are ever chosen or listed: a model's vocabulary may be padded
-  // beyond its tokenizer's. REQUIRES: 0 < sampleable_vocab_size <= vocab_size.
+  // Only ids below `sampleable_vocab_size` are ever chosen or listed: a model's vocabulary may be
+  // padded beyond its tokenizer's. REQUIRES: 0 < sampleable_vocab_size <= vocab_size.
   Sampler(int64_t vocab_size, int64_t sampleable_vocab_size);
 
-  // `logits`: [vocab_size], as the model gave them. `counts` may be null when TokenCounts::NeededBy is
-  // false. `token_index`: of the answer, journalled tokens counted.
-  // INTERNAL when the logits are not finite, or everything is masked.
+  // `logits`: [vocab_size], as the model gave them. `counts` may be null when TokenCounts::NeededBy
+  // is false. `token_index`: of the answer, journalled tokens counted. INTERNAL when the logits are
+  // not finite, or everything is masked.
   absl::StatusOr<SampledToken> Sample(absl::Span<const float> logits, const SamplingParams& params,
                                       const TokenCounts* counts, int token_index);
 

@@ -25,8 +25,8 @@ class TokenCounts {
 
   void AddOutput(TokenId token) { ++output_counts_[token]; }
 
-  // For every token seen, in this order: repetition (prompt and output), then frequency and presence
-  // (output only). Tokens do not influence each other, so the map's order does not matter.
+  // For every token seen, in this order: repetition (prompt and output), then frequency and
+  // presence (output only). Tokens do not influence each other, so the map's order does not matter.
   void ApplyPenalties(const SamplingParams& params, absl::Span<float> logits) const {
     for (const auto& [token, output_count] : output_counts_) {
       if (static_cast<size_t>(token) >= logits.size()) continue;

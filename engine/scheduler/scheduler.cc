@@ -67,15 +67,16 @@ absl::StatusOr<const Sequence*> Scheduler::Reserve(SequenceInput input) {
   }
   if (absl::Status fits = CheckCanEverFit(input, SequenceKind::kReserved); !fits.ok()) return fits;
   if (num_running() + num_reserved_ >= options_.max_num_seqs) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "scheduler: ", num_running(), " sequences run and ", num_reserved_, " are reserved, of ",
-        options_.max_num_seqs));
+    return absl::ResourceExhaustedError(absl::StrCat("scheduler: ", num_running(),
+                                                     " sequences run and ", num_reserved_,
+                                                     " are reserved, of ", options_.max_num_seqs));
   }
   std::unique_ptr<Sequence> sequence = MakeSequence(std::move(input), SequenceKind::kReserved);
   if (!AcquireBlocks(sequence.get(), BlockUse::kReceiving)) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "scheduler: not enough KV blocks for ", sequence->tokens.size(), " tokens and their answer: ",
-        blocks_->num_allocatable(), " allocatable, ", promised_blocks_, " of them promised"));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("scheduler: not enough KV blocks for ", sequence->tokens.size(),
+                     " tokens and their answer: ", blocks_->num_allocatable(), " allocatable, ",
+                     promised_blocks_, " of them promised"));
   }
   sequence->phase = SequencePhase::kReserved;
   ++num_reserved_;
@@ -113,8 +114,8 @@ void Scheduler::Quarantine(Sequence* sequence) {
 void Scheduler::Abandon(Sequence* sequence, int num_verified_tokens) {
   SLUICE_CHECK(sequence->phase == SequencePhase::kReserved ||
                sequence->phase == SequencePhase::kQuarantined);
-  const BlockUse use = sequence->phase == SequencePhase::kReserved ? BlockUse::kReceiving
-                                                                   : BlockUse::kQuarantined;
+  const BlockUse use =
+      sequence->phase == SequencePhase::kReserved ? BlockUse::kReceiving : BlockUse::kQuarantined;
   const int num_verified =
       std::min(num_verified_tokens, static_cast<int>(sequence->tokens.size())) / kBlockTokens;
   const int num_cached = sequence->num_computed / kBlockTokens;
@@ -171,10 +172,12 @@ void Scheduler::Advance(const PlannedSlice& slice) {
 void Scheduler::Append(Sequence* sequence, TokenId token) {
   SLUICE_CHECK(sequence->num_uncomputed() == 0);
   sequence->tokens.push_back(token);
-  if (sequence->kind != SequenceKind::kPrefill) {
-    sequence->phase = SequencePhase::kDecoding;
-    return;
-  }
+  if (sequence->kind != SequenceKind::kPrefill) sequence->phase = SequencePhase::kDecoding;
+}
+
+void Scheduler::Pin(Sequence* sequence) {
+  SLUICE_CHECK(sequence->kind == SequenceKind::kPrefill &&
+               sequence->phase == SequencePhase::kPrefilling);
   RemoveFromRunning(sequence);
   blocks_->ChangeUse(sequence->block_table, BlockUse::kActive, BlockUse::kSending);
   sequence->phase = SequencePhase::kPinned;
@@ -219,34 +222,31 @@ absl::Status Scheduler::CheckCanEverFit(const SequenceInput& input, SequenceKind
   const int64_t num_tokens = static_cast<int64_t>(input.tokens.size());
   int64_t num_kv_tokens = num_tokens;
   if (kind != SequenceKind::kPrefill) {
-    const int64_t final_length =
-        std::min<int64_t>(num_tokens - input.num_output_tokens + input.sampling.max_tokens,
-                          options_.max_model_len);
+    const int64_t final_length = std::min<int64_t>(
+        num_tokens - input.num_output_tokens + input.sampling.max_tokens, options_.max_model_len);
     // The last token of an answer is never computed.
     num_kv_tokens = std::max(num_tokens, final_length - 1);
   }
   if (BlocksFor(num_kv_tokens) <= blocks_->num_blocks()) return absl::OkStatus();
-  return absl::ResourceExhaustedError(absl::StrCat(
-      "scheduler: prompt and answer may need ", BlocksFor(num_kv_tokens), " KV blocks, the pool has ",
-      blocks_->num_blocks()));
+  return absl::ResourceExhaustedError(
+      absl::StrCat("scheduler: prompt and answer may need ", BlocksFor(num_kv_tokens),
+                   " KV blocks, the pool has ", blocks_->num_blocks()));
 }
 
 int64_t Scheduler::ExpectedGrowthBlocks(const Sequence& sequence) const {
   if (sequence.kind == SequenceKind::kPrefill) return 0;
   const int64_t num_tokens = static_cast<int64_t>(sequence.tokens.size());
-  const int64_t num_to_come =
-      std::min<int64_t>(sequence.sampling.max_tokens - sequence.num_output_tokens(),
-                        options_.expected_output_tokens);
-  const int64_t final_length =
-      std::min<int64_t>(num_tokens + num_to_come, options_.max_model_len);
+  const int64_t num_to_come = std::min<int64_t>(
+      sequence.sampling.max_tokens - sequence.num_output_tokens(), options_.expected_output_tokens);
+  const int64_t final_length = std::min<int64_t>(num_tokens + num_to_come, options_.max_model_len);
   return BlocksFor(std::max(num_tokens, final_length - 1)) - BlocksFor(num_tokens);
 }
 
 absl::Span<const BlockHash> Scheduler::ReusableChain(const Sequence& sequence) const {
-  // Somebody must compute the last token, since its logits give the next one: here, unless KV and next
-  // token come from outside.
-  const int num_reusable = static_cast<int>(sequence.tokens.size()) -
-                           (sequence.kind == SequenceKind::kReserved ? 0 : 1);
+  // Somebody must compute the last token, since its logits give the next one: here, unless KV and
+  // next token come from outside.
+  const int num_reusable =
+      static_cast<int>(sequence.tokens.size()) - (sequence.kind == SequenceKind::kReserved ? 0 : 1);
   return absl::MakeConstSpan(sequence.block_hashes).first(num_reusable / kBlockTokens);
 }
 
@@ -361,8 +361,7 @@ void Scheduler::PlanPrefillRound(PrefillBudget* budget) {
   prefill_candidates_.clear();
   for (Sequence* sequence : running_) {
     if (sequence->phase != SequencePhase::kPrefilling) continue;
-    sequence->score =
-        PrefillScore(*sequence, sequence->num_uncomputed(), ageing_tokens_per_step_);
+    sequence->score = PrefillScore(*sequence, sequence->num_uncomputed(), ageing_tokens_per_step_);
     prefill_candidates_.push_back(sequence);
   }
   std::sort(prefill_candidates_.begin(), prefill_candidates_.end(), GoesBefore());
@@ -378,8 +377,8 @@ void Scheduler::PlanPrefillRound(PrefillBudget* budget) {
     const bool take_admitted =
         admitted != nullptr && (waiting == nullptr || GoesBefore()(admitted, waiting));
     Sequence* sequence = take_admitted ? admitted : waiting;
-    const int allowance = IsLong(*sequence) ? std::min(budget->tokens, budget->long_prompt_tokens)
-                                            : budget->tokens;
+    const int allowance =
+        IsLong(*sequence) ? std::min(budget->tokens, budget->long_prompt_tokens) : budget->tokens;
     if (take_admitted) {
       ++next_admitted;
     } else if (allowance == 0) {
@@ -395,8 +394,7 @@ void Scheduler::PlanPrefillRound(PrefillBudget* budget) {
       if (!was_long) --num_short_waiting_;
       next_waiting = waiting_.erase(next_waiting);
     }
-    const int num_tokens =
-        std::min(sequence->num_uncomputed() - sequence->num_planned, allowance);
+    const int num_tokens = std::min(sequence->num_uncomputed() - sequence->num_planned, allowance);
     sequence->num_planned += num_tokens;
     budget->tokens -= num_tokens;
     if (IsLong(*sequence)) budget->long_prompt_tokens -= num_tokens;
@@ -407,8 +405,7 @@ void Scheduler::PublishFullBlocks(Sequence* sequence) {
   int& next = sequence->num_published_blocks;
   for (; (next + 1) * kBlockTokens <= sequence->num_computed; ++next) {
     if (static_cast<size_t>(next) >= sequence->block_hashes.size()) {
-      const BlockHash& parent =
-          next == 0 ? sequence->root_hash : sequence->block_hashes[next - 1];
+      const BlockHash& parent = next == 0 ? sequence->root_hash : sequence->block_hashes[next - 1];
       sequence->block_hashes.push_back(ChildBlockHash(
           parent,
           absl::MakeConstSpan(sequence->tokens).subspan(next * kBlockTokens, kBlockTokens)));
@@ -421,8 +418,7 @@ void Scheduler::AddToWaiting(Sequence* sequence) {
   const int num_tokens = static_cast<int>(sequence->tokens.size());
   sequence->num_prefill_tokens = num_tokens - MatchedTokens(*sequence);
   sequence->num_planned = 0;
-  sequence->score =
-      PrefillScore(*sequence, sequence->num_prefill_tokens, ageing_tokens_per_step_);
+  sequence->score = PrefillScore(*sequence, sequence->num_prefill_tokens, ageing_tokens_per_step_);
   waiting_.insert(sequence);
   if (!IsLong(*sequence)) ++num_short_waiting_;
   stalled_ = false;
@@ -434,8 +430,8 @@ void Scheduler::RemoveFromWaiting(Sequence* sequence) {
 }
 
 void Scheduler::AddToRunning(Sequence* sequence) {
-  running_.insert(
-      std::lower_bound(running_.begin(), running_.end(), sequence, ArrivedBefore), sequence);
+  running_.insert(std::lower_bound(running_.begin(), running_.end(), sequence, ArrivedBefore),
+                  sequence);
 }
 
 void Scheduler::RemoveFromRunning(Sequence* sequence) {

@@ -1,17 +1,18 @@
-// Decides what each step computes and who holds which blocks. Pure of device and clock: time is counted
-// in steps, and the same calls give the same plans. Owner: the engine; engine thread only.
+// Decides what each step computes and who holds which blocks. Pure of device and clock: time is
+// counted in steps, and the same calls give the same plans. Owner: the engine; engine thread only.
 //
 // A step runs every decoding sequence (one token each), then prefill chunks in the order of
-// prefill_order.h up to max_num_batched_tokens. A waiting sequence is admitted only when blocks for all
-// its tokens are there at once, so half-computed prompts never wait for each other's blocks; if the
-// first in order does not fit, nobody behind it is admitted, so large prompts are not starved of blocks
-// by small ones.
+// prefill_order.h up to max_num_batched_tokens. A waiting sequence is admitted only when blocks for
+// all its tokens are there at once, so half-computed prompts never wait for each other's blocks; if
+// the first in order does not fit, nobody behind it is admitted, so large prompts are not starved
+// of blocks by small ones.
 //
-// When a decoding sequence needs a block and there is none, the youngest preemptible sequence gives its
-// blocks up: a kRun sequence goes back to the waiting queue and recomputes prompt and output (the same
-// tokens follow, by batch invariance), an activated reservation leaves the engine. A kPrefill sequence
-// is never preempted: its blocks may be read by the transfer thread. The oldest sequence can therefore
-// always go on, unless blocks are held from outside (sending, receiving), which leases end.
+// When a decoding sequence needs a block and there is none, the youngest preemptible sequence gives
+// its blocks up: a kRun sequence goes back to the waiting queue and recomputes prompt and output
+// (the same tokens follow, by batch invariance), an activated reservation leaves the engine. A
+// kPrefill sequence is never preempted: its blocks may be read by the transfer thread. The oldest
+// sequence can therefore always go on, unless blocks are held from outside (sending, receiving),
+// which leases end.
 #pragma once
 
 #include <cstdint>
@@ -48,13 +49,15 @@ struct StepPlan {
 
 class Scheduler {
  public:
-  // `model_fingerprint` roots the block hashes. REQUIRES: options.Validate().ok(); options.max_model_len > 0.
+  // `model_fingerprint` roots the block hashes. REQUIRES: options.Validate().ok();
+  // options.max_model_len > 0.
   Scheduler(const SchedulerOptions& options, std::string model_fingerprint, BlockManager* blocks);
   Scheduler(const Scheduler&) = delete;
   Scheduler& operator=(const Scheduler&) = delete;
 
-  // Queues a kPrefill or kRun sequence. RESOURCE_EXHAUSTED: the queue is full, or it can never fit the
-  // pool; ALREADY_EXISTS. REQUIRES: 0 < tokens.size() < max_model_len and num_output_tokens < max_tokens.
+  // Queues a kPrefill or kRun sequence. RESOURCE_EXHAUSTED: the queue is full, or it can never fit
+  // the pool; ALREADY_EXISTS. REQUIRES: 0 < tokens.size() < max_model_len and num_output_tokens <
+  // max_tokens.
   absl::Status Add(SequenceInput input, SequenceKind kind);
   // Takes blocks for a sequence whose KV comes from outside. RESOURCE_EXHAUSTED: not now, or never.
   absl::StatusOr<const Sequence*> Reserve(SequenceInput input);
@@ -62,26 +65,27 @@ class Scheduler {
   // nullptr when unknown. The pointer is valid until the sequence leaves.
   Sequence* Find(const SequenceKey& key);
 
-  // The reservation's KV is complete, and `first` follows its tokens: it decodes from the next step on.
-  // REQUIRES: phase kReserved.
+  // The reservation's KV is complete, and `first` follows its tokens: it decodes from the next step
+  // on. REQUIRES: phase kReserved.
   void Activate(Sequence* sequence, TokenId first);
   // Its transfer is dead, but may still write: its blocks must not be given to anybody.
   // REQUIRES: phase kReserved.
   void Quarantine(Sequence* sequence);
-  // Removes a reservation; its full blocks within the first `num_verified_tokens` become cached prefix.
-  // REQUIRES: phase kReserved or kQuarantined; nothing writes to the blocks any more.
+  // Removes a reservation; its full blocks within the first `num_verified_tokens` become cached
+  // prefix. REQUIRES: phase kReserved or kQuarantined; nothing writes to the blocks any more.
   void Abandon(Sequence* sequence, int num_verified_tokens);
   // Removes any other sequence; its published blocks stay cached.
   void Remove(Sequence* sequence);
 
-  // The next step. Valid until the next call of any method but Advance and Append. After it, the caller
-  // computes every slice and calls Advance for each, then Append for those that sampled (and perhaps
-  // Remove).
+  // The next step. After it, the caller computes all slices and then, slice by slice, calls Advance
+  // and, for one that sampled, Append, Pin or Remove. Nothing else until all slices are handled.
   const StepPlan& Plan();
   // The slice's KV is in its blocks: full blocks can be found by others from now on.
   void Advance(const PlannedSlice& slice);
-  // `token` was sampled. The sequence decodes on, or is pinned (kPrefill).
+  // `token` was sampled after the last computed one: a kRun or kReserved sequence decodes on.
   void Append(Sequence* sequence, TokenId token);
+  // A kPrefill sequence is computed: its blocks are `sending` until Remove.
+  void Pin(Sequence* sequence);
 
   // False when Plan() would be empty until a call frees blocks or adds work: no use in stepping.
   bool HasWork() const { return !running_.empty() || (!waiting_.empty() && !stalled_); }
@@ -113,8 +117,8 @@ class Scheduler {
   // Gives the sequence its cached prefix and blocks for the rest of its tokens, in the given use.
   bool AcquireBlocks(Sequence* sequence, BlockUse use);
   bool Admit(Sequence* sequence);
-  // Makes room for the token that a decoding sequence computes next, preempting if need be. False when
-  // the sequence itself had to go.
+  // Makes room for the token that a decoding sequence computes next, preempting if need be. False
+  // when the sequence itself had to go.
   bool EnsureDecodeBlock(Sequence* sequence);
   void Preempt(Sequence* sequence);
   void PlanDecodes();
@@ -145,8 +149,8 @@ class Scheduler {
   std::vector<Sequence*> running_;  // prefilling and decoding; by arrival; at most max_num_seqs
   absl::btree_set<Sequence*, GoesBefore> waiting_;
   int num_short_waiting_ = 0;
-  int num_reserved_ = 0;           // reserved and quarantined
-  int64_t promised_blocks_ = 0;    // sum of promised_blocks_left
+  int num_reserved_ = 0;         // reserved and quarantined
+  int64_t promised_blocks_ = 0;  // sum of promised_blocks_left
   uint64_t next_arrival_ = 0;
   int64_t step_ = 0;
   int64_t num_preemptions_ = 0;

@@ -1,5 +1,5 @@
-// Scheduler::CheckIntegrity: recomputes from the sequences everything that the scheduler and the block
-// manager keep incrementally.
+// Scheduler::CheckIntegrity: recomputes from the sequences everything that the scheduler and the
+// block manager keep incrementally.
 #include <map>
 #include <vector>
 
@@ -44,11 +44,11 @@ absl::Status Scheduler::CheckIntegrity() const {
     promised += sequence.promised_blocks_left;
     if (sequence.promised_blocks_left < 0) return broken("a negative promise");
     if (sequence.num_computed > num_tokens) return broken("more computed than there is");
-    const bool outside = sequence.phase == SequencePhase::kReserved ||
-                         sequence.phase == SequencePhase::kQuarantined;
+    const bool outside =
+        sequence.phase == SequencePhase::kReserved || sequence.phase == SequencePhase::kQuarantined;
     num_reserved += outside;
-    num_running += sequence.phase == SequencePhase::kPrefilling ||
-                   sequence.phase == SequencePhase::kDecoding;
+    num_running +=
+        sequence.phase == SequencePhase::kPrefilling || sequence.phase == SequencePhase::kDecoding;
     if (sequence.phase == SequencePhase::kWaiting) {
       ++num_waiting;
       num_short_waiting += !IsLong(sequence);

@@ -13,8 +13,9 @@ struct SchedulerOptions {
   // Prompts longer than this may take at most half of a step's tokens while shorter ones wait.
   int long_prompt_tokens = 1024;
   bool enable_prefix_cache = true;
-  // A sequence is admitted only if this many tokens of its output (or max_tokens, if fewer) fit beside
-  // what the others were promised. Larger: fewer preemptions; smaller: more sequences at once.
+  // A sequence is admitted only if this many tokens of its output (or max_tokens, if fewer) fit
+  // beside what the others were promised. Larger: fewer preemptions; smaller: more sequences at
+  // once.
   int expected_output_tokens = 256;
 
   // INVALID_ARGUMENT names the field.

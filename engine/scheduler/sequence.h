@@ -37,8 +37,8 @@ enum class SequenceKind : uint8_t {
   kReserved,  // its prompt's KV comes from outside; then computes its answer
 };
 
-// kPrefill: waiting -> prefilling -> pinned.     kRun: waiting -> prefilling -> decoding, and back to
-// waiting when preempted.     kReserved: reserved (-> quarantined) -> decoding.
+// kPrefill: waiting -> prefilling -> pinned.     kRun: waiting -> prefilling -> decoding, and back
+// to waiting when preempted.     kReserved: reserved (-> quarantined) -> decoding.
 enum class SequencePhase : uint8_t {
   kWaiting,      // holds no blocks
   kPrefilling,   // holds blocks for all of `tokens`; [0, num_computed) are computed
@@ -63,7 +63,8 @@ struct Sequence {
   SequencePhase phase = SequencePhase::kWaiting;
   std::vector<TokenId> tokens;  // [num_input_tokens], then what was sampled here
   int num_computed = 0;         // tokens whose KV is in the blocks (or was found there)
-  // Prefix tokens found in the cache when the sequence was first admitted; a multiple of kBlockTokens.
+  // Prefix tokens found in the cache when the sequence was first admitted; a multiple of
+  // kBlockTokens.
   int num_cached_tokens = 0;
   bool was_admitted = false;
   int num_reported = 0;  // kPrefill: tokens already reported as computed chunks
