@@ -25,7 +25,6 @@ enum class ErrorKind {
   kUnsupportedMediaType,
   kHeadersTooLarge,
   kQueueFull,
-  kSlowClient,
   kNoCapacity,
   kDeadline,
   kWorkerLost,

@@ -19,36 +19,12 @@
 #include <string>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
+#include "services/router/api/activity_count.h"
 #include "services/router/api/api_context.h"
 #include "services/router/http/http_exchange.h"
 #include "services/router/http/http_server.h"
 
 namespace sluice::router {
-
-// Counts what still needs the server; the server's end waits for zero. Thread-safe.
-class ActivityCount {
- public:
-  void Add(int by) {
-    absl::MutexLock lock(&mu_);
-    count_ += by;
-  }
-  int Get() const {
-    absl::MutexLock lock(&mu_);
-    return count_;
-  }
-  // False on timeout.
-  bool AwaitZero(absl::Duration timeout) const {
-    absl::MutexLock lock(&mu_);
-    return mu_.AwaitWithTimeout(absl::Condition(
-                                    +[](const int* count) { return *count == 0; }, &count_),
-                                timeout);
-  }
-
- private:
-  mutable absl::Mutex mu_;
-  int count_ ABSL_GUARDED_BY(mu_) = 0;
-};
 
 // What connections share with their server, which outlives them.
 struct HttpServerShared {

@@ -12,16 +12,19 @@ namespace {
 
 // Recursion is bounded by kMaxJsonDepth.
 absl::Status CheckNoDuplicateKeys(const JsonElement& element) {
-  if (element.is_array()) {
-    for (const JsonElement child : element.get_array().value_unsafe()) {
+  simdjson::dom::array array;
+  if (element.get(array) == simdjson::SUCCESS) {
+    for (const JsonElement child : array) {
       if (child.is_array() || child.is_object()) {
         SLUICE_RETURN_IF_ERROR(CheckNoDuplicateKeys(child));
       }
     }
     return absl::OkStatus();
   }
+  simdjson::dom::object object;
+  if (element.get(object) != simdjson::SUCCESS) return absl::OkStatus();
   absl::flat_hash_set<absl::string_view> keys;
-  for (const auto field : element.get_object().value_unsafe()) {
+  for (const auto field : object) {
     if (!keys.insert(absl::string_view(field.key.data(), field.key.size())).second) {
       return InvalidParameter(std::string(field.key),
                               absl::StrCat("duplicate key '", std::string(field.key), "'"));
