@@ -102,6 +102,9 @@ struct SequenceEnded {
 struct StepResult {
   int num_prefill_tokens = 0;
   int num_decode_tokens = 0;
+  // AddPrefill and AddRun sequences whose first prompt tokens were computed in this step: their time in
+  // the queue ended when the step began.
+  std::vector<SequenceKey> started;
   std::vector<ChunkComputed> chunks;   // AddPrefill sequences only
   std::vector<TokenProduced> tokens;
   // Sequences that left the engine. A prefill sequence does not end by itself: after its first
