@@ -101,8 +101,7 @@ void DecodeHandler::OnReceived(const Received& event) {
       record->state != DecodeRecord::State::kGranted || record->ending) {
     return;  // being torn down: ReceiveEnded gives the blocks back
   }
-  if (absl::Status activated =
-          context_.engine->Activate(record->key, ToSampledToken(event.first));
+  if (absl::Status activated = context_.engine->Activate(record->key, ToSampledToken(event.first));
       !activated.ok()) {
     // Verified KV that the engine will not take: keep it as prefix when the receive is closed.
     TearDownOnce(*record, Ending::Failed(std::move(activated), kStageDecode));
@@ -185,8 +184,8 @@ void DecodeHandler::SendGrant(const DecodeRecord& record) {
 void DecodeHandler::SendBusy(rpc::SessionId session, const SequenceKey& key,
                              const absl::Status& why) {
   // Not remembered as ended: the router may ask again with the same attempt.
-  context_.routers->SendBusy(
-      session, {key.request, key.attempt, std::string(why.message()), kRetryAfter});
+  context_.routers->SendBusy(session,
+                             {key.request, key.attempt, std::string(why.message()), kRetryAfter});
 }
 
 }  // namespace sluice::worker

@@ -1,10 +1,11 @@
 // Decode role: grants room for a request's KV, takes it in, and generates. Engine thread only.
 //
 // Life of an attempt:
-//   Reserve -> reserving (the transfer thread mints the capability) -> granted -> Received -> active -> ended
-//   Cancel, deadline, lost router before Received: aborting until ReceiveEnded, then freed
-// Invariant: a reservation's blocks go back to the engine only after ReceiveEnded (or when no transfer was
-// ever opened), because until then the network may write to them.
+//   Reserve -> reserving (the transfer thread mints the capability) -> granted -> Received ->
+//   active -> ended Cancel, deadline, lost router before Received: aborting until ReceiveEnded,
+//   then freed
+// Invariant: a reservation's blocks go back to the engine only after ReceiveEnded (or when no
+// transfer was ever opened), because until then the network may write to them.
 #pragma once
 
 #include <memory>

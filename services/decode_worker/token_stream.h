@@ -18,7 +18,8 @@ inline Ending EndingOf(const SequenceEnded& ended) {
       break;
   }
   return Ending::Failed(
-      ended.status.ok() ? absl::InternalError("the engine gave no reason") : ended.status, "decode");
+      ended.status.ok() ? absl::InternalError("the engine gave no reason") : ended.status,
+      "decode");
 }
 
 }  // namespace sluice::worker

@@ -11,8 +11,8 @@ namespace {
 constexpr char kStagePrefill[] = "prefill";
 constexpr char kStageTransfer[] = "kv_transfer";
 
-// Rows of a partial block beyond its tokens may still hold another request's KV; they leave this worker
-// as zeros. `block` is [group][layer][block_tokens][row bytes].
+// Rows of a partial block beyond its tokens may still hold another request's KV; they leave this
+// worker as zeros. `block` is [group][layer][block_tokens][row bytes].
 void ZeroTail(const KvLayout& layout, int num_tokens, absl::Span<uint8_t> block) {
   uint8_t* base = block.data();
   for (const CacheGroup& group : layout.groups) {
@@ -51,8 +51,8 @@ void PrefillHandler::OnPrefill(rpc::SessionId session, rpc::PrefillOrder order) 
   }
   if (order.fingerprint != context_.engine->fingerprint().digest) {
     Refuse(session, key,
-           absl::FailedPreconditionError(absl::StrCat(
-               "decode worker ", order.decode_worker_id, " has another model, layout or kernels")),
+           absl::FailedPreconditionError(absl::StrCat("decode worker ", order.decode_worker_id,
+                                                      " has another model, layout or kernels")),
            kStagePrefill);
     return;
   }

@@ -1,6 +1,6 @@
-// Prefill role: computes a prompt in chunks, offers each chunk's blocks to the decode worker while the next
-// is computed, samples the first token, and lets go of the blocks when the decode worker has them.
-// Engine thread only.
+// Prefill role: computes a prompt in chunks, offers each chunk's blocks to the decode worker while
+// the next is computed, samples the first token, and lets go of the blocks when the decode worker
+// has them. Engine thread only.
 //
 // Life of an attempt (engine sequence | send):
 //   Prefill -> computing | open -> first token | finishing -> SendEnded -> handed over

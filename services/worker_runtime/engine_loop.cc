@@ -88,13 +88,14 @@ void EngineLoop::Run() {
 }
 
 void EngineLoop::Apply(RouterCommand command) {
-  std::visit(Overloaded{
-                 [this](ReserveCommand& c) { handler_->OnReserve(c.session, std::move(c.sequence)); },
-                 [this](PrefillCommand& c) { handler_->OnPrefill(c.session, std::move(c.order)); },
-                 [this](RunCommand& c) { handler_->OnRun(c.session, std::move(c.sequence)); },
-                 [this](CancelCommand& c) { handler_->OnCancel(c.session, c.order); },
-             },
-             command);
+  std::visit(
+      Overloaded{
+          [this](ReserveCommand& c) { handler_->OnReserve(c.session, std::move(c.sequence)); },
+          [this](PrefillCommand& c) { handler_->OnPrefill(c.session, std::move(c.order)); },
+          [this](RunCommand& c) { handler_->OnRun(c.session, std::move(c.sequence)); },
+          [this](CancelCommand& c) { handler_->OnCancel(c.session, c.order); },
+      },
+      command);
 }
 
 void EngineLoop::Apply(InternalCommand command) {

@@ -1,6 +1,6 @@
-// The engine thread: owns the engine and the role's request handler, and is the only one to call them.
-// Others post commands to a bounded queue. Steps while there is work, else sleeps on the queue; never waits
-// for the network.
+// The engine thread: owns the engine and the role's request handler, and is the only one to call
+// them. Others post commands to a bounded queue. Steps while there is work, else sleeps on the
+// queue; never waits for the network.
 #pragma once
 
 #include <atomic>

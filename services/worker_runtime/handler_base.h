@@ -1,5 +1,5 @@
-// What the roles have in common: cancelling, losing a router, deadlines, draining, refusing what another
-// role should have got. A role adds its record and TearDown. Engine thread only.
+// What the roles have in common: cancelling, losing a router, deadlines, draining, refusing what
+// another role should have got. A role adds its record and TearDown. Engine thread only.
 #pragma once
 
 #include <optional>
@@ -103,8 +103,8 @@ class HandlerBase : public RequestHandler {
   int num_requests() const override { return table_.size(); }
 
  protected:
-  // Frees everything the attempt holds; Finish follows, now or when the transfer has let go of the blocks.
-  // `record.ending` is set. Called once per record.
+  // Frees everything the attempt holds; Finish follows, now or when the transfer has let go of the
+  // blocks. `record.ending` is set. Called once per record.
   virtual void TearDown(Record& record) = 0;
   // "prefill", "kv_transfer" or "decode": where the attempt is now.
   virtual std::string StageOf(const Record& record) const = 0;
@@ -116,8 +116,8 @@ class HandlerBase : public RequestHandler {
     TearDown(record);
   }
 
-  // True when `key` is news; older attempts of its request are then on their way out. Otherwise it has
-  // been counted as stale, or is a duplicate of a live attempt (*duplicate is set).
+  // True when `key` is news; older attempts of its request are then on their way out. Otherwise it
+  // has been counted as stale, or is a duplicate of a live attempt (*duplicate is set).
   bool Admit(const SequenceKey& key, Record** duplicate) {
     *duplicate = nullptr;
     switch (table_.Classify(key)) {
@@ -196,8 +196,7 @@ class HandlerBase : public RequestHandler {
                   const char* stage) {
     context_.metrics->Ignored(IgnoredReason::kWrongRole);
     Refuse(session, key,
-           absl::FailedPreconditionError(absl::StrCat("this worker's role has no ", what)),
-           stage);
+           absl::FailedPreconditionError(absl::StrCat("this worker's role has no ", what)), stage);
   }
 };
 

@@ -1,8 +1,8 @@
-// What a worker tells routers about its load: written by the engine thread and the transfer thread, read
-// by each router session for its LoadReport. Thread-safe; nothing here blocks for long.
+// What a worker tells routers about its load: written by the engine thread and the transfer thread,
+// read by each router session for its LoadReport. Thread-safe; nothing here blocks for long.
 //
-// Prefix-cache changes are kept per session, since each router has heard a different part: a new session
-// is first told everything, in bounded pieces.
+// Prefix-cache changes are kept per session, since each router has heard a different part: a new
+// session is first told everything, in bounded pieces.
 #pragma once
 
 #include <string>

@@ -1,7 +1,7 @@
-// What one role does with requests: the state of every attempt on this worker, from the router's first
-// message to the last report. Driven by EngineLoop; every call is on the engine thread, so a handler
-// calls the engine directly and needs no locks. Implementations: PrefillHandler (services/prefill_worker),
-// DecodeHandler and RunHandler (services/decode_worker), on HandlerBase.
+// What one role does with requests: the state of every attempt on this worker, from the router's
+// first message to the last report. Driven by EngineLoop; every call is on the engine thread, so a
+// handler calls the engine directly and needs no locks. Implementations: PrefillHandler
+// (services/prefill_worker), DecodeHandler and RunHandler (services/decode_worker), on HandlerBase.
 #pragma once
 
 #include "absl/status/status.h"

@@ -1,9 +1,10 @@
-// The attempts a worker knows: the live ones with their role's state, and a bounded memory of the ended
-// ones, so that duplicates and stragglers are told from news. Owned by the engine thread.
+// The attempts a worker knows: the live ones with their role's state, and a bounded memory of the
+// ended ones, so that duplicates and stragglers are told from news. Owned by the engine thread.
 //
 // Invariants:
 //  1. An attempt is live at most once; after it ended it never becomes live again.
-//  2. Several attempts of one request may be live for a moment: the newest, and older ones being torn down.
+//  2. Several attempts of one request may be live for a moment: the newest, and older ones being
+//  torn down.
 //  3. A deadline is reported by Expired once.
 #pragma once
 

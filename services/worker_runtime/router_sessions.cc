@@ -216,13 +216,13 @@ void RouterSessions::Dispatch(rpc::SessionId session, const v1::RouterMessage& m
 
 void RouterSessions::Post(rpc::SessionId session, RouterCommand command) {
   if (loop_->Post(std::move(command))) return;
-  // An engine thread this far behind cannot keep promises, and a dropped Cancel would leak: the router
-  // has to plan anew, elsewhere.
+  // An engine thread this far behind cannot keep promises, and a dropped Cancel would leak: the
+  // router has to plan anew, elsewhere.
   absl::MutexLock lock(&mu_);
   const auto entry = sessions_.find(session);
   if (entry == sessions_.end()) return;
-  entry->second->client()->Break(
-      session, absl::ResourceExhaustedError("the engine thread's queue is full"));
+  entry->second->client()->Break(session,
+                                 absl::ResourceExhaustedError("the engine thread's queue is full"));
 }
 
 void RouterSessions::Send(rpc::SessionId session, v1::WorkerMessage message) {

@@ -1,5 +1,5 @@
-// This worker's sessions with all routers: registers with each, turns their messages into commands for
-// the engine thread, and carries the roles' answers back. Thread-safe; nothing blocks.
+// This worker's sessions with all routers: registers with each, turns their messages into commands
+// for the engine thread, and carries the roles' answers back. Thread-safe; nothing blocks.
 #pragma once
 
 #include <functional>
@@ -48,8 +48,8 @@ struct RouterSessionsOptions {
 
 class RouterSessions final : public RouterLink {
  public:
-  // `loop`, `board`, `metrics` and `clock` outlive this. `healthy` says whether the engine thread lives; it is
-  // called on the sessions' threads.
+  // `loop`, `board`, `metrics` and `clock` outlive this. `healthy` says whether the engine thread
+  // lives; it is called on the sessions' threads.
   RouterSessions(RouterSessionsOptions options, WorkerIdentity identity, LoadBoard* board,
                  WorkerMetrics* metrics, const Clock* clock, std::function<bool()> healthy);
   ~RouterSessions() override;  // stops
@@ -81,8 +81,8 @@ class RouterSessions final : public RouterLink {
 
   void Send(rpc::SessionId session, v1::WorkerMessage message);
   void Post(rpc::SessionId session, RouterCommand command);
-  // Dials new addresses, gives up dialling those that are gone. Attached ones stay: their stream says
-  // when they end.
+  // Dials new addresses, gives up dialling those that are gone. Attached ones stay: their stream
+  // says when they end.
   void SetAddresses(const absl::btree_set<std::string>& addresses);
   void ResolveLoop();
 

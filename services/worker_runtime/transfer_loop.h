@@ -1,6 +1,6 @@
-// The transfer thread: owns the channel and the transfer agent, and is the only one to call them. The
-// engine thread posts commands to a bounded queue, which wakes the channel; reports go back through
-// `report`. Sleeps in the channel until something arrives or the agent's next deadline.
+// The transfer thread: owns the channel and the transfer agent, and is the only one to call them.
+// The engine thread posts commands to a bounded queue, which wakes the channel; reports go back
+// through `report`. Sleeps in the channel until something arrives or the agent's next deadline.
 #pragma once
 
 #include <atomic>
@@ -99,7 +99,7 @@ class TransferLoop final : public TransferPort {
   std::atomic<int> in_flight_{0};
 
   // Owned by thread_.
-  std::deque<Report> undelivered_;  // at most a few per transfer
+  std::deque<Report> undelivered_;                        // at most a few per transfer
   absl::flat_hash_map<std::string, std::string> logged_;  // peer -> transport
   absl::Time next_publish_ = absl::InfinitePast();
 

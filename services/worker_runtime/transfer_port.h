@@ -1,5 +1,5 @@
-// What a role asks of the transfer thread. Implemented by TransferLoop; called on the engine thread;
-// never blocks. Answers and results come back as events (RequestHandler::OnReserveAnswer,
+// What a role asks of the transfer thread. Implemented by TransferLoop; called on the engine
+// thread; never blocks. Answers and results come back as events (RequestHandler::OnReserveAnswer,
 // OnTransferEvent), in order; a command that cannot be carried out ends its transfer with an error.
 #pragma once
 

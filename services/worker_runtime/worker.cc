@@ -73,8 +73,7 @@ Worker::Worker(WorkerOptions options, std::unique_ptr<Engine> engine, TransferPa
   context.self = options_.incarnation;
   context.lease = options_.transfer.lease;
   handler_ = make_handler(context);
-  loop_ =
-      std::make_unique<EngineLoop>(engine_.get(), handler_.get(), &board_, &metrics_, clock_);
+  loop_ = std::make_unique<EngineLoop>(engine_.get(), handler_.get(), &board_, &metrics_, clock_);
 }
 
 Worker::~Worker() { Stop(); }

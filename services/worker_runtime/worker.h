@@ -1,6 +1,6 @@
-// A running worker: engine thread, transfer thread and router sessions around one role's handler, wired
-// and owned here. Made after the engine is loaded. Start, drain and stop from one thread (main); the probes
-// from any.
+// A running worker: engine thread, transfer thread and router sessions around one role's handler,
+// wired and owned here. Made after the engine is loaded. Start, drain and stop from one thread
+// (main); the probes from any.
 #pragma once
 
 #include <atomic>

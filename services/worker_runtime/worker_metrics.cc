@@ -6,8 +6,8 @@ namespace sluice::worker {
 namespace {
 
 constexpr std::array<const char*, 6> kTransports = {"shm", "tcp", "rdma", "self", "sim", "other"};
-constexpr std::array<const char*, 7> kOutcomes = {"ok",       "cancelled",    "timeout", "peer_lost",
-                                                  "checksum", "incompatible", "failed"};
+constexpr std::array<const char*, 7> kOutcomes = {
+    "ok", "cancelled", "timeout", "peer_lost", "checksum", "incompatible", "failed"};
 constexpr std::array<const char*, 2> kDirections = {"send", "recv"};
 
 const char* DirectionLabel(TransferDirection direction) {
@@ -19,7 +19,8 @@ constexpr char kTransfersHelp[] = "KV transfers ended, by what UCX chose and how
 constexpr char kTransferBytes[] = "sluice_kv_transfer_bytes_total";
 constexpr char kTransferBytesHelp[] = "Bytes of ended KV transfers.";
 constexpr char kTransferDuration[] = "sluice_kv_transfer_duration_seconds";
-constexpr char kTransferDurationHelp[] = "First offer to last block verified, successful transfers.";
+constexpr char kTransferDurationHelp[] =
+    "First offer to last block verified, successful transfers.";
 constexpr char kTransferExposed[] = "sluice_kv_transfer_exposed_seconds";
 constexpr char kTransferExposedHelp[] = "The part of a transfer after prefill had ended.";
 
@@ -67,14 +68,14 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
         StageBuckets(), {{"phase", phases[i]}});
     step_tokens_[i] = registry->AddHistogram("sluice_engine_step_tokens", "Tokens of one step.",
                                              TokenBuckets(), {{"phase", phases[i]}});
-    transfers_in_flight_[i] = registry->AddGauge("sluice_kv_transfers_in_flight",
-                                                 "KV transfers that have not ended.",
-                                                 {{"direction", kDirections[i]}});
+    transfers_in_flight_[i] =
+        registry->AddGauge("sluice_kv_transfers_in_flight", "KV transfers that have not ended.",
+                           {{"direction", kDirections[i]}});
   }
   running_ = registry->AddGauge("sluice_engine_requests_running", "Sequences in the batch.");
-  waiting_ = registry->AddGauge("sluice_engine_requests_waiting",
-                                "Sequences that wait for their first step.",
-                                {{"reason", "capacity"}});
+  waiting_ =
+      registry->AddGauge("sluice_engine_requests_waiting",
+                         "Sequences that wait for their first step.", {{"reason", "capacity"}});
   queued_prefill_tokens_ = registry->AddGauge("sluice_engine_queued_prefill_tokens",
                                               "Prompt tokens accepted and not yet computed.");
   for (const char* state : {"free", "cached", "active", "receiving", "sending", "quarantined"}) {
@@ -93,9 +94,12 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
   queue_time_ = registry->AddHistogram("sluice_engine_queue_duration_seconds",
                                        "From arrival to the first step.", StageBuckets());
   const std::pair<IgnoredReason, const char*> reasons[] = {
-      {IgnoredReason::kStaleAttempt, "stale_attempt"}, {IgnoredReason::kDuplicate, "duplicate"},
-      {IgnoredReason::kUnknown, "unknown"},            {IgnoredReason::kOtherRouter, "other_router"},
-      {IgnoredReason::kWrongRole, "wrong_role"},       {IgnoredReason::kMalformed, "malformed"},
+      {IgnoredReason::kStaleAttempt, "stale_attempt"},
+      {IgnoredReason::kDuplicate, "duplicate"},
+      {IgnoredReason::kUnknown, "unknown"},
+      {IgnoredReason::kOtherRouter, "other_router"},
+      {IgnoredReason::kWrongRole, "wrong_role"},
+      {IgnoredReason::kMalformed, "malformed"},
   };
   for (const auto& [reason, label] : reasons) {
     ignored_[reason] =
@@ -129,10 +133,11 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
   }
   refused_ = registry->AddCounter("sluice_kv_messages_refused_total",
                                   "Transfer messages refused: stale, unknown or incompatible.");
-  bad_checksums_ =
-      registry->AddCounter("sluice_kv_checksum_failures_total", "KV payloads that arrived damaged.");
+  bad_checksums_ = registry->AddCounter("sluice_kv_checksum_failures_total",
+                                        "KV payloads that arrived damaged.");
   resends_ = registry->AddCounter("sluice_kv_resends_total", "KV messages sent again.");
-  draining_ = registry->AddGauge("sluice_draining", "1 while the worker finishes and takes nothing new.");
+  draining_ =
+      registry->AddGauge("sluice_draining", "1 while the worker finishes and takes nothing new.");
   drain_remaining_ = registry->AddGauge("sluice_drain_remaining_requests",
                                         "Requests a draining worker still has to finish.");
   routers_ = registry->AddGauge("sluice_worker_attached_routers", "Routers attached to now.");

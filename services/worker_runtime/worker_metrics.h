@@ -1,5 +1,5 @@
-// Every metric of a worker. Families and label combinations are created up front, so counters exist at
-// 0 before the first event. Updating is thread-safe.
+// Every metric of a worker. Families and label combinations are created up front, so counters exist
+// at 0 before the first event. Updating is thread-safe.
 #pragma once
 
 #include <map>
@@ -17,7 +17,14 @@ namespace sluice::worker {
 enum class TransferDirection { kSend, kReceive };
 
 // Messages that are not acted upon.
-enum class IgnoredReason { kStaleAttempt, kDuplicate, kUnknown, kOtherRouter, kWrongRole, kMalformed };
+enum class IgnoredReason {
+  kStaleAttempt,
+  kDuplicate,
+  kUnknown,
+  kOtherRouter,
+  kWrongRole,
+  kMalformed
+};
 
 class WorkerMetrics {
  public:
