@@ -156,6 +156,7 @@ void DecodeHandler::TearDown(DecodeRecord& record) {
       return;  // continued by OnReserveAnswer
     case DecodeRecord::State::kGranted: {
       const absl::Status& why = record.ending->status;
+      context_.engine->QuarantineReservation(record.key);
       context_.transfers->CancelReceive(record.transfer,
                                         why.ok() ? absl::CancelledError("cancelled") : why);
       return;  // continued by OnReceiveEnded

@@ -114,9 +114,8 @@ void PrefillHandler::OnStep(const StepResult& result, const StepInterval& interv
   for (const SequenceEnded& ended : result.ended) {
     PrefillRecord* record = table_.Find(ended.key);
     if (record == nullptr) continue;
-    record->left_engine = true;
     absl::Status why = ended.status;
-    if (why.ok()) why = absl::ResourceExhaustedError("the prefill worker ran out of KV blocks");
+    if (why.ok()) why = absl::InternalError("the engine gave no reason");
     TearDownOnce(*record, Ending::Failed(std::move(why), kStagePrefill));
   }
 }

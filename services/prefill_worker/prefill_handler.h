@@ -21,7 +21,7 @@ struct PrefillRecord : RequestRecord {
   absl::Time compute_began = absl::InfiniteFuture();
   bool offered = false;      // the transfer thread may be reading our blocks
   bool has_token = false;    // sampled; the sequence is pinned, no longer computing
-  bool left_engine = false;  // the engine dropped the sequence by itself
+  bool left_engine = false;  // released or cancelled there
 };
 
 class PrefillHandler final : public HandlerBase<PrefillRecord> {

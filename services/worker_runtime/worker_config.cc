@@ -74,13 +74,14 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
 
   schema->Add("transfer.tls", &transfer_tls,
               "UCX transports to allow (UCX_TLS), for example rc,sm or tcp. Empty: UCX chooses.");
-  schema->Add("transfer.net_devices", &transfer_net_devices,
-              "Network devices for UCX (UCX_NET_DEVICES), for example mlx5_0:1 or eth0. Empty: all. "
-              "KV is not encrypted and UCX over TCP trusts whoever connects: name an isolated "
-              "network's device.");
-  schema->AddChoice("transfer.expect", &transfer_expect, {"", "rdma", "shm", "tcp"},
+  schema->Add(
+      "transfer.net_devices", &transfer_net_devices,
+      "Network devices for UCX (UCX_NET_DEVICES), for example mlx5_0:1 or eth0. Empty: all. "
+      "KV is not encrypted and UCX over TCP trusts whoever connects: name an isolated "
+      "network's device.");
+  schema->AddChoice("transfer.expect", &transfer_expect, {"any", "rdma", "shm", "tcp"},
                     "Transport that must be chosen between hosts; another one fails transfers "
-                    "instead of being slow in silence. Empty: any.");
+                    "instead of being slow in silence.");
   schema->Add("transfer.lease", &transfer.lease,
               "A transfer without any progress ends after this, and its blocks are freed.");
   schema->Add("transfer.peer_timeout", &transfer.peer_timeout,
@@ -105,9 +106,9 @@ absl::Status WorkerConfig::Finish() {
     if (absl::Status checked = CheckRouter(router); !checked.ok()) return checked;
   }
   if (scheduler.max_num_batched_tokens < scheduler.max_num_seqs) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "scheduler.max_num_batched_tokens (", scheduler.max_num_batched_tokens,
-        ") must be at least scheduler.max_num_seqs (", scheduler.max_num_seqs, ")"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("scheduler.max_num_batched_tokens (", scheduler.max_num_batched_tokens,
+                     ") must be at least scheduler.max_num_seqs (", scheduler.max_num_seqs, ")"));
   }
   const struct {
     const char* key;

@@ -1,4 +1,5 @@
-// The configuration of both worker programs: a struct with defaults and its schema. Main thread, at start.
+// The configuration of both worker programs: a struct with defaults and its schema. Main thread, at
+// start.
 #pragma once
 
 #include <string>
@@ -31,7 +32,7 @@ struct WorkerConfig {
 
   std::string transfer_tls;
   std::string transfer_net_devices;
-  std::string transfer_expect;
+  std::string transfer_expect = "any";
   TransferOptions transfer;
   ByteSize transfer_window{TransferOptions().window_bytes};
 
