@@ -10,6 +10,8 @@ namespace sluice::router {
 struct CoreOptions {
   // Served model name; a worker of another model is refused. "": that of the first worker.
   std::string model;
+  // Of the router <-> worker protocol; a worker that speaks another one is refused.
+  std::string protocol_version;
 
   // Requests waiting for a place among the running ones; more are refused.
   int max_queued_requests = 1024;

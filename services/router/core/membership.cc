@@ -57,10 +57,10 @@ const char* Membership::StateName(State state) {
 absl::Status Membership::Check(const WorkerInfo& info) const {
   const std::string who = absl::StrCat("worker ", info.worker_id);
   if (info.worker_id.empty()) return absl::InvalidArgumentError("worker_id is empty");
-  if (info.protocol_version != kFleetProtocolVersion) {
+  if (info.protocol_version != options_.protocol_version) {
     return absl::FailedPreconditionError(absl::StrCat(who, " speaks fleet protocol \"",
                                                       info.protocol_version, "\", this router \"",
-                                                      kFleetProtocolVersion, "\""));
+                                                      options_.protocol_version, "\""));
   }
   if (!options_.model.empty() && info.model != options_.model) {
     return absl::FailedPreconditionError(absl::StrCat(who, " serves model \"", info.model,

@@ -20,9 +20,6 @@
 
 namespace sluice::router {
 
-// Of fleet.proto as a whole; raised when an old worker or router would misunderstand.
-inline constexpr char kFleetProtocolVersion[] = "1";
-
 class Membership {
  public:
   enum class State { kStarting, kReady, kDraining, kUnreachable };
