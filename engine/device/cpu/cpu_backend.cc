@@ -50,8 +50,7 @@ std::string CpuBackend::kernel_family() const {
   return absl::StrCat("cpu-", IsaName(isa_), "-", DTypeName(dtype_));
 }
 
-template <typename Fn>
-void CpuBackend::ForRows(int rows, int grain, Fn fn) {
+void CpuBackend::ForRows(int rows, int grain, absl::FunctionRef<void(int, int)> fn) {
   const int tasks = static_cast<int>(
       std::min<int64_t>(CeilDiv(rows, grain), int64_t{4} * pool_.num_threads()));
   pool_.ParallelFor(tasks, [&](int task, int) {

@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "engine/device/backend.h"
 #include "engine/device/cpu/isa.h"
 #include "engine/device/cpu/packed_matrix.h"
@@ -71,8 +72,7 @@ class CpuBackend final : public Backend {
   };
 
   // fn(begin, end) over [0, rows), cut into tasks of at least `grain` rows.
-  template <typename Fn>
-  void ForRows(int rows, int grain, Fn fn);
+  void ForRows(int rows, int grain, absl::FunctionRef<void(int begin, int end)> fn);
   void Gemm(const cpu::GemmArgs& args, DType dtype) const;
 
   void PlanAttention(const MlaAttentionParams& params);
