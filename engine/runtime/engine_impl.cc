@@ -162,6 +162,10 @@ StepResult EngineImpl::Step() {
   ComputeLogits(plan);
   size_t logit_row = 0;
   for (const PlannedSlice& slice : plan.slices) {
+    if (slice.sequence->kind != SequenceKind::kReserved &&
+        slice.start == slice.sequence->num_cached_tokens) {
+      result.started.push_back(slice.sequence->key);
+    }
     scheduler_.Advance(slice);
     if (slice.sequence->kind == SequenceKind::kPrefill) ReportChunk(slice.sequence, &result);
     if (slice.sample) {
