@@ -244,6 +244,7 @@ TEST(AttachClient, StopSendsWhatIsQueued) {
 
 TEST(AttachClient, StopNeverHangs) {
   RecordingHandler handler;
+  RecordingHandler other_handler;
   const auto stop_within = [](AttachClient* client, absl::Duration limit) {
     const absl::Time begin = MonotonicNow();
     client->Stop();
@@ -252,7 +253,7 @@ TEST(AttachClient, StopNeverHangs) {
   {
     // Nobody there, and an address that swallows packets (TEST-NET-1).
     auto absent = AttachClient::Start(MakeOptions("127.0.0.1:1"), &handler);
-    auto blackhole = AttachClient::Start(MakeOptions("192.0.2.1:7000"), &handler);
+    auto blackhole = AttachClient::Start(MakeOptions("192.0.2.1:7000"), &other_handler);
     absl::SleepFor(absl::Milliseconds(100));
     stop_within(absent.get(), absl::Seconds(2));
     stop_within(blackhole.get(), absl::Seconds(2));
