@@ -181,6 +181,7 @@ void HttpConnection::RefuseUnreadable(const error_code& error) {
 void HttpConnection::RefuseUnread(ErrorKind kind, absl::string_view message) {
   DisarmDeadline();
   phase_ = Phase::kAnswering;
+  answering_ = shared_from_this();
   request_.request_id = RequestIdOr("");
   RespondError(this, MakeError(kind, message));
 }
@@ -324,6 +325,7 @@ void HttpConnection::Answer() {
   DisarmDeadline();
   TakeRequest();
   phase_ = Phase::kAnswering;
+  answering_ = shared_from_this();
   HandleHttpRequest(shared_->options, shared_->context, this);
   if (!answer_complete_) WatchForClientGone();
 }
@@ -369,6 +371,7 @@ void HttpConnection::EndAnswer() {
   }
   DropOutbox();
   pending_.reset();
+  const std::shared_ptr<HttpConnection> self = std::move(answering_);  // until we return
   if (!keep_alive_ || draining_ || client_gone_) return Finish();
   ReadNext();
 }

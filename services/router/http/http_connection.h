@@ -110,6 +110,9 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   bool client_gone_ = false;
 
   std::optional<Parser> parser_;
+  // Set while an answer is due: then perhaps no operation is outstanding that would keep this
+  // alive.
+  std::shared_ptr<HttpConnection> answering_;
   // The request being answered.
   HttpRequest request_;
   std::string route_ = "other";
