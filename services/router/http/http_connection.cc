@@ -1,12 +1,8 @@
 #include "services/router/http/http_connection.h"
 
 #include <algorithm>
-#include <boost/asio/as_tuple.hpp>
 #include <boost/asio/buffer.hpp>
-#include <boost/asio/co_spawn.hpp>
-#include <boost/asio/detached.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/use_awaitable.hpp>
 #include <boost/asio/write.hpp>
 #include <boost/beast/http/read.hpp>
 #include <boost/beast/http/status.hpp>
@@ -27,8 +23,7 @@ namespace {
 namespace asio = boost::asio;
 namespace http = boost::beast::http;
 
-// Completion by value, not by exception.
-constexpr auto kAwait = asio::as_tuple(asio::use_awaitable);
+using boost::system::error_code;
 
 constexpr size_t kReadAheadBytes = 64 * 1024;
 constexpr size_t kReadChunkBytes = 16 * 1024;
@@ -64,8 +59,7 @@ HttpConnection::HttpConnection(asio::ip::tcp::socket socket, HttpServerShared* s
     : shared_(shared),
       socket_(std::move(socket)),
       buffer_(kReadAheadBytes + shared->options.max_header_bytes),
-      deadline_(socket_.get_executor()),
-      wake_(socket_.get_executor()) {
+      deadline_(socket_.get_executor()) {
   shared_->context->metrics().http_connections()->Add(1);
 }
 
@@ -76,30 +70,13 @@ HttpConnection::~HttpConnection() {
 }
 
 void HttpConnection::Start() {
-  boost::system::error_code ignored;
+  error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   if (shared_->options.socket_send_buffer_bytes > 0) {
     socket_.set_option(
         asio::socket_base::send_buffer_size(shared_->options.socket_send_buffer_bytes), ignored);
   }
-  asio::co_spawn(
-      socket_.get_executor(), [self = shared_from_this()] { return self->Run(); }, asio::detached);
-}
-
-asio::awaitable<void> HttpConnection::Run() {
-  while (co_await ReadRequest()) {
-    phase_ = Phase::kAnswering;
-    HandleHttpRequest(shared_->options, shared_->context, this);
-    co_await WriteAnswer();
-    if (!keep_alive_ || draining_ || client_gone_) break;
-    phase_ = Phase::kIdle;
-  }
-  // A refusal of what could not be read.
-  while (!outbox_.empty() && co_await WriteFront()) {
-  }
-  phase_ = Phase::kClosing;
-  co_await LingeringClose();
-  DisarmDeadline();
+  ReadNext();
 }
 
 void HttpConnection::Drain() {
@@ -107,69 +84,68 @@ void HttpConnection::Drain() {
   if (phase_ == Phase::kIdle) CloseSocket();
 }
 
-void HttpConnection::Close() {
-  OnClientGone();
-  CloseSocket();
-}
+void HttpConnection::Close() { OnClientGone(); }
 
 // ---- Reading ----
 
-asio::awaitable<bool> HttpConnection::AwaitFirstByte() {
-  if (buffer_.size() > 0) co_return true;  // pipelined
-  ArmDeadline(shared_->options.idle_timeout);
-  auto [error, bytes] = co_await socket_.async_read_some(buffer_.prepare(kReadChunkBytes), kAwait);
-  buffer_.commit(bytes);
-  co_return !error;
-}
-
-asio::awaitable<bool> HttpConnection::ReadRequest() {
+void HttpConnection::ForgetRequest() {
   request_ = HttpRequest();
   route_ = "other";
   head_request_ = http_1_0_ = streaming_ = answer_complete_ = false;
-  if (draining_ || client_gone_) co_return false;
-  if (!co_await AwaitFirstByte()) co_return false;
-  if (draining_) co_return false;
+}
 
+void HttpConnection::ReadNext() {
+  ForgetRequest();
+  if (draining_ || client_gone_) return Finish();
+  if (buffer_.size() > 0) return ReadHeader();  // pipelined
+  phase_ = Phase::kIdle;
+  ArmDeadline(shared_->options.idle_timeout);
+  socket_.async_read_some(buffer_.prepare(kReadChunkBytes),
+                          [self = shared_from_this()](const error_code& error, size_t bytes) {
+                            self->buffer_.commit(bytes);
+                            if (error || self->draining_) return self->Finish();
+                            self->ReadHeader();
+                          });
+}
+
+void HttpConnection::ReadHeader() {
   phase_ = Phase::kReading;
   keep_alive_ = false;  // until the request says otherwise
-  Parser parser;
-  parser.header_limit(static_cast<uint32_t>(shared_->options.max_header_bytes));
-  parser.body_limit(static_cast<uint64_t>(shared_->options.max_body_bytes));
+  parser_.emplace();
+  parser_->header_limit(static_cast<uint32_t>(shared_->options.max_header_bytes));
+  parser_->body_limit(static_cast<uint64_t>(shared_->options.max_body_bytes));
   ArmDeadline(shared_->options.header_timeout);
-  {
-    auto [error, bytes] = co_await http::async_read_header(socket_, buffer_, parser, kAwait);
-    if (error) {
-      RefuseUnreadable(error);
-      co_return false;
-    }
-  }
-  if (!co_await ReadBody(&parser)) co_return false;
-  DisarmDeadline();
-  TakeRequest(&parser);
-  co_return true;
+  http::async_read_header(socket_, buffer_, *parser_,
+                          [self = shared_from_this()](const error_code& error, size_t) {
+                            if (error) return self->RefuseUnreadable(error);
+                            self->ReadBody();
+                          });
 }
 
-asio::awaitable<bool> HttpConnection::ReadBody(Parser* parser) {
+void HttpConnection::ReadBody() {
+  if (parser_->is_done()) return Answer();
   ArmDeadline(shared_->options.body_timeout);
-  if (!parser->is_done() &&
-      absl::EqualsIgnoreCase(View(parser->get()[http::field::expect]), "100-continue")) {
-    static constexpr char kContinue[] = "HTTP/1.1 100 Continue\r\n\r\n";
-    auto [error, bytes] =
-        co_await asio::async_write(socket_, asio::buffer(kContinue, sizeof(kContinue) - 1), kAwait);
-    if (error) co_return false;
+  if (!absl::EqualsIgnoreCase(View(parser_->get()[http::field::expect]), "100-continue")) {
+    return ReadRestOfBody();
   }
-  if (!parser->is_done()) {
-    auto [error, bytes] = co_await http::async_read(socket_, buffer_, *parser, kAwait);
-    if (error) {
-      RefuseUnreadable(error);
-      co_return false;
-    }
-  }
-  co_return true;
+  static constexpr char kContinue[] = "HTTP/1.1 100 Continue\r\n\r\n";
+  asio::async_write(socket_, asio::buffer(kContinue, sizeof(kContinue) - 1),
+                    [self = shared_from_this()](const error_code& error, size_t) {
+                      if (error) return self->RefuseUnreadable(error);
+                      self->ReadRestOfBody();
+                    });
 }
 
-void HttpConnection::TakeRequest(Parser* parser) {
-  auto& message = parser->get();
+void HttpConnection::ReadRestOfBody() {
+  http::async_read(socket_, buffer_, *parser_,
+                   [self = shared_from_this()](const error_code& error, size_t) {
+                     if (error) return self->RefuseUnreadable(error);
+                     self->Answer();
+                   });
+}
+
+void HttpConnection::TakeRequest() {
+  auto& message = parser_->get();
   request_.method = std::string(View(message.method_string()));
   request_.path = PathOf(View(message.target()));
   request_.content_type = std::string(View(message[http::field::content_type]));
@@ -179,10 +155,13 @@ void HttpConnection::TakeRequest(Parser* parser) {
   head_request_ = message.method() == http::verb::head;
   http_1_0_ = message.version() < 11;
   keep_alive_ = message.keep_alive();
+  parser_.reset();
 }
 
-void HttpConnection::RefuseUnreadable(const boost::system::error_code& error) {
-  if (deadline_passed_) {
+void HttpConnection::RefuseUnreadable(const error_code& error) {
+  if (client_gone_) {
+    Finish();
+  } else if (deadline_passed_) {
     RefuseUnread(ErrorKind::kRequestTimeout, "the request did not arrive in time");
   } else if (error == http::error::header_limit || error == http::error::buffer_overflow) {
     RefuseUnread(
@@ -195,11 +174,14 @@ void HttpConnection::RefuseUnreadable(const boost::system::error_code& error) {
              error != http::error::end_of_stream && error != http::error::partial_message) {
     RefuseUnread(ErrorKind::kInvalidRequest, absl::StrCat("not HTTP/1.1: ", error.message()));
   } else {
-    keep_alive_ = false;  // the client left
+    Finish();  // the client left
   }
 }
 
 void HttpConnection::RefuseUnread(ErrorKind kind, absl::string_view message) {
+  DisarmDeadline();
+  phase_ = Phase::kAnswering;
+  answering_ = shared_from_this();
   request_.request_id = RequestIdOr("");
   RespondError(this, MakeError(kind, message));
 }
@@ -234,8 +216,8 @@ void HttpConnection::Respond(int status, absl::string_view content_type, std::st
   if (status != 204) absl::StrAppend(&answer, "Content-Length: ", body.size(), "\r\n");
   answer += "\r\n";
   if (!head_request_) answer += body;
+  CountAnswer(status);  // first: who has the answer may look at the metrics
   Enqueue(std::move(answer));
-  CountAnswer(status);
   CompleteAnswer();
 }
 
@@ -260,11 +242,10 @@ void HttpConnection::SendEvent(absl::string_view data) {
   }
   if (outbox_bytes_ > shared_->options.max_stream_buffer_bytes) {
     shared_->context->metrics().slow_client_evictions(Front::kHttp)->Increment();
-    OnClientGone();
     // Reset rather than closed: what the kernel still holds for this client is freed at once.
-    boost::system::error_code ignored;
+    error_code ignored;
     socket_.set_option(asio::socket_base::linger(true, 0), ignored);
-    CloseSocket();
+    OnClientGone();
   }
 }
 
@@ -283,7 +264,7 @@ void HttpConnection::Enqueue(std::string bytes) {
         ->Add(static_cast<double>(bytes.size()));
   }
   outbox_.push_back(std::move(bytes));
-  Wake();
+  WriteMore();
 }
 
 void HttpConnection::DropOutbox() {
@@ -300,7 +281,7 @@ void HttpConnection::DropOutbox() {
 
 void HttpConnection::CompleteAnswer() {
   answer_complete_ = true;
-  Wake();
+  WriteMoreLater();
 }
 
 void HttpConnection::CountAnswer(int status) {
@@ -340,45 +321,59 @@ void HttpConnection::Prepare(int64_t input_bytes, std::function<std::function<vo
 
 // ---- Writing, and noticing the client's end ----
 
-asio::awaitable<bool> HttpConnection::WriteFront() {
-  ArmDeadline(shared_->options.write_timeout);
-  // Taken out, so that an eviction may clear the outbox meanwhile.
-  const std::string bytes = std::move(outbox_.front());
-  outbox_.pop_front();
-  const int64_t size = static_cast<int64_t>(bytes.size());
-  auto [error, written] = co_await asio::async_write(socket_, asio::buffer(bytes), kAwait);
+void HttpConnection::Answer() {
   DisarmDeadline();
-  if (!client_gone_) {  // else the outbox and its count are gone already
-    outbox_bytes_ -= size;
-    if (counted_as_stream_) {
-      shared_->context->metrics().buffered_bytes(Front::kHttp)->Add(-static_cast<double>(size));
-    }
-  }
-  if (error) OnClientGone();
-  co_return !error;
+  TakeRequest();
+  phase_ = Phase::kAnswering;
+  answering_ = shared_from_this();
+  HandleHttpRequest(shared_->options, shared_->context, this);
+  if (!answer_complete_) WatchForClientGone();
 }
 
-asio::awaitable<void> HttpConnection::WriteAnswer() {
-  if (!answer_complete_) WatchForClientGone();
-  while (!client_gone_) {
-    if (!outbox_.empty()) {
-      co_await WriteFront();
-    } else if (answer_complete_) {
-      break;
-    } else {
-      wake_.expires_at(asio::steady_timer::time_point::max());
-      co_await wake_.async_wait(kAwait);
-    }
+void HttpConnection::WriteMore() {
+  if (writing_ || phase_ != Phase::kAnswering) return;
+  if (client_gone_ || (outbox_.empty() && answer_complete_)) return EndAnswer();
+  if (outbox_.empty()) return;  // the next event will call
+  writing_ = true;
+  in_flight_ = std::move(outbox_.front());
+  outbox_.pop_front();
+  ArmDeadline(shared_->options.write_timeout);
+  asio::async_write(socket_, asio::buffer(in_flight_),
+                    [self = shared_from_this()](const error_code& error, size_t) {
+                      self->writing_ = false;
+                      self->DisarmDeadline();
+                      self->CountWritten();
+                      if (error) self->OnClientGone();
+                      self->WriteMore();
+                    });
+}
+
+void HttpConnection::WriteMoreLater() {
+  asio::post(socket_.get_executor(), [self = shared_from_this()] { self->WriteMore(); });
+}
+
+void HttpConnection::CountWritten() {
+  if (client_gone_) return;  // the outbox and its count are gone already
+  const int64_t bytes = static_cast<int64_t>(in_flight_.size());
+  outbox_bytes_ -= bytes;
+  if (counted_as_stream_) {
+    shared_->context->metrics().buffered_bytes(Front::kHttp)->Add(-static_cast<double>(bytes));
+  }
+}
+
+void HttpConnection::EndAnswer() {
+  if (watching_) {
+    // Its read must end before the next request is read into the same buffer; then we come here
+    // again.
+    error_code ignored;
+    socket_.cancel(ignored);
+    return;
   }
   DropOutbox();
   pending_.reset();
-  // The watch's read must end before the next request is read into the same buffer.
-  boost::system::error_code ignored;
-  while (watching_) {
-    socket_.cancel(ignored);
-    wake_.expires_at(asio::steady_timer::time_point::max());
-    co_await wake_.async_wait(kAwait);
-  }
+  const std::shared_ptr<HttpConnection> self = std::move(answering_);  // until we return
+  if (!keep_alive_ || draining_ || client_gone_) return Finish();
+  ReadNext();
 }
 
 void HttpConnection::WatchForClientGone() {
@@ -387,16 +382,12 @@ void HttpConnection::WatchForClientGone() {
   watching_ = true;
   socket_.async_read_some(
       buffer_.prepare(std::min(kReadChunkBytes, kReadAheadBytes - buffer_.size())),
-      [self = shared_from_this()](const boost::system::error_code& error, size_t bytes) {
+      [self = shared_from_this()](const error_code& error, size_t bytes) {
         self->watching_ = false;
         self->buffer_.commit(bytes);
-        self->Wake();
-        if (error == asio::error::operation_aborted) return;
-        if (error) {
-          self->OnClientGone();
-        } else if (!self->answer_complete_) {
-          self->WatchForClientGone();
-        }
+        if (error && error != asio::error::operation_aborted) self->OnClientGone();
+        if (!error && !self->answer_complete_) return self->WatchForClientGone();
+        self->WriteMore();  // the answer may have waited for the end of the watch
       });
 }
 
@@ -411,31 +402,40 @@ void HttpConnection::OnClientGone() {
   }
   if (pending_ != nullptr) pending_->OnClientGone();
   DropOutbox();
-  Wake();
+  CloseSocket();  // a write to a client that does not read would wait for its deadline
+  WriteMoreLater();
 }
 
-asio::awaitable<void> HttpConnection::LingeringClose() {
-  boost::system::error_code ignored;
-  if (!socket_.is_open()) co_return;
-  if (!client_gone_) {
-    // Closing with unread input makes the kernel send a reset, which can overtake our answer.
-    socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
-    ArmDeadline(kLingerTimeout);
-    std::string discarded(kReadChunkBytes, '\0');
-    int64_t total = 0;
-    while (total < kLingerBytes) {
-      auto [error, bytes] = co_await socket_.async_read_some(asio::buffer(discarded), kAwait);
-      if (error) break;
-      total += static_cast<int64_t>(bytes);
-    }
+void HttpConnection::Finish() {
+  phase_ = Phase::kClosing;
+  parser_.reset();
+  if (client_gone_ || !socket_.is_open()) {
+    CloseSocket();
+    return;
   }
-  CloseSocket();
+  // Closing with unread input makes the kernel send a reset, which can overtake our answer.
+  error_code ignored;
+  socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  ArmDeadline(kLingerTimeout);
+  DiscardInput();
+}
+
+void HttpConnection::DiscardInput() {
+  buffer_.clear();
+  socket_.async_read_some(buffer_.prepare(kReadChunkBytes),
+                          [self = shared_from_this()](const error_code& error, size_t bytes) {
+                            self->discarded_bytes_ += static_cast<int64_t>(bytes);
+                            if (error || self->discarded_bytes_ > kLingerBytes) {
+                              return self->CloseSocket();
+                            }
+                            self->DiscardInput();
+                          });
 }
 
 void HttpConnection::ArmDeadline(absl::Duration timeout) {
   deadline_passed_ = false;
   deadline_.expires_after(absl::ToChronoMilliseconds(std::min(timeout, absl::Hours(24))));
-  deadline_.async_wait([weak = weak_from_this()](const boost::system::error_code& error) {
+  deadline_.async_wait([weak = weak_from_this()](const error_code& error) {
     const std::shared_ptr<HttpConnection> self = weak.lock();
     // A wait that was superseded may already be on its way: then the expiry lies ahead again.
     if (error || self == nullptr ||
@@ -445,7 +445,7 @@ void HttpConnection::ArmDeadline(absl::Duration timeout) {
     self->deadline_passed_ = true;
     if (self->phase_ == Phase::kReading) {
       // The read ends and the request is refused; the socket can still be written.
-      boost::system::error_code ignored;
+      error_code ignored;
       self->socket_.cancel(ignored);
     } else {
       self->CloseSocket();
@@ -453,14 +453,12 @@ void HttpConnection::ArmDeadline(absl::Duration timeout) {
   });
 }
 
-void HttpConnection::DisarmDeadline() {
-  deadline_.expires_at(asio::steady_timer::time_point::max());
-}
+void HttpConnection::DisarmDeadline() { deadline_.cancel(); }
 
 void HttpConnection::CloseSocket() {
-  boost::system::error_code ignored;
+  error_code ignored;
   socket_.close(ignored);
-  Wake();
+  DisarmDeadline();
 }
 
 }  // namespace sluice::router

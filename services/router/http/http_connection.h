@@ -5,10 +5,9 @@
 // Invariants:
 //  1. At most one request is being answered; bytes of later ones wait, bounded, in buffer_.
 //  2. While an answer is pending or streaming, a read is outstanding that finds the client's end.
-//  3. Every await has a deadline, except the one for an answer: the request has its own.
+//  3. Every operation has a deadline, except the wait for an answer: the request has its own.
 #pragma once
 
-#include <boost/asio/awaitable.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/steady_timer.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
@@ -16,6 +15,7 @@
 #include <boost/beast/http/string_body.hpp>
 #include <deque>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -60,24 +60,31 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
   enum class Phase { kIdle, kReading, kAnswering, kClosing };
 
-  boost::asio::awaitable<void> Run();
-  // False: no request came; the connection is to be closed (after what is in the outbox).
-  boost::asio::awaitable<bool> ReadRequest();
-  boost::asio::awaitable<bool> AwaitFirstByte();
-  boost::asio::awaitable<bool> ReadBody(Parser* parser);
-  void TakeRequest(Parser* parser);
-  // Writes the answer as it comes, until it is complete or the client has gone.
-  boost::asio::awaitable<void> WriteAnswer();
-  boost::asio::awaitable<bool> WriteFront();
+  // The life of a connection; each step starts one asynchronous operation and the next follows from
+  // its completion. Callbacks rather than coroutines: GCC 12 lays out some coroutine frames
+  // wrongly.
+  //   ReadNext -> ReadHeader -> ReadBody -> Answer -> WriteMore ... -> EndAnswer -> ReadNext |
+  //   Finish
+  void ReadNext();
+  void ReadHeader();
+  void ReadBody();
+  void ReadRestOfBody();
+  void Answer();
+  void WriteMore();
+  void EndAnswer();
   // Lets the client read our last words before the socket is gone.
-  boost::asio::awaitable<void> LingeringClose();
+  void Finish();
+  void DiscardInput();
 
+  void ForgetRequest();
+  void TakeRequest();
   void RefuseUnread(ErrorKind kind, absl::string_view message);
   // Maps a parser's error to an answer, or to silence when the client just left.
   void RefuseUnreadable(const boost::system::error_code& error);
   std::string HeaderBlock(int status, absl::string_view content_type,
                           const std::vector<HttpHeader>& headers) const;
   void Enqueue(std::string bytes);
+  void CountWritten();
   void DropOutbox();
   void CompleteAnswer();
   void CountAnswer(int status);
@@ -86,21 +93,26 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   void ArmDeadline(absl::Duration timeout);
   void DisarmDeadline();
   void CloseSocket();
-  void Wake() { wake_.cancel(); }
+  // WriteMore, but not from inside a caller that it may destroy.
+  void WriteMoreLater();
 
   HttpServerShared* const shared_;
   boost::asio::ip::tcp::socket socket_;
   boost::beast::flat_buffer buffer_;  // read ahead; bounded
   boost::asio::steady_timer deadline_;
-  boost::asio::steady_timer wake_;  // a condition variable: cancelled to wake Run
 
   Phase phase_ = Phase::kIdle;
   bool draining_ = false;
   bool keep_alive_ = false;
   bool deadline_passed_ = false;
   bool watching_ = false;
+  bool writing_ = false;
   bool client_gone_ = false;
 
+  std::optional<Parser> parser_;
+  // Set while an answer is due: then perhaps no operation is outstanding that would keep this
+  // alive.
+  std::shared_ptr<HttpConnection> answering_;
   // The request being answered.
   HttpRequest request_;
   std::string route_ = "other";
@@ -110,7 +122,9 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   bool answer_complete_ = false;
   std::unique_ptr<PendingAnswer> pending_;
   std::deque<std::string> outbox_;
-  int64_t outbox_bytes_ = 0;
+  std::string in_flight_;     // being written
+  int64_t outbox_bytes_ = 0;  // with in_flight_
+  int64_t discarded_bytes_ = 0;
   bool counted_as_stream_ = false;
 };
 

@@ -246,10 +246,10 @@ void OpenAiFormatter::AppendCompletionLogprobs(const std::vector<SampledToken>& 
   json->BeginObject().Key("tokens").BeginArray();
   std::vector<int64_t> offsets;
   for (const SampledToken& token : tokens) {
-    const std::string text = TokenText(token.token);
-    json->String(text);
+    json->String(TokenText(token.token));
     offsets.push_back(state->text_offset_chars);
-    state->text_offset_chars += CountChars(text);
+    // A character split over tokens counts where it begins.
+    state->text_offset_chars += CountChars(tokenizer_.TokenBytes(token.token));
   }
   json->EndArray().Key("token_logprobs").BeginArray();
   for (const SampledToken& token : tokens) json->Float(token.logprob);
