@@ -13,6 +13,7 @@
 #include "common/clock.h"
 #include "common/config.h"
 #include "common/log.h"
+#include "common/port_file.h"
 #include "common/status_macros.h"
 #include "common/version.h"
 #include "metrics/admin_server.h"
@@ -23,7 +24,6 @@
 #include "services/router/fleet/fleet_server.h"
 #include "services/router/grpc/grpc_server.h"
 #include "services/router/http/http_server.h"
-#include "services/router/port_file.h"
 #include "services/router/router_config.h"
 #include "services/router/router_metrics.h"
 #include "services/rpc/fleet_codec.h"
@@ -136,12 +136,16 @@ absl::Status Serve(const RouterConfig& config) {
       std::unique_ptr<AdminServer> admin,
       AdminServer::Start({config.admin_host, config.admin_port}, &registry, std::move(probes)));
 
-  const RouterPorts ports{http->port(), grpc->port(), fleet->port(), admin->port()};
-  if (!config.port_file.empty()) SLUICE_RETURN_IF_ERROR(WritePortFile(config.port_file, ports));
+  if (!config.port_file.empty()) {
+    SLUICE_RETURN_IF_ERROR(WritePortFile(config.port_file, {{"http_port", http->port()},
+                                                            {"grpc_port", grpc->port()},
+                                                            {"fleet_port", fleet->port()},
+                                                            {"admin_port", admin->port()}}));
+  }
   SLUICE_LOG(Info) << "serving " << config.served_model_name << ": http " << config.http_host << ":"
-                   << ports.http << ", grpc " << config.grpc_host << ":" << ports.grpc
-                   << ", workers " << config.fleet_host << ":" << ports.fleet << ", admin "
-                   << config.admin_host << ":" << ports.admin;
+                   << http->port() << ", grpc " << config.grpc_host << ":" << grpc->port()
+                   << ", workers " << config.fleet_host << ":" << fleet->port() << ", admin "
+                   << config.admin_host << ":" << admin->port();
 
   const sigset_t signals = StopSignals();
   int signal = 0;

@@ -3,11 +3,6 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include <filesystem>
-#include <fstream>
-#include <sstream>
-
-#include "services/router/port_file.h"
 #include "services/router/router_config.h"
 #include "tests/router_core/core_harness.h"
 
@@ -95,18 +90,6 @@ TEST(RouterConfigTest, UnknownKeyIsRefusedWithTheNearest) {
   const auto status = schema.LoadFrom({"--max-queued-request", "3"}, {});
   ASSERT_FALSE(status.ok());
   EXPECT_THAT(std::string(status.status().message()), HasSubstr("max-queued-requests"));
-}
-
-TEST(PortFileTest, HoldsEveryPort) {
-  const std::filesystem::path path =
-      std::filesystem::path(::testing::TempDir()) / "router_ports.json";
-  ASSERT_TRUE(WritePortFile(path, {1, 2, 3, 4}).ok());
-  std::stringstream text;
-  text << std::ifstream(path).rdbuf();
-  EXPECT_THAT(text.str(), HasSubstr("\"http_port\": 1, \"grpc_port\": 2, \"fleet_port\": 3, "
-                                    "\"admin_port\": 4}"));
-  std::filesystem::remove(path);
-  EXPECT_FALSE(WritePortFile("/nonexistent/folder/ports", {}).ok());
 }
 
 }  // namespace
