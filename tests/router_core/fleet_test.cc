@@ -266,11 +266,16 @@ TEST_F(FleetTest, WorkerThatDoesNotReadIsCutOff) {
 TEST_F(FleetTest, RestartedWorkerReplacesItself) {
   AddWorker("b", WorkerRole::kBoth);
   ASSERT_TRUE(WaitUntilReady());
-  FakeFleetWorker* second = AddWorker("b", WorkerRole::kBoth);
+  FakeWorkerOptions restarted = Options("b", WorkerRole::kBoth);
+  restarted.num_kv_blocks = 77;
+  FakeFleetWorker* second = AddWorker(restarted);
   ASSERT_TRUE(second->WaitForWelcome(kPatience));
   EXPECT_TRUE(workers_[0]->WaitForEnd(kPatience));
-  ASSERT_TRUE(WaitUntilReady());
-  EXPECT_EQ(dispatcher_->Snapshot().workers.size(), 1u);
+  ASSERT_TRUE(WaitFor([&] {
+    const ClusterSnapshot snapshot = dispatcher_->Snapshot();
+    return snapshot.workers.size() == 1 && snapshot.workers[0].blocks_total == 77 &&
+           snapshot.workers[0].state == "ready";
+  }));
   const Request request = Submit(5, 5);
   ASSERT_TRUE(request.sink->WaitForEnd(kPatience));
   EXPECT_EQ(request.sink->result().end, GenerationEnd::kLength);

@@ -87,8 +87,7 @@ TEST(RouterConfigTest, UnknownKeyIsRefusedWithTheNearest) {
   RouterConfig config;
   ConfigSchema schema("sluice-router", "");
   AddRouterConfig(&schema, &config);
-  const auto status = schema.LoadFrom({"--max-queued-request", "3"},
-                                      [](const std::string&) -> const char* { return nullptr; });
+  const auto status = schema.LoadFrom({"--max-queued-request", "3"}, {});
   ASSERT_FALSE(status.ok());
   EXPECT_THAT(std::string(status.status().message()), HasSubstr("max-queued-requests"));
 }
