@@ -172,9 +172,12 @@ void ChannelTransferAgent::BuryCondemned(absl::Time now) {
   while (!core_.condemned.empty()) {
     PeerTable::Dead dead = std::move(core_.condemned.back());
     core_.condemned.pop_back();
-    send_.OnPeerDead(dead.peer, dead.reason, now);
-    receive_.OnPeerDead(dead.peer, dead.reason, now);
-    core_.peers.Remove(dead.peer);
+    // An endpoint ends as a whole: whoever else was reached through it ends with it.
+    for (Incarnation peer : core_.peers.Owners(core_.peers.Endpoint(dead.peer))) {
+      send_.OnPeerDead(peer, dead.reason, now);
+      receive_.OnPeerDead(peer, dead.reason, now);
+      core_.peers.Remove(peer);
+    }
   }
 }
 

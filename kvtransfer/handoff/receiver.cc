@@ -34,8 +34,11 @@ bool Receiver::Step(const Event& event, absl::Time now, std::vector<Action>* act
     return true;
   }
   if (open() && now >= lease_end_) {
-    BeginAbort(absl::DeadlineExceededError("lease of the transfer ended: no progress by the prefill "
-                                           "worker"),
+    BeginAbort(
+        absl::DeadlineExceededError("lease of the transfer ended: no word of the prefill worker"),
+        /*tell_sender=*/true, now, actions);
+  } else if (open() && now >= stalled_at_) {
+    BeginAbort(absl::DeadlineExceededError("no receive ended for the time of a lease"),
                /*tell_sender=*/true, now, actions);
   }
   if (state_ == State::kAborting && now >= close_peer_at_) {
@@ -121,7 +124,7 @@ bool Receiver::OnOffer(const Offer& offer, uint64_t payload_bytes, absl::Time no
   }
   slot.offer = offer;
   slot.state = Slot::State::kReceiving;
-  ++num_pending_;
+  if (num_pending_++ == 0) stalled_at_ = now + options_.lease;
   actions->push_back(TakePayload{offer.seq, FirstCell(offer), NumCells(offer)});
   return true;
 }
@@ -149,7 +152,7 @@ bool Receiver::OnReceiveDone(const ReceiveDone& done, absl::Time now,
   if (done.seq >= slots_.size() || slots_[done.seq].state != Slot::State::kReceiving) return false;
   Slot& slot = slots_[done.seq];
   const Offer& offer = *slot.offer;
-  --num_pending_;
+  stalled_at_ = --num_pending_ == 0 ? absl::InfiniteFuture() : now + options_.lease;
   bool bad_sum = done.status.ok() && done.checksum != offer.checksum;
   if (bad_sum) ++checksum_failures_;
   if (!done.status.ok() || bad_sum || !open()) {
@@ -257,7 +260,7 @@ Ack Receiver::MakeAck() const {
 
 absl::Time Receiver::NextDeadline() const {
   if (over()) return absl::InfiniteFuture();
-  return open() ? lease_end_ : close_peer_at_;
+  return open() ? std::min(lease_end_, stalled_at_) : close_peer_at_;
 }
 
 uint32_t Receiver::VerifiedTokens() const {

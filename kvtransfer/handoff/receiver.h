@@ -114,7 +114,8 @@ class Receiver {
   bool cancel_ack_owed_ = false;
   absl::Time first_offer_time_ = absl::InfiniteFuture();
   absl::Time final_time_ = absl::InfiniteFuture();
-  absl::Time lease_end_;
+  absl::Time lease_end_;                            // renewed by every valid message
+  absl::Time stalled_at_ = absl::InfiniteFuture();  // renewed by ended receives; infinite: none is pending
   absl::Time close_peer_at_ = absl::InfiniteFuture();
 };
 

@@ -103,6 +103,7 @@ bool Sender::OnAck(const Ack& ack, absl::Time now, std::vector<Action>* actions)
   if (!open() || ack.cumulative > next_new_) return false;
   lease_end_ = now + std::min(kMaxLease, absl::Milliseconds(ack.lease_milliseconds));
   peer_window_bytes_ = ack.window_bytes;
+  uint64_t acked_bytes = acked_bytes_;
   for (uint32_t seq = first_unacked_; seq < ack.cumulative; ++seq) MarkAcked(seq);
   for (size_t bit = 0; bit < ack.bitmap.size() * 8; ++bit) {
     size_t seq = ack.cumulative + bit;
@@ -110,6 +111,11 @@ bool Sender::OnAck(const Ack& ack, absl::Time now, std::vector<Action>* actions)
     if ((static_cast<uint8_t>(ack.bitmap[bit / 8]) >> (bit % 8)) & 1) {
       MarkAcked(static_cast<uint32_t>(seq));
     }
+  }
+  if (outstanding_bytes_ == 0) {
+    stalled_at_ = absl::InfiniteFuture();
+  } else if (acked_bytes_ != acked_bytes) {
+    stalled_at_ = now + options_.lease;
   }
   if (state_ == State::kQueued) {
     state_ = State::kSending;
@@ -172,6 +178,11 @@ void Sender::OnTick(absl::Time now, std::vector<Action>* actions) {
                /*answered=*/false, now, actions);
     answered_ = true;
   }
+  if (open() && now >= stalled_at_) {
+    // The receiver answers, but the payload does not get through.
+    BeginAbort(absl::DeadlineExceededError("no payload was acknowledged for the time of a lease"),
+               /*answered=*/false, now, actions);
+  }
   if (state_ == State::kAborting && now >= lease_end_) answered_ = true;
   MaybeEnd(now, actions);
   if (state_ == State::kEnded) return;
@@ -219,6 +230,7 @@ std::optional<Offer> Sender::NextOffer(absl::Time now) {
   } else {
     seq = next_new_++;
     chunks_[seq].sent = true;
+    if (outstanding_bytes_ == 0) stalled_at_ = now + options_.lease;
     outstanding_bytes_ += chunks_[seq].offer.payload_bytes;
   }
   chunks_[seq].pending = true;
@@ -243,6 +255,7 @@ absl::Time Sender::NextDeadline() const {
   if (state_ == State::kEnded) return absl::InfiniteFuture();
   absl::Time next = resend_at_;
   if (open() || (state_ == State::kAborting && !answered_)) next = std::min(next, lease_end_);
+  if (open()) next = std::min(next, stalled_at_);
   if (sendable() && !retries_.empty()) next = std::min(next, retries_.begin()->first);
   if (num_pending_ > 0) next = std::min(next, close_peer_at_);
   return next;

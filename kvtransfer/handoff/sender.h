@@ -6,7 +6,7 @@
 //      \____________________\_______________________\_____> ABORTING ________________/
 //
 // ENDED, and with it the release of the blocks, needs two things: an answer of the receiver (Commit,
-// CancelAck, a refusal) or the end of the lease, and that none of our own channel sends is pending. Time alone
+// CancelAck, a refusal) or the end of the lease (no word from it, or no progress, for that long), and that none of our own channel sends is pending. Time alone
 // never releases a block: when a send hangs after the end, ClosePeer makes the channel end it.
 #pragma once
 
@@ -113,7 +113,8 @@ class Sender {
   std::optional<FirstToken> first_;                  // set by Finish
   absl::Status status_;                              // how it ends
   bool answered_ = false;                            // while aborting: no CancelAck is awaited
-  absl::Time lease_end_;
+  absl::Time lease_end_;                             // renewed by every Ack
+  absl::Time stalled_at_ = absl::InfiniteFuture();   // renewed by what it acknowledges; infinite: nothing is out
   absl::Time resend_at_;                             // of Bind, Final or Cancel
   absl::Time close_peer_at_ = absl::InfiniteFuture();
 };

@@ -9,10 +9,14 @@
 #include <thread>
 #include <utility>
 
+#include "absl/time/time.h"
+#include "common/clock.h"
 #include "common/log.h"
 
 namespace sluice::worker {
 namespace {
+
+constexpr absl::Duration kSameSignal = absl::Milliseconds(300);
 
 class SignalWatcherImpl final : public SignalWatcher {
  public:
@@ -32,17 +36,22 @@ class SignalWatcherImpl final : public SignalWatcher {
 
  private:
   void Run() {
-    for (int count = 0;;) {
+    absl::Time first = absl::InfiniteFuture();
+    while (true) {
       pollfd fds[] = {{signal_fd_, POLLIN, 0}, {stop_fd_, POLLIN, 0}};
       if (poll(fds, 2, -1) < 0) continue;
       if (fds[1].revents != 0) return;
       signalfd_siginfo info;
       if (read(signal_fd_, &info, sizeof(info)) != sizeof(info)) continue;
       const int signal = static_cast<int>(info.ssi_signo);
-      if (++count > 1) {
+      const absl::Time now = MonotonicNow();
+      if (first != absl::InfiniteFuture()) {
+        // A terminal and a supervisor may both deliver one Ctrl-C.
+        if (now - first < kSameSignal) continue;
         SLUICE_LOG(Warning) << "second signal: leaving at once";
         _exit(128 + signal);
       }
+      first = now;
       on_first_(signal);
     }
   }

@@ -52,6 +52,12 @@ Worker::Worker(WorkerOptions options, std::unique_ptr<Engine> engine, TransferPa
       engine_(std::move(engine)),
       metrics_(registry),
       board_(clock_->Now()) {
+  metrics_.SetModelInfo({{"model", options_.served_model_name},
+                         {"architecture", engine_->spec().architecture_name},
+                         {"quantization", engine_->spec().quantization},
+                         {"dtype", options_.dtype},
+                         {"isa", engine_->isa()}});
+  metrics_.SetLoadDuration(options_.load_duration);
   sessions_ = std::make_unique<RouterSessions>(
       options_.routers, MakeIdentity(options_, *engine_, transfer.channel.get()), &board_,
       &metrics_, clock_, [this] { return EngineAlive(); });

@@ -35,7 +35,8 @@ struct WorkerOptions {
   int max_num_seqs = 0;
   RouterSessionsOptions routers;
   TransferOptions transfer;
-  Incarnation incarnation;  // random per start
+  Incarnation incarnation;       // random per start
+  absl::Duration load_duration;  // of the engine, for the metrics
   // A worker that has not finished a round for this long is not ready.
   absl::Duration heartbeat_limit = absl::Seconds(5);
   // The transfer thread hangs: the worker cannot go on. May be called from any thread.

@@ -36,7 +36,7 @@ constexpr int kBlockTokens = 4;
 constexpr size_t kBlockBytes = 192;
 constexpr uint8_t kPoison = 0xdd;
 constexpr int kBlocksPerNode = 20;
-constexpr int kNumRequests = 10;
+constexpr int kNumRequests = 16;
 constexpr absl::Duration kFaultTime = absl::Seconds(8);
 constexpr absl::Duration kSettleTime = absl::Seconds(120);
 
@@ -142,6 +142,7 @@ struct Request {
   bool delivered = false;
   int p = -1, d = -1;
   Incarnation p_incarnation, d_incarnation;
+  std::string d_address;
   TransferId transfer;
 };
 
@@ -300,6 +301,8 @@ class World {
     request.d = Pick(2, 3);
     request.p_incarnation = nodes_[request.p]->incarnation;
     request.d_incarnation = nodes_[request.d]->incarnation;
+    // Rarely the router believes that the new life is still the old one.
+    if (Chance(0.9)) request.d_address = nodes_[request.d]->channel->LocalAddress();
     request.transfer = TransferId();
     uint32_t attempt = request.attempt;
     After(RandomDelay(absl::Milliseconds(5)), [this, r, attempt] { ReserveOnDecode(r, attempt); });
@@ -343,7 +346,9 @@ class World {
     }
     for (auto it = node->cache.begin();
          static_cast<int>(node->pool.num_free()) < num_blocks - cached && it != node->cache.end();) {
-      if (it->first == r) {
+      bool in_use = it->first == r;
+      for (const auto& [id, job] : node->receives) in_use |= job.request == it->first;
+      if (in_use) {
         ++it;
         continue;
       }
@@ -374,6 +379,7 @@ class World {
       if (!again.ok() || *again != *transfer) Fail(network_.Now(), "Reserve is not idempotent");
     }
     request.transfer = *transfer;
+    if (request.d_address.empty()) request.d_address = node->channel->LocalAddress();
     node->receives[*transfer] = std::move(job);
     Trace("request ", r, " attempt ", attempt, " reserved on ", node->name, " from block ", cached);
     After(RandomDelay(absl::Milliseconds(20)), [this, r, attempt, cached] {
@@ -457,7 +463,7 @@ class World {
     spec.transfer = request.transfer;
     spec.request = IdOf(r);
     spec.attempt = Attempt(attempt);
-    spec.peer_address = nodes_[request.d]->channel->LocalAddress();
+    spec.peer_address = request.d_address;
     spec.peer_incarnation = request.d_incarnation;
     spec.fingerprint = "model";
     spec.begin_token = begin_token;
@@ -466,6 +472,7 @@ class World {
     spec.block_tokens = kBlockTokens;
     absl::Status status = node->agent->StartSend(spec);
     if (!status.ok()) Fail(network_.Now(), absl::StrCat("StartSend: ", status.ToString()));
+    Trace("request ", r, " attempt ", attempt, " computed on ", node->name);
     SendJob job{r, attempt, {}};
     for (int i = 0; i < num_blocks; ++i) job.blocks.push_back(node->pool.Take());
     node->sends[spec.transfer] = std::move(job);
@@ -561,6 +568,8 @@ class World {
       TransferStats stats = node->agent->Stats();
       if (stats.sends_in_flight > 0 || stats.receives_in_flight > 0 || !node->sends.empty() ||
           !node->receives.empty()) {
+        for (const auto& [id, job] : node->sends) Trace("sending ", job.request, " ", job.attempt);
+        for (const auto& [id, job] : node->receives) Trace("receiving ", job.request);
         Fail(now, absl::StrCat("transfers left on ", node->name));
       }
       size_t cached = 0;

@@ -1,5 +1,5 @@
-// A router for tests: an in-process gRPC server that speaks the router's side of Fleet.Attach, records
-// what workers say, and says what the test tells it to. Thread-safe.
+// A router for tests: an in-process gRPC server that speaks the router's side of Fleet.Attach,
+// records what workers say, and says what the test tells it to. Thread-safe.
 #pragma once
 
 #include <functional>

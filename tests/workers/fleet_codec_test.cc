@@ -36,7 +36,7 @@ SequenceAttempt MakeSequence() {
 }
 
 GrantTerms MakeGrant(const SequenceAttempt& sequence) {
-  return {sequence.request,  sequence.attempt, RandomId128<TransferId>(), Incarnation(77),
+  return {sequence.request,    sequence.attempt, RandomId128<TransferId>(), Incarnation(77),
           /*cached_tokens=*/0, absl::Seconds(5)};
 }
 
@@ -101,7 +101,8 @@ TEST(FleetCodec, PrefillRoundTrip) {
 
 TEST(FleetCodec, TokenRoundTrip) {
   const SequenceAttempt sequence = MakeSequence();
-  OutputTokenEvent event{sequence.request, sequence.attempt, 7, {42, -0.25F, {{42, -0.25F}, {3, -2}}}};
+  OutputTokenEvent event{
+      sequence.request, sequence.attempt, 7, {42, -0.25F, {{42, -0.25F}, {3, -2}}}};
   event.stages = StageDurations{absl::Milliseconds(3), absl::Microseconds(1)};
   event.cached_tokens = 128;
   v1::OutputToken proto;
@@ -183,8 +184,9 @@ INSTANTIATE_TEST_SUITE_P(
                  p->mutable_sampling()->set_temperature(std::numeric_limits<float>::quiet_NaN());
                }},
         Damage{"top_p", [](v1::Prefill* p) { p->mutable_sampling()->set_top_p(0); }},
-        Damage{"logit_bias",
-               [](v1::Prefill* p) { (*p->mutable_sampling()->mutable_logit_bias())[1] = INFINITY; }},
+        Damage{
+            "logit_bias",
+            [](v1::Prefill* p) { (*p->mutable_sampling()->mutable_logit_bias())[1] = INFINITY; }},
         Damage{"max_tokens", [](v1::Prefill* p) { p->mutable_sampling()->set_max_tokens(1); }},
         Damage{"transfer_id", [](v1::Prefill* p) { p->mutable_grant()->clear_transfer_id(); }},
         Damage{"cached_tokens", [](v1::Prefill* p) { p->mutable_grant()->set_cached_tokens(63); }},

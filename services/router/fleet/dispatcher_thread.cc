@@ -157,8 +157,12 @@ DispatcherThread::Mailbox DispatcherThread::WaitForMail(absl::Time until) {
 void DispatcherThread::HandleMail(Mailbox mail, absl::Time now) {
   if (mail.drain) Step(DrainStarted{}, now);
   for (const auto& sink : mail.refused) {
-    sink->OnEnd(Refusal(absl::ResourceExhaustedError("queue full (stage admission)"),
-                        options_.core.retry_after));
+    EndRequest ended;
+    ended.result = Refusal(absl::ResourceExhaustedError("queue full (stage admission)"),
+                           options_.core.retry_after);
+    ended.reject = RejectReason::kQueueFull;
+    if (observer_ != nullptr) observer_->OnEnd(ended);
+    sink->OnEnd(ended.result);
   }
   for (Submission& submission : mail.submissions) Accept(std::move(submission), now);
   for (auto& [session, event] : mail.worker_events) {
