@@ -130,6 +130,7 @@ absl::Status Generate(const GenerateFlags& flags) {
   options.isa = flags.engine.isa;
   options.num_threads = flags.engine.threads;
   options.num_kv_blocks = longest / kBlockTokens + 2;
+  options.scheduler.max_model_len = static_cast<int>(longest);
   // Rows of the embedding that no token has are never sampled.
   if (tokenizer.ok()) {
     options.sampleable_vocab_size = std::min<int64_t>(spec.vocab_size, (*tokenizer)->vocab_size());

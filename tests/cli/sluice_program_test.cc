@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <string>
 
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "tests/cli/fake_programs.h"
@@ -22,19 +23,19 @@ using ::testing::HasSubstr;
 
 const std::string kTiny = std::string(SLUICE_SOURCE_DIR) + "/models/deepseek-tiny";
 
-struct Run {
+struct RunResult {
   int exit_code = -1;
   std::string out;
   std::string err;
 };
 
 // `arguments` as in a shell. Bounded by timeout(1).
-Run Sluice(const std::string& arguments) {
+RunResult Sluice(const std::string& arguments) {
   std::string error_path = (std::filesystem::temp_directory_path() / "sluice-err-XXXXXX").string();
   close(mkstemp(error_path.data()));
   const std::string command = absl::StrCat("timeout 100 ", SLUICE_PROGRAM, " ", arguments, " 2>",
                                            error_path, " </dev/null");
-  Run run;
+  RunResult run;
   FILE* const pipe = popen(command.c_str(), "r");
   char buffer[4096];
   while (const size_t got = fread(buffer, 1, sizeof(buffer), pipe)) run.out.append(buffer, got);
@@ -48,7 +49,7 @@ Run Sluice(const std::string& arguments) {
 TEST(SluiceProgram, UsageErrorsExitWith2) {
   for (const char* arguments : {"", "dance", "up --prefill many", "up --http-port 70000", "inspect",
                                 "logits /x", "chat --temperature hot", "status --interval 0"}) {
-    const Run run = Sluice(arguments);
+    const RunResult run = Sluice(arguments);
     EXPECT_EQ(run.exit_code, 2) << arguments << run.err;
     EXPECT_NE(run.err, "") << arguments;
   }
@@ -57,7 +58,7 @@ TEST(SluiceProgram, UsageErrorsExitWith2) {
 TEST(SluiceProgram, EveryCommandHasHelpWithoutFailing) {
   for (const char* command :
        {"", "up", "down", "chat", "status", "inspect", "generate", "logits"}) {
-    const Run run = Sluice(absl::StrCat(command, " --help"));
+    const RunResult run = Sluice(absl::StrCat(command, " --help"));
     EXPECT_EQ(run.exit_code, 0) << command;
     EXPECT_THAT(run.out, HasSubstr("sluice")) << command;
   }
@@ -77,7 +78,7 @@ TEST(SluiceProgram, FailuresSayWhatToDo) {
 }
 
 TEST(SluiceProgram, InspectsAModel) {
-  const Run run = Sluice(absl::StrCat("inspect --json --tensors ", kTiny));
+  const RunResult run = Sluice(absl::StrCat("inspect --json --tensors ", kTiny));
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const nlohmann::json json = nlohmann::json::parse(run.out);
   EXPECT_EQ(json.at("architecture"), "DeepseekV3ForCausalLM");
@@ -85,14 +86,16 @@ TEST(SluiceProgram, InspectsAModel) {
   EXPECT_EQ(json.at("kv_bytes_per_token").at("bf16"), 6 * (512 + 64) * 2);
   EXPECT_EQ(json.at("tokenizer").at("chat_format"), "deepseek-tiny");
   EXPECT_EQ(json.at("weights").at("files"), 1);
-  // MTP layers included in the file, not in "parameters".
+  // The file also holds the MTP layer and the gates' correction biases, which are not parameters.
   int64_t elements = 0;
   int64_t mtp_elements = 0;
   for (const nlohmann::json& tensor : json.at("weights").at("tensors")) {
+    const std::string name = tensor.at("name");
+    if (absl::EndsWith(name, "e_score_correction_bias")) continue;
     int64_t count = 1;
     for (const int64_t size : tensor.at("shape")) count *= size;
     elements += count;
-    if (tensor.at("name").get<std::string>().rfind("model.layers.6.", 0) == 0) {
+    if (absl::StartsWith(name, "model.layers.6.")) {
       mtp_elements += count;
     }
   }
@@ -105,13 +108,13 @@ TEST(SluiceProgram, UpDetachedAndDown) {
   const FakePrograms programs;
   const std::string where =
       absl::StrCat(" --run-dir ", programs.run_dir(), " --bin-dir ", programs.dir());
-  const Run up = Sluice(absl::StrCat("up --detach --http-port 0 --model ", kTiny, where));
+  const RunResult up = Sluice(absl::StrCat("up --detach --http-port 0 --model ", kTiny, where));
   ASSERT_EQ(up.exit_code, 0) << up.err;
   EXPECT_THAT(up.out, AllOf(HasSubstr("127.0.0.1:4711"), HasSubstr("sluice chat --run-dir")));
-  const Run again = Sluice(absl::StrCat("up --http-port 0 --model ", kTiny, where));
+  const RunResult again = Sluice(absl::StrCat("up --http-port 0 --model ", kTiny, where));
   EXPECT_EQ(again.exit_code, 1);
   EXPECT_THAT(again.err, HasSubstr("already runs"));
-  const Run down = Sluice("down --run-dir " + programs.run_dir());
+  const RunResult down = Sluice("down --run-dir " + programs.run_dir());
   EXPECT_EQ(down.exit_code, 0) << down.err;
   EXPECT_GT(programs.Find("router", "end"), 0);
   EXPECT_EQ(Sluice("down --run-dir " + programs.run_dir()).exit_code, 1);
@@ -119,8 +122,8 @@ TEST(SluiceProgram, UpDetachedAndDown) {
 
 TEST(SluiceProgram, UpDetachedSaysWhyItFailed) {
   const FakePrograms programs("router:die");
-  const Run up = Sluice(absl::StrCat("up --detach --model ", kTiny, " --run-dir ",
-                                     programs.run_dir(), " --bin-dir ", programs.dir()));
+  const RunResult up = Sluice(absl::StrCat("up --detach --model ", kTiny, " --run-dir ",
+                                           programs.run_dir(), " --bin-dir ", programs.dir()));
   EXPECT_EQ(up.exit_code, 1);
   EXPECT_THAT(up.err,
               AllOf(HasSubstr("router ended with exit code 3"), HasSubstr("cannot find the moon")));
@@ -143,7 +146,7 @@ class EngineCommands : public ::testing::Test {
 
 TEST_F(EngineCommands, LogitsAreTheGoldenOnes) {
   const nlohmann::json golden = Golden("hello");
-  const Run run = Sluice(
+  const RunResult run = Sluice(
       absl::StrCat("logits ", kTiny, " --dtype f32 --all --tokens ", Join(golden.at("ids"))));
   ASSERT_EQ(run.exit_code, 0) << run.err;
   const nlohmann::json positions = nlohmann::json::parse(run.out).at("positions");
@@ -157,7 +160,7 @@ TEST_F(EngineCommands, LogitsAreTheGoldenOnes) {
                   entry.at(1).get<double>(), 2e-4);
     }
   }
-  const Run top = Sluice(
+  const RunResult top = Sluice(
       absl::StrCat("logits ", kTiny, " --dtype f32 --top 3 --tokens ", Join(golden.at("ids"))));
   const nlohmann::json last = nlohmann::json::parse(top.out).at("positions").back();
   const nlohmann::json& expected = golden.at("positions").back();
@@ -170,7 +173,7 @@ TEST_F(EngineCommands, LogitsAreTheGoldenOnes) {
 
 TEST_F(EngineCommands, GeneratesTheGoldenAnswer) {
   const nlohmann::json golden = Golden("hello");
-  const Run by_ids = Sluice(absl::StrCat(
+  const RunResult by_ids = Sluice(absl::StrCat(
       "generate ", kTiny, " --dtype f32 -n 64 --logprobs 1 --tokens ", Join(golden.at("ids"))));
   ASSERT_EQ(by_ids.exit_code, 0) << by_ids.err;
   const nlohmann::json json = nlohmann::json::parse(by_ids.out);
@@ -178,7 +181,7 @@ TEST_F(EngineCommands, GeneratesTheGoldenAnswer) {
   EXPECT_EQ(json.at("finish_reason"), "stop");
   EXPECT_EQ(json.at("logprobs").size(), json.at("ids").size());
 
-  const Run by_chat =
+  const RunResult by_chat =
       Sluice(absl::StrCat("generate ", kTiny, " --dtype f32 -n 64 --chat 'Hello!'"));
   const nlohmann::json chat = nlohmann::json::parse(by_chat.out);
   EXPECT_EQ(chat.at("prompt_ids"), golden.at("ids"));
