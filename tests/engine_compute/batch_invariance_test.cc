@@ -66,10 +66,10 @@ class BatchInvariance : public testing::TestWithParam<Case> {
 
   // Short ones, and some beyond one and two partitions of the attention (256 tokens each).
   void MakePrompts(Random& random, int64_t vocab) {
-    const int longest[kNumSequences] = {3, 70, 200, 300, 600};
+    const int longest[kNumSequences] = {3, 70, 200, 300, 640};
     for (int length : longest) {
       std::vector<TokenId> tokens;
-      for (int i = Uniform(random, (length + 1) / 2, length); i > 0; --i) {
+      for (int i = Uniform(random, (length * 7 + 7) / 8, length); i > 0; --i) {
         tokens.push_back(Uniform(random, 0, static_cast<int>(vocab) - 1));
       }
       prompts_.push_back(tokens);
