@@ -1,6 +1,6 @@
-// Speed of the model itself, without scheduler or network: prefill and decode at several depths, beside
-// the memory bandwidth of this machine at this moment. Numbers on shared machines vary by 1.6x: compare only
-// within one run, and take medians.
+// Speed of the model itself, without scheduler or network: prefill and decode at several depths,
+// beside the memory bandwidth of this machine at this moment. Numbers on shared machines vary
+// by 1.6x: compare only within one run, and take medians.
 //
 //   engine_bench models/deepseek-tiny [--isa auto] [--dtype bf16|f32] [--threads 2] [--reps 5]
 #include <CLI/CLI.hpp>
@@ -80,11 +80,11 @@ class Bench {
     for (int i = 0; i < count; ++i) {
       tokens.push_back(static_cast<TokenId>((position + i) * 7919 % model_->spec().vocab_size));
     }
-    const std::vector<SequenceSlice> slices(
-        static_cast<size_t>(batch), SequenceSlice{tokens, position, blocks_, logit_rows});
-    model_->Forward(slices, absl::MakeSpan(logits_).subspan(
-                                0, static_cast<size_t>(batch * logit_rows *
-                                                       model_->spec().vocab_size)));
+    const std::vector<SequenceSlice> slices(static_cast<size_t>(batch),
+                                            SequenceSlice{tokens, position, blocks_, logit_rows});
+    model_->Forward(slices,
+                    absl::MakeSpan(logits_).subspan(
+                        0, static_cast<size_t>(batch * logit_rows * model_->spec().vocab_size)));
   }
 
   const std::unique_ptr<Model> model_;

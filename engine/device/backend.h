@@ -1,12 +1,14 @@
-// What the model asks of a device: a few fused operations over plain parameter structs. The CPU backend
-// (cpu/) is complete and the truth; other devices implement the same class behind the same conformance
-// suite. One thread (the engine thread) calls everything; operations are finished on return.
+// What the model asks of a device: a few fused operations over plain parameter structs. The CPU
+// backend (cpu/) is complete and the truth; other devices implement the same class behind the same
+// conformance suite. One thread (the engine thread) calls everything; operations are finished on
+// return.
 //
 // Numbers: with dtype f32 everything is fp32. With bf16, weights, inputs of matrix products
-// (Activations) and the cache are bf16; sums, norms, softmax, the residual stream and the router are fp32.
+// (Activations) and the cache are bf16; sums, norms, softmax, the residual stream and the router
+// are fp32.
 //
-// Batch invariance: every output row is a function of its own inputs alone. Row counts, the other rows
-// of a call, the division of work and the number of threads never change a bit.
+// Batch invariance: every output row is a function of its own inputs alone. Row counts, the other
+// rows of a call, the division of work and the number of threads never change a bit.
 #pragma once
 
 #include <cstdint>
@@ -65,7 +67,7 @@ struct RmsNormParams {
 };
 
 struct LinearParams {
-  const Activations* x = nullptr;        // [rows, in]
+  const Activations* x = nullptr;  // [rows, in]
   int rows = 0;
   const PackedMatrix* weight = nullptr;  // [out, in]
   float* y = nullptr;                    // [rows, y_stride]
@@ -84,14 +86,14 @@ struct HeadLinearParams {
 
 // One layer of the paged cache. Token slot s lives in block s / block_tokens.
 struct KvLayerView {
-  uint8_t* base = nullptr;   // this layer in block 0: [block_tokens, row_dim]
-  int64_t block_bytes = 0;   // from a block to the next
+  uint8_t* base = nullptr;  // this layer in block 0: [block_tokens, row_dim]
+  int64_t block_bytes = 0;  // from a block to the next
   int64_t block_tokens = 0;
-  int64_t row_dim = 0;       // kv_lora_rank + qk_rope_head_dim
+  int64_t row_dim = 0;  // kv_lora_rank + qk_rope_head_dim
 };
 
-// Splits queries, rotates their rope part and the key's, normalises the latent and writes the cache row
-// (latent | rope key), in the interleaved rope layout of the checkpoints.
+// Splits queries, rotates their rope part and the key's, normalises the latent and writes the cache
+// row (latent | rope key), in the interleaved rope layout of the checkpoints.
 struct RopeWriteKvParams {
   int rows = 0;
   const float* q = nullptr;  // [rows, q_stride]: heads x (nope | rope)
@@ -111,7 +113,7 @@ struct RopeWriteKvParams {
 };
 
 struct AttentionSequence {
-  int first_row = 0;   // of this sequence's tokens in the batch
+  int first_row = 0;  // of this sequence's tokens in the batch
   int num_tokens = 0;
   int start_position = 0;
   absl::Span<const BlockId> block_table;
@@ -134,8 +136,8 @@ struct GateParams {
   const PackedMatrix* weight = nullptr;  // from PackF32, [n_routed_experts, hidden]
   const float* bias = nullptr;           // [n_routed_experts] for selection only; may be null
   const ModelSpec* spec = nullptr;       // gate, groups, top-k, scaling
-  int32_t* experts = nullptr;  // [rows, num_experts_per_tok] ascending
-  float* weights = nullptr;    // [rows, num_experts_per_tok] scaling included
+  int32_t* experts = nullptr;            // [rows, num_experts_per_tok] ascending
+  float* weights = nullptr;              // [rows, num_experts_per_tok] scaling included
 };
 
 // y += sum over chosen experts (ascending) of weight * expert(x), then + shared(x).
@@ -144,10 +146,10 @@ struct FeedForwardParams {
   int rows = 0;
   absl::Span<const FeedForwardWeights> experts;  // empty: a dense layer
   int experts_per_token = 0;
-  const int32_t* chosen = nullptr;  // [rows, experts_per_token] ascending
-  const float* weights = nullptr;   // [rows, experts_per_token]
+  const int32_t* chosen = nullptr;             // [rows, experts_per_token] ascending
+  const float* weights = nullptr;              // [rows, experts_per_token]
   const FeedForwardWeights* shared = nullptr;  // shared experts or the dense network; may be null
-  float* y = nullptr;  // [rows, hidden]
+  float* y = nullptr;                          // [rows, hidden]
 };
 
 class Backend {

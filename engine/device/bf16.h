@@ -1,5 +1,5 @@
-// bfloat16 as stored bits, and its scalar conversions. Kernels have vector forms of the same; a bf16
-// value is exact in fp32. Any thread.
+// bfloat16 as stored bits, and its scalar conversions. Kernels have vector forms of the same; a
+// bf16 value is exact in fp32. Any thread.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
-// Aligned host memory of the engine: grows, never shrinks, is zero when it grows. Not thread-safe; the
-// owner of a buffer decides who writes which part of it.
+// Aligned host memory of the engine: grows, never shrinks, is zero when it grows. Not thread-safe;
+// the owner of a buffer decides who writes which part of it.
 #pragma once
 
 #include <cstddef>
@@ -19,7 +19,8 @@ class Buffer {
   Buffer(const Buffer&) = delete;
   Buffer& operator=(const Buffer&) = delete;
 
-  // At least `size_bytes`, 64-byte aligned. When it has to grow, the contents are lost and all zero.
+  // At least `size_bytes`, 64-byte aligned. When it has to grow, the contents are lost and all
+  // zero.
   void Reserve(size_t size_bytes);
 
   void* data() { return data_; }

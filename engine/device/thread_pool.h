@@ -1,10 +1,10 @@
-// A small pool for data-parallel loops inside one step of the engine. The calling thread works too, and
-// tasks are claimed one by one, so a helper that the kernel has not scheduled (two workers on two
-// cores) costs nothing: the caller simply does its share. Helpers spin for at most ~20 us between loops and then
-// sleep in the kernel; an idle pool uses no processor time.
+// A small pool for data-parallel loops inside one step of the engine. The calling thread works too,
+// and tasks are claimed one by one, so a helper that the kernel has not scheduled (two workers on
+// two cores) costs nothing: the caller simply does its share. Helpers spin for at most ~20 us
+// between loops and then sleep in the kernel; an idle pool uses no processor time.
 //
-// One thread (the owner) calls ParallelFor; it returns when all tasks are done. Which thread ran a task must not
-// influence its result: `worker` is for scratch memory only.
+// One thread (the owner) calls ParallelFor; it returns when all tasks are done. Which thread ran a
+// task must not influence its result: `worker` is for scratch memory only.
 #pragma once
 
 #include <atomic>

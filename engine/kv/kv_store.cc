@@ -28,10 +28,9 @@ absl::StatusOr<std::unique_ptr<KvStore>> KvStore::Create(const KvLayout& layout,
   void* base = mmap(nullptr, static_cast<size_t>(size_bytes), PROT_READ | PROT_WRITE,
                     MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (base == MAP_FAILED) {
-    return absl::ResourceExhaustedError(absl::StrCat("KV store: cannot map ", size_bytes,
-                                                     " bytes (", num_blocks, " blocks of ",
-                                                     layout.block_bytes(), "): ",
-                                                     std::strerror(errno)));
+    return absl::ResourceExhaustedError(
+        absl::StrCat("KV store: cannot map ", size_bytes, " bytes (", num_blocks, " blocks of ",
+                     layout.block_bytes(), "): ", std::strerror(errno)));
   }
   madvise(base, static_cast<size_t>(size_bytes), MADV_HUGEPAGE);  // a hint; refusal is harmless
   return std::unique_ptr<KvStore>(new KvStore(layout, num_blocks, static_cast<uint8_t*>(base)));

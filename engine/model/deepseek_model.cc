@@ -46,18 +46,18 @@ class DeepseekModel final : public Model {
   std::vector<AttentionSequence> sequences_;  // one a slice
   std::vector<float> rope_cos_, rope_sin_;    // [rows, qk_rope_head_dim / 2]
 
-  std::vector<float> x_;       // [rows, hidden] the residual stream
-  std::vector<float> normed_;  // [rows, hidden] for the router
-  std::vector<float> q_kv_;    // [rows, q_kv_width]
-  std::vector<float> q_;       // [rows, q_width]
-  std::vector<int32_t> chosen_;         // [rows, num_experts_per_tok]
-  std::vector<float> chosen_weights_;   // [rows, num_experts_per_tok]
-  Activations input_;    // [rows, hidden]
-  Activations q_latent_; // [rows, q_lora_rank]
-  Activations q_nope_;   // [rows, heads, qk_nope_head_dim]
-  Activations q_full_;   // [rows, heads, kv_row_dim]
-  Activations o_latent_; // [rows, heads, kv_lora_rank]
-  Activations o_;        // [rows, heads * v_head_dim]
+  std::vector<float> x_;               // [rows, hidden] the residual stream
+  std::vector<float> normed_;          // [rows, hidden] for the router
+  std::vector<float> q_kv_;            // [rows, q_kv_width]
+  std::vector<float> q_;               // [rows, q_width]
+  std::vector<int32_t> chosen_;        // [rows, num_experts_per_tok]
+  std::vector<float> chosen_weights_;  // [rows, num_experts_per_tok]
+  Activations input_;                  // [rows, hidden]
+  Activations q_latent_;               // [rows, q_lora_rank]
+  Activations q_nope_;                 // [rows, heads, qk_nope_head_dim]
+  Activations q_full_;                 // [rows, heads, kv_row_dim]
+  Activations o_latent_;               // [rows, heads, kv_lora_rank]
+  Activations o_;                      // [rows, heads * v_head_dim]
 };
 
 DeepseekModel::DeepseekModel(std::unique_ptr<DeepseekWeights> weights, KvStore* kv_store)
@@ -157,51 +157,98 @@ void DeepseekModel::Forward(absl::Span<const SequenceSlice> slices, absl::Span<f
 // DeepSeek-V2 paper, section 2.1, with W_UK and W_UV absorbed into query and output.
 void DeepseekModel::Attention(int64_t layer, const DeepseekAttentionWeights& w) {
   const int heads = static_cast<int>(spec_.num_attention_heads);
-  backend_.RmsNorm({.x = x_.data(), .x_stride = spec_.hidden_size, .rows = rows_,
-                    .weight = w.input_norm.data(), .columns = spec_.hidden_size, .eps = eps(),
+  backend_.RmsNorm({.x = x_.data(),
+                    .x_stride = spec_.hidden_size,
+                    .rows = rows_,
+                    .weight = w.input_norm.data(),
+                    .columns = spec_.hidden_size,
+                    .eps = eps(),
                     .out = &input_});
-  backend_.Linear({.x = &input_, .rows = rows_, .weight = w.q_kv_a.get(), .y = q_kv_.data(),
+  backend_.Linear({.x = &input_,
+                   .rows = rows_,
+                   .weight = w.q_kv_a.get(),
+                   .y = q_kv_.data(),
                    .y_stride = q_kv_width_});
   const float* q = q_kv_.data();
   int64_t q_stride = q_kv_width_;
   if (w.q_b != nullptr) {
-    backend_.RmsNorm({.x = q_kv_.data(), .x_stride = q_kv_width_, .rows = rows_,
-                      .weight = w.q_a_norm.data(), .columns = spec_.q_lora_rank, .eps = eps(),
+    backend_.RmsNorm({.x = q_kv_.data(),
+                      .x_stride = q_kv_width_,
+                      .rows = rows_,
+                      .weight = w.q_a_norm.data(),
+                      .columns = spec_.q_lora_rank,
+                      .eps = eps(),
                       .out = &q_latent_});
-    backend_.Linear({.x = &q_latent_, .rows = rows_, .weight = w.q_b.get(), .y = q_.data(),
+    backend_.Linear({.x = &q_latent_,
+                     .rows = rows_,
+                     .weight = w.q_b.get(),
+                     .y = q_.data(),
                      .y_stride = q_width_});
     q = q_.data();
     q_stride = q_width_;
   }
   const KvLayerView cache = CacheLayer(layer);
-  backend_.RopeWriteKv({.rows = rows_, .q = q, .q_stride = q_stride,
+  backend_.RopeWriteKv({.rows = rows_,
+                        .q = q,
+                        .q_stride = q_stride,
                         .kv = q_kv_.data() + q_kv_width_ - spec_.kv_row_dim(),
-                        .kv_stride = q_kv_width_, .kv_norm = w.kv_a_norm.data(), .eps = eps(),
-                        .cos = rope_cos_.data(), .sin = rope_sin_.data(), .heads = heads,
-                        .nope_dim = spec_.qk_nope_head_dim, .rope_dim = spec_.qk_rope_head_dim,
-                        .latent_dim = spec_.kv_lora_rank, .slots = slots_, .kv_cache = cache,
-                        .q_nope = &q_nope_, .q_full = &q_full_});
-  backend_.HeadLinear({.x = &q_nope_, .rows = rows_, .weights = w.w_uk, .y = &q_full_,
+                        .kv_stride = q_kv_width_,
+                        .kv_norm = w.kv_a_norm.data(),
+                        .eps = eps(),
+                        .cos = rope_cos_.data(),
+                        .sin = rope_sin_.data(),
+                        .heads = heads,
+                        .nope_dim = spec_.qk_nope_head_dim,
+                        .rope_dim = spec_.qk_rope_head_dim,
+                        .latent_dim = spec_.kv_lora_rank,
+                        .slots = slots_,
+                        .kv_cache = cache,
+                        .q_nope = &q_nope_,
+                        .q_full = &q_full_});
+  backend_.HeadLinear({.x = &q_nope_,
+                       .rows = rows_,
+                       .weights = w.w_uk,
+                       .y = &q_full_,
                        .y_head_stride = q_full_.part_stride()});
-  backend_.MlaAttention({.q = &q_full_, .heads = heads, .latent_dim = spec_.kv_lora_rank,
-                         .scale = static_cast<float>(spec_.SoftmaxScale()), .kv_cache = cache,
-                         .sequences = sequences_, .out = &o_latent_});
-  backend_.HeadLinear({.x = &o_latent_, .rows = rows_, .weights = w.w_uv, .y = &o_,
+  backend_.MlaAttention({.q = &q_full_,
+                         .heads = heads,
+                         .latent_dim = spec_.kv_lora_rank,
+                         .scale = static_cast<float>(spec_.SoftmaxScale()),
+                         .kv_cache = cache,
+                         .sequences = sequences_,
+                         .out = &o_latent_});
+  backend_.HeadLinear({.x = &o_latent_,
+                       .rows = rows_,
+                       .weights = w.w_uv,
+                       .y = &o_,
                        .y_head_stride = spec_.v_head_dim});
-  backend_.Linear({.x = &o_, .rows = rows_, .weight = w.o.get(), .y = x_.data(),
-                   .y_stride = spec_.hidden_size, .accumulate = true});
+  backend_.Linear({.x = &o_,
+                   .rows = rows_,
+                   .weight = w.o.get(),
+                   .y = x_.data(),
+                   .y_stride = spec_.hidden_size,
+                   .accumulate = true});
 }
 
 void DeepseekModel::FeedForward(const DeepseekLayerWeights& w) {
   const bool routed = w.router != nullptr;
-  backend_.RmsNorm({.x = x_.data(), .x_stride = spec_.hidden_size, .rows = rows_,
-                    .weight = w.post_attention_norm.data(), .columns = spec_.hidden_size,
-                    .eps = eps(), .out = &input_, .out_f32 = routed ? normed_.data() : nullptr});
+  backend_.RmsNorm({.x = x_.data(),
+                    .x_stride = spec_.hidden_size,
+                    .rows = rows_,
+                    .weight = w.post_attention_norm.data(),
+                    .columns = spec_.hidden_size,
+                    .eps = eps(),
+                    .out = &input_,
+                    .out_f32 = routed ? normed_.data() : nullptr});
   FeedForwardParams params{.x = &input_, .rows = rows_, .shared = w.shared.get(), .y = x_.data()};
   if (routed) {
-    backend_.Gate({.x = normed_.data(), .rows = rows_, .weight = w.router.get(),
-                   .bias = w.router_bias.empty() ? nullptr : w.router_bias.data(), .spec = &spec_,
-                   .experts = chosen_.data(), .weights = chosen_weights_.data()});
+    backend_.Gate({.x = normed_.data(),
+                   .rows = rows_,
+                   .weight = w.router.get(),
+                   .bias = w.router_bias.empty() ? nullptr : w.router_bias.data(),
+                   .spec = &spec_,
+                   .experts = chosen_.data(),
+                   .weights = chosen_weights_.data()});
     params.experts = w.experts;
     params.experts_per_token = static_cast<int>(spec_.num_experts_per_tok);
     params.chosen = chosen_.data();
@@ -214,11 +261,19 @@ void DeepseekModel::Logits(absl::Span<float> logits) {
   const int rows = static_cast<int>(logit_rows_.size());
   SLUICE_CHECK(logits.size() == logit_rows_.size() * static_cast<size_t>(spec_.vocab_size));
   if (rows == 0) return;
-  backend_.RmsNorm({.x = x_.data(), .x_stride = spec_.hidden_size, .rows = rows,
-                    .row_index = logit_rows_.data(), .weight = weights_->final_norm.data(),
-                    .columns = spec_.hidden_size, .eps = eps(), .out = &input_});
-  backend_.Linear({.x = &input_, .rows = rows, .weight = weights_->lm_head.get(),
-                   .y = logits.data(), .y_stride = spec_.vocab_size});
+  backend_.RmsNorm({.x = x_.data(),
+                    .x_stride = spec_.hidden_size,
+                    .rows = rows,
+                    .row_index = logit_rows_.data(),
+                    .weight = weights_->final_norm.data(),
+                    .columns = spec_.hidden_size,
+                    .eps = eps(),
+                    .out = &input_});
+  backend_.Linear({.x = &input_,
+                   .rows = rows,
+                   .weight = weights_->lm_head.get(),
+                   .y = logits.data(),
+                   .y_stride = spec_.vocab_size});
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
-// DeepSeek V2, V2-Lite, V2.5, V3, R1 and V3.1 over a Backend: Multi-head Latent Attention in the absorbed
-// form for prefill and decode alike, and a mixture of experts. See model.h for the contract.
+// DeepSeek V2, V2-Lite, V2.5, V3, R1 and V3.1 over a Backend: Multi-head Latent Attention in the
+// absorbed form for prefill and decode alike, and a mixture of experts. See model.h for the
+// contract.
 //
 //   SLUICE_ASSIGN_OR_RETURN(auto weights, LoadDeepseekWeights(spec, load_options));
 //   ... size the KV store from the memory that is left ...

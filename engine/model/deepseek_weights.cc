@@ -35,17 +35,17 @@ class Loader {
   }
 
   FeedForwardWeights FeedForward(const std::string& prefix) const {
-    return {backend_.PackGateUp(Source(prefix + "gate_proj.weight"),
-                                Source(prefix + "up_proj.weight")),
-            Matrix(prefix + "down_proj.weight")};
+    return {
+        backend_.PackGateUp(Source(prefix + "gate_proj.weight"), Source(prefix + "up_proj.weight")),
+        Matrix(prefix + "down_proj.weight")};
   }
 
   DeepseekAttentionWeights Attention(const std::string& prefix) const {
     DeepseekAttentionWeights out;
     const bool compressed = spec_.q_lora_rank > 0;
-    out.q_kv_a = backend_.Pack(
-        Stacked(Source(prefix + (compressed ? "q_a_proj.weight" : "q_proj.weight")),
-                Source(prefix + "kv_a_proj_with_mqa.weight")));
+    out.q_kv_a =
+        backend_.Pack(Stacked(Source(prefix + (compressed ? "q_a_proj.weight" : "q_proj.weight")),
+                              Source(prefix + "kv_a_proj_with_mqa.weight")));
     if (compressed) {
       out.q_a_norm = Vector(prefix + "q_a_layernorm.weight");
       out.q_b = Matrix(prefix + "q_b_proj.weight");
@@ -134,8 +134,8 @@ absl::StatusOr<std::unique_ptr<DeepseekWeights>> LoadDeepseekWeights(
     progress(static_cast<double>(i + 2) / steps);
   }
   weights->final_norm = loader.Vector("model.norm.weight");
-  weights->lm_head = loader.Matrix(spec.tie_word_embeddings ? "model.embed_tokens.weight"
-                                                            : "lm_head.weight");
+  weights->lm_head =
+      loader.Matrix(spec.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
   progress(1);
   return weights;
 }

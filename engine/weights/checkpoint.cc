@@ -111,8 +111,8 @@ absl::Status Checkpoint::OpenIndexed(const std::string& index_path) {
   }
   for (const auto& [name, view] : tensors_) {
     if (weight_map->count(name) == 0) {
-      return absl::InvalidArgumentError(absl::StrCat(
-          view.file->path(), ": tensor '", name, "' is missing from ", kIndexFile));
+      return absl::InvalidArgumentError(
+          absl::StrCat(view.file->path(), ": tensor '", name, "' is missing from ", kIndexFile));
     }
   }
   return absl::OkStatus();
@@ -124,8 +124,8 @@ absl::Status Checkpoint::AddFile(const std::string& path) {
     const TensorView view{&tensor, file.get(), file->Data(tensor)};
     const auto [it, inserted] = tensors_.emplace(tensor.name, view);
     if (!inserted) {
-      return absl::InvalidArgumentError(absl::StrCat(path, ": tensor '", tensor.name,
-                                                     "' is also in ", it->second.file->path()));
+      return absl::InvalidArgumentError(
+          absl::StrCat(path, ": tensor '", tensor.name, "' is also in ", it->second.file->path()));
     }
   }
   files_.push_back(std::move(file));
@@ -141,9 +141,8 @@ std::vector<TensorView> Checkpoint::List() const {
   std::vector<TensorView> list;
   list.reserve(tensors_.size());
   for (const auto& [name, view] : tensors_) list.push_back(view);
-  std::sort(list.begin(), list.end(), [](const TensorView& a, const TensorView& b) {
-    return a.info->name < b.info->name;
-  });
+  std::sort(list.begin(), list.end(),
+            [](const TensorView& a, const TensorView& b) { return a.info->name < b.info->name; });
   return list;
 }
 

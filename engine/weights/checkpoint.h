@@ -43,8 +43,8 @@ class Checkpoint {
   absl::flat_hash_map<std::string, TensorView> tensors_;
 };
 
-// Identifies the weights: SHA-256, in hex, over config.json, every file's header, and its payload: all
-// of it for files up to 256 MiB, evenly spaced samples of larger ones.
+// Identifies the weights: SHA-256, in hex, over config.json, every file's header, and its payload:
+// all of it for files up to 256 MiB, evenly spaced samples of larger ones.
 absl::StatusOr<std::string> ModelDigest(const Checkpoint& checkpoint);
 
 }  // namespace sluice

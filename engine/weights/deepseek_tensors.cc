@@ -179,7 +179,8 @@ absl::Status ValidateCheckpoint(const ModelSpec& spec, const Checkpoint& checkpo
     absl::string_view weight = name;
     if (absl::ConsumeSuffix(&weight, kScaleSuffix)) {
       const TensorView* scaled = checkpoint.Find(std::string(weight));
-      if (expected_by_name.contains(weight) && scaled->info->dtype == TensorDType::kF8E4M3) continue;
+      if (expected_by_name.contains(weight) && scaled->info->dtype == TensorDType::kF8E4M3)
+        continue;
     }
     return Problem(view, "is not part of the model that config.json describes");
   }

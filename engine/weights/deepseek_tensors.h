@@ -1,5 +1,5 @@
-// What a DeepSeek V2/V3 checkpoint must hold for a ModelSpec, and reading it: names, shapes, dtypes,
-// and the block scales of fp8 weights. Any thread.
+// What a DeepSeek V2/V3 checkpoint must hold for a ModelSpec, and reading it: names, shapes,
+// dtypes, and the block scales of fp8 weights. Any thread.
 #pragma once
 
 #include <cstdint>
@@ -21,13 +21,13 @@ struct ExpectedTensor {
 // Without the MTP layers.
 std::vector<ExpectedTensor> ExpectedTensors(const ModelSpec& spec);
 
-// INVALID_ARGUMENT naming file and tensor for a missing, surplus or misshapen tensor or a dtype that we
-// do not compute with (fp16 overflows in this family; fp8 needs its scales). Ignored: the MTP layers
-// behind the last one, and rotary_emb.inv_freq buffers of old exports.
+// INVALID_ARGUMENT naming file and tensor for a missing, surplus or misshapen tensor or a dtype
+// that we do not compute with (fp16 overflows in this family; fp8 needs its scales). Ignored: the
+// MTP layers behind the last one, and rotary_emb.inv_freq buffers of old exports.
 absl::Status ValidateCheckpoint(const ModelSpec& spec, const Checkpoint& checkpoint);
 
-// Rows of a [rows, columns] weight as fp32: exact for f32 and bf16, value times block scale for fp8.
-// Copyable; refers to the checkpoint's memory map.
+// Rows of a [rows, columns] weight as fp32: exact for f32 and bf16, value times block scale for
+// fp8. Copyable; refers to the checkpoint's memory map.
 class WeightReader {
  public:
   // REQUIRES: the checkpoint passed ValidateCheckpoint and holds `name`. Vectors have one row.

@@ -37,8 +37,7 @@ class Sha256 {
     unsigned char digest[EVP_MAX_MD_SIZE];
     unsigned size = 0;
     SLUICE_CHECK(EVP_DigestFinal_ex(context_, digest, &size) == 1);
-    return absl::BytesToHexString(
-        absl::string_view(reinterpret_cast<const char*>(digest), size));
+    return absl::BytesToHexString(absl::string_view(reinterpret_cast<const char*>(digest), size));
   }
 
  private:

@@ -27,14 +27,14 @@ struct DTypeEntry {
   int bytes;
 };
 constexpr DTypeEntry kDTypes[] = {
-    {TensorDType::kBool, "BOOL", 1},       {TensorDType::kU8, "U8", 1},
-    {TensorDType::kI8, "I8", 1},           {TensorDType::kF8E4M3, "F8_E4M3", 1},
-    {TensorDType::kF8E5M2, "F8_E5M2", 1},  {TensorDType::kF8E8M0, "F8_E8M0", 1},
-    {TensorDType::kI16, "I16", 2},         {TensorDType::kU16, "U16", 2},
-    {TensorDType::kF16, "F16", 2},         {TensorDType::kBF16, "BF16", 2},
-    {TensorDType::kI32, "I32", 4},         {TensorDType::kU32, "U32", 4},
-    {TensorDType::kF32, "F32", 4},         {TensorDType::kF64, "F64", 8},
-    {TensorDType::kI64, "I64", 8},         {TensorDType::kU64, "U64", 8},
+    {TensorDType::kBool, "BOOL", 1},      {TensorDType::kU8, "U8", 1},
+    {TensorDType::kI8, "I8", 1},          {TensorDType::kF8E4M3, "F8_E4M3", 1},
+    {TensorDType::kF8E5M2, "F8_E5M2", 1}, {TensorDType::kF8E8M0, "F8_E8M0", 1},
+    {TensorDType::kI16, "I16", 2},        {TensorDType::kU16, "U16", 2},
+    {TensorDType::kF16, "F16", 2},        {TensorDType::kBF16, "BF16", 2},
+    {TensorDType::kI32, "I32", 4},        {TensorDType::kU32, "U32", 4},
+    {TensorDType::kF32, "F32", 4},        {TensorDType::kF64, "F64", 8},
+    {TensorDType::kI64, "I64", 8},        {TensorDType::kU64, "U64", 8},
 };
 
 const DTypeEntry& Entry(TensorDType dtype) {
@@ -52,7 +52,8 @@ absl::Status ParseTensor(const simdjson::dom::element& value, uint64_t data_byte
   absl::flat_hash_set<std::string> seen;
   bool has_dtype = false, has_shape = false, has_offsets = false;
   for (const auto& [key, field] : object) {
-    if (!seen.insert(std::string(key)).second) return Bad(absl::StrCat("has '", std::string(key), "' twice"));
+    if (!seen.insert(std::string(key)).second)
+      return Bad(absl::StrCat("has '", std::string(key), "' twice"));
     if (key == "dtype") {
       std::string_view name;
       if (field.get(name)) return Bad("dtype is not a string");
@@ -158,8 +159,8 @@ absl::Status SafetensorsFile::ParseHeader() {
   uint64_t header_bytes = 0;
   for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | map_[i];
   if (header_bytes > kMaxHeaderBytes) {
-    return Bad(absl::StrCat("header of ", header_bytes, " bytes is above the limit of ",
-                            kMaxHeaderBytes));
+    return Bad(
+        absl::StrCat("header of ", header_bytes, " bytes is above the limit of ", kMaxHeaderBytes));
   }
   if (header_bytes > size_bytes_ - kLengthBytes) {
     return Bad(absl::StrCat("is truncated: header of ", header_bytes, " bytes in a file of ",
@@ -182,8 +183,8 @@ absl::Status SafetensorsFile::ParseHeader() {
     if (name == "__metadata__") continue;
     TensorInfo tensor;
     tensor.name = name;
-    SLUICE_RETURN_IF_ERROR(Annotate(ParseTensor(value, data_bytes_, &tensor),
-                                    absl::StrCat("tensor '", name, "'")));
+    SLUICE_RETURN_IF_ERROR(
+        Annotate(ParseTensor(value, data_bytes_, &tensor), absl::StrCat("tensor '", name, "'")));
     tensors_.push_back(std::move(tensor));
   }
   std::sort(tensors_.begin(), tensors_.end(), [](const TensorInfo& a, const TensorInfo& b) {

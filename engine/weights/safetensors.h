@@ -1,8 +1,9 @@
-// Reads one safetensors file through a memory map: the header is checked completely on opening, payload
-// bytes are touched only when used. Immutable after Open; any thread.
+// Reads one safetensors file through a memory map: the header is checked completely on opening,
+// payload bytes are touched only when used. Immutable after Open; any thread.
 //
-// Layout: u64 little-endian header length N, N bytes of JSON (possibly space-padded), then the data.
-// Each tensor names dtype, shape and [begin, end) within the data; together they must tile it.
+// Layout: u64 little-endian header length N, N bytes of JSON (possibly space-padded), then the
+// data. Each tensor names dtype, shape and [begin, end) within the data; together they must tile
+// it.
 #pragma once
 
 #include <cstdint>
@@ -17,7 +18,22 @@
 namespace sluice {
 
 enum class TensorDType {
-  kBool, kU8, kI8, kF8E4M3, kF8E5M2, kF8E8M0, kI16, kU16, kF16, kBF16, kI32, kU32, kF32, kF64, kI64, kU64,
+  kBool,
+  kU8,
+  kI8,
+  kF8E4M3,
+  kF8E5M2,
+  kF8E8M0,
+  kI16,
+  kU16,
+  kF16,
+  kBF16,
+  kI32,
+  kU32,
+  kF32,
+  kF64,
+  kI64,
+  kU64,
 };
 const char* TensorDTypeName(TensorDType dtype);  // as in the file: "BF16", "F8_E4M3", ...
 int64_t TensorDTypeBytes(TensorDType dtype);

@@ -109,15 +109,16 @@ TEST_F(CheckpointTest, RefusesBadHeaders) {
   };
   const auto tensor = [](const std::string& dtype, const std::string& shape,
                          const std::string& offsets) {
-    return absl::StrCat(R"({"t":{"dtype":")", dtype, R"(","shape":)", shape,
-                        R"(,"data_offsets":)", offsets, "}}");
+    return absl::StrCat(R"({"t":{"dtype":")", dtype, R"(","shape":)", shape, R"(,"data_offsets":)",
+                        offsets, "}}");
   };
   const std::vector<Case> cases = {
       {"{\"a\":", 0, "not a JSON object"},
       {"[1,2]", 0, "not a JSON object"},
       {R"({"t":7})", 0, "'t': is not an object"},
       {R"({"t":{"dtype":"F32","shape":[1]}})", 4, "lacks dtype, shape or data_offsets"},
-      {R"({"t":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4, "'dtype' twice"},
+      {R"({"t":{"dtype":"F32","dtype":"F32","shape":[1],"data_offsets":[0,4]}})", 4,
+       "'dtype' twice"},
       {R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4],"x":1}})", 4, "unknown field 'x'"},
       {R"({"t":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},)"
        R"("t":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}})",
@@ -275,8 +276,8 @@ TEST(WeightReader, DecodesFp8TimesScale) {
       std::memcpy(&scale, scales->data + 4 * (row / 128 * 2 + column / 128), 4);
       const uint8_t bits = view->data[row * 160 + column];
       const int exponent = bits >> 3 & 15, mantissa = bits & 7;
-      const double magnitude = exponent == 0 ? mantissa / 512.0
-                                             : (1 + mantissa / 8.0) * std::pow(2.0, exponent - 7);
+      const double magnitude =
+          exponent == 0 ? mantissa / 512.0 : (1 + mantissa / 8.0) * std::pow(2.0, exponent - 7);
       EXPECT_FLOAT_EQ(reader.At(row, column),
                       static_cast<float>((bits & 128 ? -magnitude : magnitude) * scale));
     }

@@ -1,5 +1,6 @@
-// Every operation of the backend against a plain double-precision reference, in every instruction family
-// and both dtypes, over odd shapes. Inputs are bf16-exact, so that only the arithmetic differs.
+// Every operation of the backend against a plain double-precision reference, in every instruction
+// family and both dtypes, over odd shapes. Inputs are bf16-exact, so that only the arithmetic
+// differs.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -118,15 +119,23 @@ TEST_P(Conformance, RmsNorm) {
     Activations out(GetParam().dtype, columns);
     out.ReserveRows(rows);
     std::vector<float> out_f32(static_cast<size_t>(rows * columns));
-    backend_.RmsNorm({.x = x_flat.data(), .x_stride = columns, .rows = rows,
-                      .row_index = index.data(), .weight = w_flat.data(), .columns = columns,
-                      .eps = 1e-6f, .out = &out, .out_f32 = out_f32.data()});
+    backend_.RmsNorm({.x = x_flat.data(),
+                      .x_stride = columns,
+                      .rows = rows,
+                      .row_index = index.data(),
+                      .weight = w_flat.data(),
+                      .columns = columns,
+                      .eps = 1e-6f,
+                      .out = &out,
+                      .out_f32 = out_f32.data()});
     for (int r = 0; r < rows; ++r) {
       const auto& row = x[static_cast<size_t>(index[static_cast<size_t>(r)])];
       const double factor = 1 / std::sqrt(Dot(row, row) / static_cast<double>(columns) + 1e-6);
       for (int64_t c = 0; c < columns; ++c) {
-        const double expected = row[static_cast<size_t>(c)] * factor * weight[0][static_cast<size_t>(c)];
-        ASSERT_NEAR(out_f32[static_cast<size_t>(r * columns + c)], expected, 1e-5 * (1 + std::abs(expected)));
+        const double expected =
+            row[static_cast<size_t>(c)] * factor * weight[0][static_cast<size_t>(c)];
+        ASSERT_NEAR(out_f32[static_cast<size_t>(r * columns + c)], expected,
+                    1e-5 * (1 + std::abs(expected)));
         ASSERT_NEAR(Get(out, r, c), expected, OutputTolerance() * (1e-3 + std::abs(expected)));
       }
     }
@@ -157,8 +166,12 @@ TEST_P(Conformance, Linear) {
               static_cast<float>(before[static_cast<size_t>(r)][static_cast<size_t>(c)]);
         }
       }
-      backend_.Linear({.x = &a, .rows = shape.rows, .weight = packed.get(), .y = y.data(),
-                       .y_stride = stride, .accumulate = accumulate});
+      backend_.Linear({.x = &a,
+                       .rows = shape.rows,
+                       .weight = packed.get(),
+                       .y = y.data(),
+                       .y_stride = stride,
+                       .accumulate = accumulate});
       for (int r = 0; r < shape.rows; ++r) {
         const auto& row = x[static_cast<size_t>(r)];
         for (int64_t c = 0; c < stride; ++c) {
@@ -180,13 +193,15 @@ TEST_P(Conformance, Linear) {
 
 TEST_P(Conformance, HeadLinear) {
   const int rows = 19, heads = 3;
-  for (const auto& [in, out] : std::vector<std::pair<int64_t, int64_t>>{{16, 40}, {12, 33}, {144, 12}}) {
+  for (const auto& [in, out] :
+       std::vector<std::pair<int64_t, int64_t>>{{16, 40}, {12, 33}, {144, 12}}) {
     SCOPED_TRACE(absl::StrCat(in, " to ", out));
     const Matrix x = Random(rows, heads * in);
     std::vector<Matrix> w;
     std::vector<std::unique_ptr<PackedMatrix>> packed;
     for (int h = 0; h < heads; ++h) w.push_back(Random(out, in));
-    for (int h = 0; h < heads; ++h) packed.push_back(backend_.Pack(Source(w[static_cast<size_t>(h)])));
+    for (int h = 0; h < heads; ++h)
+      packed.push_back(backend_.Pack(Source(w[static_cast<size_t>(h)])));
     const Activations a = ToActivations(x, heads);
     Activations y(GetParam().dtype, heads * out);  // heads side by side, unpadded
     y.ReserveRows(rows);
@@ -223,14 +238,16 @@ TEST_P(Conformance, RopeWriteKv) {
     std::vector<double> out;
     for (int64_t i = 0; i < rope / 2; ++i) {
       const double a = angle[static_cast<size_t>(r)][static_cast<size_t>(i)];
-      const double even = x[static_cast<size_t>(first + 2 * i)], odd = x[static_cast<size_t>(first + 2 * i + 1)];
+      const double even = x[static_cast<size_t>(first + 2 * i)],
+                   odd = x[static_cast<size_t>(first + 2 * i + 1)];
       out.push_back(even * std::cos(a) - odd * std::sin(a));
       out.push_back(even * std::sin(a) + odd * std::cos(a));
     }
     return out;
   };
   const int64_t element = DTypeBytes(GetParam().dtype);
-  const int64_t block_bytes = 2 * block_tokens * row_dim * element;  // two layers; this is the first
+  const int64_t block_bytes =
+      2 * block_tokens * row_dim * element;  // two layers; this is the first
   std::vector<uint8_t> cache(static_cast<size_t>(3 * block_bytes));
   std::vector<int64_t> slots;
   for (int r = 0; r < rows; ++r) slots.push_back(60 + r * 7);
@@ -238,35 +255,49 @@ TEST_P(Conformance, RopeWriteKv) {
   q_nope.ReserveRows(rows);
   q_full.ReserveRows(rows);
   const std::vector<float> q_flat = Flat(q), kv_flat = Flat(kv), norm_flat = Flat(norm);
-  backend_.RopeWriteKv({.rows = rows, .q = q_flat.data(), .q_stride = heads * head,
-                        .kv = kv_flat.data(), .kv_stride = row_dim, .kv_norm = norm_flat.data(),
-                        .eps = 1e-6f, .cos = cos.data(), .sin = sin.data(), .heads = heads,
-                        .nope_dim = nope, .rope_dim = rope, .latent_dim = latent, .slots = slots,
+  backend_.RopeWriteKv({.rows = rows,
+                        .q = q_flat.data(),
+                        .q_stride = heads * head,
+                        .kv = kv_flat.data(),
+                        .kv_stride = row_dim,
+                        .kv_norm = norm_flat.data(),
+                        .eps = 1e-6f,
+                        .cos = cos.data(),
+                        .sin = sin.data(),
+                        .heads = heads,
+                        .nope_dim = nope,
+                        .rope_dim = rope,
+                        .latent_dim = latent,
+                        .slots = slots,
                         .kv_cache = {cache.data(), block_bytes, block_tokens, row_dim},
-                        .q_nope = &q_nope, .q_full = &q_full});
+                        .q_nope = &q_nope,
+                        .q_full = &q_full});
   for (int r = 0; r < rows; ++r) {
     const auto& q_row = q[static_cast<size_t>(r)];
     const auto& kv_row = kv[static_cast<size_t>(r)];
     for (int h = 0; h < heads; ++h) {
       const auto turned = rotated(r, q_row, h * head + nope);
       for (int64_t i = 0; i < nope; ++i) {
-        ASSERT_EQ(Get(q_nope, r, h * q_nope.part_stride() + i), q_row[static_cast<size_t>(h * head + i)]);
+        ASSERT_EQ(Get(q_nope, r, h * q_nope.part_stride() + i),
+                  q_row[static_cast<size_t>(h * head + i)]);
       }
       for (int64_t i = 0; i < rope; ++i) {
-        ASSERT_NEAR(Get(q_full, r, h * q_full.part_stride() + latent + i), turned[static_cast<size_t>(i)],
-                    OutputTolerance() * 4);
+        ASSERT_NEAR(Get(q_full, r, h * q_full.part_stride() + latent + i),
+                    turned[static_cast<size_t>(i)], OutputTolerance() * 4);
       }
     }
     const std::vector<double> c(kv_row.begin(), kv_row.begin() + latent);
     const double factor = 1 / std::sqrt(Dot(c, c) / static_cast<double>(latent) + 1e-6);
     const auto turned = rotated(r, kv_row, latent);
     const int64_t slot = slots[static_cast<size_t>(r)];
-    const uint8_t* row = cache.data() + slot / block_tokens * block_bytes + slot % block_tokens * row_dim * element;
+    const uint8_t* row =
+        cache.data() + slot / block_tokens * block_bytes + slot % block_tokens * row_dim * element;
     for (int64_t i = 0; i < row_dim; ++i) {
       const double got = bf16() ? Bf16ToFloat(reinterpret_cast<const Bf16*>(row)[i])
                                 : reinterpret_cast<const float*>(row)[i];
-      const double expected = i < latent ? c[static_cast<size_t>(i)] * factor * norm[0][static_cast<size_t>(i)]
-                                         : turned[static_cast<size_t>(i - latent)];
+      const double expected =
+          i < latent ? c[static_cast<size_t>(i)] * factor * norm[0][static_cast<size_t>(i)]
+                     : turned[static_cast<size_t>(i - latent)];
       ASSERT_NEAR(got, expected, OutputTolerance() * (0.01 + std::abs(expected)) + 1e-5);
     }
   }
@@ -279,9 +310,11 @@ TEST_P(Conformance, MlaAttention) {
     int start, count;
   };
   const int64_t block_tokens = 64;
-  for (const Shape& s : {Shape{4, 32, 8, 0, 1}, Shape{3, 144, 32, 5, 30}, Shape{4, 512, 64, 300, 1},
-                         Shape{4, 512, 64, 200, 120}, Shape{80, 64, 32, 255, 2}, Shape{1, 24, 4, 1000, 1}}) {
-    SCOPED_TRACE(absl::StrCat(s.heads, " heads, latent ", s.latent, ", ", s.count, " tokens from ", s.start));
+  for (const Shape& s :
+       {Shape{4, 32, 8, 0, 1}, Shape{3, 144, 32, 5, 30}, Shape{4, 512, 64, 300, 1},
+        Shape{4, 512, 64, 200, 120}, Shape{80, 64, 32, 255, 2}, Shape{1, 24, 4, 1000, 1}}) {
+    SCOPED_TRACE(absl::StrCat(s.heads, " heads, latent ", s.latent, ", ", s.count, " tokens from ",
+                              s.start));
     const int64_t row_dim = s.latent + s.rope;
     const int length = s.start + s.count;
     const double scale = 1 / std::sqrt(static_cast<double>(row_dim));
@@ -294,9 +327,11 @@ TEST_P(Conformance, MlaAttention) {
     const int64_t block_bytes = block_tokens * row_dim * element;
     std::vector<uint8_t> cache(static_cast<size_t>(num_blocks * block_bytes + 4096), 0xff);
     for (int t = 0; t < length; ++t) {
-      uint8_t* row = cache.data() + table[static_cast<size_t>(t / 64)].value * block_bytes + t % 64 * row_dim * element;
+      uint8_t* row = cache.data() + table[static_cast<size_t>(t / 64)].value * block_bytes +
+                     t % 64 * row_dim * element;
       for (int64_t i = 0; i < row_dim; ++i) {
-        const float value = static_cast<float>(keys[static_cast<size_t>(t)][static_cast<size_t>(i)]);
+        const float value =
+            static_cast<float>(keys[static_cast<size_t>(t)][static_cast<size_t>(i)]);
         if (bf16()) {
           reinterpret_cast<Bf16*>(row)[i] = FloatToBf16(value);
         } else {
@@ -308,22 +343,27 @@ TEST_P(Conformance, MlaAttention) {
     Activations out(GetParam().dtype, s.latent, s.heads);
     out.ReserveRows(s.count);
     const AttentionSequence sequence{0, s.count, s.start, table};
-    backend_.MlaAttention({.q = &queries, .heads = s.heads, .latent_dim = s.latent,
+    backend_.MlaAttention({.q = &queries,
+                           .heads = s.heads,
+                           .latent_dim = s.latent,
                            .scale = static_cast<float>(scale),
                            .kv_cache = {cache.data(), block_bytes, block_tokens, row_dim},
-                           .sequences = {&sequence, 1}, .out = &out});
+                           .sequences = {&sequence, 1},
+                           .out = &out});
     for (int t = 0; t < s.count; ++t) {
       for (int h = 0; h < s.heads; ++h) {
         const auto begin = q[static_cast<size_t>(t)].begin() + h * row_dim;
         const std::vector<double> query(begin, begin + row_dim);
         std::vector<double> p;
-        for (int k = 0; k <= s.start + t; ++k) p.push_back(Dot(query, keys[static_cast<size_t>(k)]) * scale);
+        for (int k = 0; k <= s.start + t; ++k)
+          p.push_back(Dot(query, keys[static_cast<size_t>(k)]) * scale);
         const double max = *std::max_element(p.begin(), p.end());
         double sum = 0;
         for (double& x : p) sum += x = std::exp(x - max);
         for (int64_t i = 0; i < s.latent; ++i) {
           double expected = 0;
-          for (size_t k = 0; k < p.size(); ++k) expected += p[k] / sum * keys[k][static_cast<size_t>(i)];
+          for (size_t k = 0; k < p.size(); ++k)
+            expected += p[k] / sum * keys[k][static_cast<size_t>(i)];
           ASSERT_NEAR(Get(out, t, h * out.part_stride() + i), expected, bf16() ? 0.012 : 2e-5)
               << "token " << t << ", head " << h << ", column " << i;
         }
@@ -332,13 +372,15 @@ TEST_P(Conformance, MlaAttention) {
   }
 }
 
-// Scores are logits' softmax or sigmoid; the choice itself is checked against gates written out here.
+// Scores are logits' softmax or sigmoid; the choice itself is checked against gates written out
+// here.
 TEST_P(Conformance, Gate) {
   for (GateKind kind : {GateKind::kSoftmaxGreedy, GateKind::kSoftmaxGroupLimited,
                         GateKind::kSigmoidGreedy, GateKind::kSigmoidNoAuxTc}) {
     SCOPED_TRACE(static_cast<int>(kind));
     const bool softmax = kind == GateKind::kSoftmaxGreedy || kind == GateKind::kSoftmaxGroupLimited;
-    const bool grouped = kind == GateKind::kSoftmaxGroupLimited || kind == GateKind::kSigmoidNoAuxTc;
+    const bool grouped =
+        kind == GateKind::kSoftmaxGroupLimited || kind == GateKind::kSigmoidNoAuxTc;
     ModelSpec spec;
     spec.gate = kind;
     spec.n_routed_experts = 24;
@@ -357,9 +399,13 @@ TEST_P(Conformance, Gate) {
     std::vector<int32_t> chosen(rows * 5);
     std::vector<float> weights(rows * 5);
     const std::vector<float> x_flat = Flat(x);
-    backend_.Gate({.x = x_flat.data(), .rows = rows, .weight = packed.get(),
-                   .bias = kind == GateKind::kSigmoidNoAuxTc ? bias.data() : nullptr, .spec = &spec,
-                   .experts = chosen.data(), .weights = weights.data()});
+    backend_.Gate({.x = x_flat.data(),
+                   .rows = rows,
+                   .weight = packed.get(),
+                   .bias = kind == GateKind::kSigmoidNoAuxTc ? bias.data() : nullptr,
+                   .spec = &spec,
+                   .experts = chosen.data(),
+                   .weights = weights.data()});
     for (int r = 0; r < rows; ++r) {
       std::vector<double> score, rank;
       for (const auto& row : w) score.push_back(Dot(x[static_cast<size_t>(r)], row));
@@ -415,8 +461,13 @@ TEST_P(Conformance, GateTiesGoToTheLowestId) {
   const std::vector<float> x(4, 1), bias(8, -2);
   int32_t chosen[3];
   float weights[3];
-  backend_.Gate({.x = x.data(), .rows = 1, .weight = packed.get(), .bias = bias.data(),
-                 .spec = &spec, .experts = chosen, .weights = weights});
+  backend_.Gate({.x = x.data(),
+                 .rows = 1,
+                 .weight = packed.get(),
+                 .bias = bias.data(),
+                 .spec = &spec,
+                 .experts = chosen,
+                 .weights = weights});
   for (int j = 0; j < 3; ++j) {
     EXPECT_EQ(chosen[j], j);
     EXPECT_NEAR(weights[j], 1.0 / 3, 1e-6);
@@ -429,9 +480,11 @@ TEST_P(Conformance, FeedForward) {
     int64_t hidden, routed, shared;  // intermediate sizes; 0: none
     int experts, top_k;
   };
-  for (const Shape& s : {Shape{1, 64, 24, 24, 8, 3}, Shape{1, 33, 0, 70, 0, 0}, Shape{37, 160, 72, 72, 8, 4},
-                         Shape{50, 40, 17, 0, 5, 2}, Shape{70, 96, 0, 160, 0, 0}}) {
-    SCOPED_TRACE(absl::StrCat(s.rows, " rows, hidden ", s.hidden, ", routed ", s.routed, ", shared ", s.shared));
+  for (const Shape& s :
+       {Shape{1, 64, 24, 24, 8, 3}, Shape{1, 33, 0, 70, 0, 0}, Shape{37, 160, 72, 72, 8, 4},
+        Shape{50, 40, 17, 0, 5, 2}, Shape{70, 96, 0, 160, 0, 0}}) {
+    SCOPED_TRACE(absl::StrCat(s.rows, " rows, hidden ", s.hidden, ", routed ", s.routed,
+                              ", shared ", s.shared));
     struct Network {
       Matrix gate, up, down;
     };
@@ -464,12 +517,18 @@ TEST_P(Conformance, FeedForward) {
     }
     const Activations a = ToActivations(x);
     std::vector<float> y = Flat(before);
-    backend_.FeedForward({.x = &a, .rows = s.rows, .experts = packed, .experts_per_token = s.top_k,
-                          .chosen = chosen.data(), .weights = weights.data(),
-                          .shared = s.shared > 0 ? &shared_packed : nullptr, .y = y.data()});
+    backend_.FeedForward({.x = &a,
+                          .rows = s.rows,
+                          .experts = packed,
+                          .experts_per_token = s.top_k,
+                          .chosen = chosen.data(),
+                          .weights = weights.data(),
+                          .shared = s.shared > 0 ? &shared_packed : nullptr,
+                          .y = y.data()});
     const auto apply = [&](const Network& n, const std::vector<double>& row) {
       std::vector<double> hidden, out;
-      for (size_t i = 0; i < n.gate.size(); ++i) hidden.push_back(Silu(Dot(n.gate[i], row)) * Dot(n.up[i], row));
+      for (size_t i = 0; i < n.gate.size(); ++i)
+        hidden.push_back(Silu(Dot(n.gate[i], row)) * Dot(n.up[i], row));
       for (const auto& weight : n.down) out.push_back(Dot(weight, hidden));
       return out;
     };

@@ -16,10 +16,10 @@ namespace {
 
 using nlohmann::json;
 
-constexpr float kLogitTolerance = 2e-4f;   // fp32 against the reference
-constexpr float kExcusableGap = 1e-3f;     // below it the second token is as good
+constexpr float kLogitTolerance = 2e-4f;  // fp32 against the reference
+constexpr float kExcusableGap = 1e-3f;    // below it the second token is as good
 constexpr double kMinCosineBf16 = 0.999;
-constexpr float kSafeGapBf16 = 2;          // greedy tokens of the trained model in bf16
+constexpr float kSafeGapBf16 = 2;  // greedy tokens of the trained model in bf16
 
 json ReadJson(const std::string& path) {
   std::ifstream file(path);
@@ -182,17 +182,16 @@ TEST_P(PromptGolden, Fp32CacheRows) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(All, PromptGolden,
-                         testing::ValuesIn(Cases({"dev-v2-lite", "dev-v3", "dev-v3-fp8",
-                                                  "deepseek-tiny"})),
-                         CaseName);
+INSTANTIATE_TEST_SUITE_P(
+    All, PromptGolden,
+    testing::ValuesIn(Cases({"dev-v2-lite", "dev-v3", "dev-v3-fp8", "deepseek-tiny"})), CaseName);
 
 // ---- bf16 ---------------------------------------------------------------------------------------
 
 class TinyBf16 : public testing::TestWithParam<Case> {};
 
-// Random models flip experts in bf16 near ties, which turns single positions (and what follows them);
-// most must be close, and none unrelated.
+// Random models flip experts in bf16 near ties, which turns single positions (and what follows
+// them); most must be close, and none unrelated.
 TEST_P(TinyBf16, MostPositionsPointTheSameWay) {
   const json golden = ReadJson(GoldenDir(GetParam().checkpoint) + "/golden.json");
   LoadedModel loaded =
@@ -210,10 +209,9 @@ TEST_P(TinyBf16, MostPositionsPointTheSameWay) {
   EXPECT_GE(close * 2, logits.size()) << close << " of " << logits.size();
 }
 
-INSTANTIATE_TEST_SUITE_P(All, TinyBf16,
-                         testing::ValuesIn(Cases({"tiny-v2lite", "tiny-v2", "tiny-v3",
-                                                  "tiny-v3-chat"})),
-                         CaseName);
+INSTANTIATE_TEST_SUITE_P(
+    All, TinyBf16, testing::ValuesIn(Cases({"tiny-v2lite", "tiny-v2", "tiny-v3", "tiny-v3-chat"})),
+    CaseName);
 
 class TrainedBf16 : public testing::TestWithParam<std::string> {};
 

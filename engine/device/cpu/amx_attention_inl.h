@@ -1,6 +1,6 @@
-// bf16 attention over one partition with AMX tiles. Scores come as K Q^T, so that the cache's rows are
-// tiles as they lie in memory and only the few queries are rearranged; values are interleaved by pairs of tokens
-// once per call and used by all rows.
+// bf16 attention over one partition with AMX tiles. Scores come as K Q^T, so that the cache's rows
+// are tiles as they lie in memory and only the few queries are rearranged; values are interleaved
+// by pairs of tokens once per call and used by all rows.
 #pragma once
 
 #include <cstdint>
@@ -144,8 +144,8 @@ inline void PackValues(const AttentionArgs& args, uint8_t* value_tiles) {
   const int64_t column_tiles = (args.latent_dim + 31) / 32 * 2;
   const int padded_tokens = (args.num_tokens + 31) / 32 * 32;
   // Words of two rows, taken in turns.
-  alignas(64) static constexpr uint16_t kLow[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,
-                                                    37, 6, 38, 7, 39, 8,  40, 9,  41, 10, 42,
+  alignas(64) static constexpr uint16_t kLow[32] = {0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,
+                                                    37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
                                                     11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
   const __m512i low = _mm512_load_si512(kLow);
   const __m512i high = _mm512_add_epi16(low, _mm512_set1_epi16(16));
@@ -153,12 +153,12 @@ inline void PackValues(const AttentionArgs& args, uint8_t* value_tiles) {
     // Tokens beyond the last have probability zero, and zero times a foreign NaN would be NaN.
     const bool first = token < args.num_tokens, second = token + 1 < args.num_tokens;
     const uint16_t* row = CacheRow<uint16_t>(args, first ? token : 0);
-    uint8_t* tile = value_tiles + token / 32 * column_tiles * kTileBytes +
-                    token % 32 / 2 * kTileRowBytes;
+    uint8_t* tile =
+        value_tiles + token / 32 * column_tiles * kTileBytes + token % 32 / 2 * kTileRowBytes;
     for (int64_t column = 0; column < column_tiles; column += 2, tile += 2 * kTileBytes) {
       const __m512i a = first ? _mm512_loadu_si512(row + column * 16) : _mm512_setzero_si512();
-      const __m512i b = second ? _mm512_loadu_si512(row + args.row_stride + column * 16)
-                               : _mm512_setzero_si512();
+      const __m512i b =
+          second ? _mm512_loadu_si512(row + args.row_stride + column * 16) : _mm512_setzero_si512();
       _mm512_store_si512(tile, _mm512_permutex2var_epi16(a, low, b));
       _mm512_store_si512(tile + kTileBytes, _mm512_permutex2var_epi16(a, high, b));
     }

@@ -1,6 +1,6 @@
-// bf16 matrix products with AMX tiles over the panels of GemmArgs: a tile of B is 32 inner steps of one
-// panel, contiguous. One and the same instruction sums every row count; a single row uses 1/16 of it, which
-// costs nothing while the weights stream from memory.
+// bf16 matrix products with AMX tiles over the panels of GemmArgs: a tile of B is 32 inner steps of
+// one panel, contiguous. One and the same instruction sums every row count; a single row uses 1/16
+// of it, which costs nothing while the weights stream from memory.
 #pragma once
 
 #include <cstdint>
@@ -32,13 +32,15 @@ struct AmxOperands {
         a_stride(args.a_stride * 2),
         panel_bytes(args.k * kPanelColumns * 2),
         steps(args.k / kTileDepth) {}
-  const uint8_t* A(int row, int64_t step) const { return a + row * a_stride + step * kTileRowBytes; }
+  const uint8_t* A(int row, int64_t step) const {
+    return a + row * a_stride + step * kTileRowBytes;
+  }
   const uint8_t* B(int64_t panel, int64_t step) const {
     return b + panel * panel_bytes + step * kTileBytes;
   }
   const uint8_t* a;
   const uint8_t* b;
-  int64_t a_stride;     // bytes
+  int64_t a_stride;  // bytes
   int64_t panel_bytes;
   int64_t steps;
 };
@@ -114,7 +116,9 @@ void GemmAmx(const GemmArgs& args) {
   const int64_t panels = (args.columns + kPanelColumns - 1) / kPanelColumns;
   int64_t panel = 0;
   // Two panels by pairs of row tiles while there are more than 16 rows; what is left in fours.
-  const int paired_rows = args.rows <= 16 ? 0 : args.rows % 32 > 16 ? args.rows : args.rows / 32 * 32;
+  const int paired_rows = args.rows <= 16       ? 0
+                          : args.rows % 32 > 16 ? args.rows
+                                                : args.rows / 32 * 32;
   for (; panel + 2 <= panels && paired_rows > 0; panel += 2) {
     for (int row = 0; row < paired_rows; row += 32) AmxTile2x2(args, op, row, panel);
   }

@@ -10,7 +10,8 @@
 namespace sluice::cpu {
 namespace {
 
-// How a family reads 32 consecutive elements of a cache row or query for dot products, and 16 for sums.
+// How a family reads 32 consecutive elements of a cache row or query for dot products, and 16 for
+// sums.
 template <class V>
 struct F32Cache {
   using Element = float;
@@ -101,7 +102,8 @@ inline void MaskedSoftmax(const AttentionArgs& args, float* scores) {
       args.max[r] = MaxRow<V>(row, visible);
       args.sum[r] = ExpRow<V>(row, visible, args.max[r], /*padded=*/true);
     }
-    for (int t = (visible + 15) / 16 * 16; t < kPartitionTokens; t += 16) V::Store(row + t, V::Zero());
+    for (int t = (visible + 15) / 16 * 16; t < kPartitionTokens; t += 16)
+      V::Store(row + t, V::Zero());
   }
 }
 

@@ -27,7 +27,8 @@ int64_t Align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 Scratch CutScratch(Buffer& buffer, int64_t kernel_bytes, int64_t out_stride, int64_t padded_bytes) {
   const int64_t kernel = Align64(kernel_bytes);
-  const int64_t rows = Align64(kMaxAttentionRows * out_stride * static_cast<int64_t>(sizeof(float)));
+  const int64_t rows =
+      Align64(kMaxAttentionRows * out_stride * static_cast<int64_t>(sizeof(float)));
   const int64_t scalars = Align64(2 * kMaxAttentionRows * static_cast<int64_t>(sizeof(float)));
   buffer.Reserve(static_cast<size_t>(kernel + 2 * rows + 3 * scalars + padded_bytes));
   uint8_t* p = buffer.as<uint8_t>();
@@ -68,10 +69,9 @@ void CpuBackend::AttendPartition(const MlaAttentionParams& params, const Attenti
   const int64_t q_stride = params.q->part_stride();
   const bool pad = cache.row_dim != q_stride;
   const int64_t out_stride = params.out->part_stride();
-  const Scratch scratch =
-      CutScratch(worker_scratch_[static_cast<size_t>(worker)],
-                 kernels_.attention_scratch_bytes(q_stride, params.latent_dim), out_stride,
-                 pad ? kPartitionTokens * q_stride * element : 0);
+  const Scratch scratch = CutScratch(worker_scratch_[static_cast<size_t>(worker)],
+                                     kernels_.attention_scratch_bytes(q_stride, params.latent_dim),
+                                     out_stride, pad ? kPartitionTokens * q_stride * element : 0);
 
   AttentionArgs args;
   const int64_t first_row = int64_t{sequence.first_row} * params.heads + group.first_row;
@@ -111,10 +111,9 @@ void CpuBackend::AttendPartition(const MlaAttentionParams& params, const Attenti
     const int64_t row_bytes = cache.row_dim * element;
     for (int t = 0; t < args.num_tokens; ++t) {
       uint8_t* row = scratch.padded + t * q_stride * element;
-      std::memcpy(row,
-                  static_cast<const uint8_t*>(bases[t / block_tokens]) +
-                      t % block_tokens * row_bytes,
-                  static_cast<size_t>(row_bytes));
+      std::memcpy(
+          row, static_cast<const uint8_t*>(bases[t / block_tokens]) + t % block_tokens * row_bytes,
+          static_cast<size_t>(row_bytes));
       std::memset(row + row_bytes, 0, static_cast<size_t>(q_stride * element - row_bytes));
     }
     args.row_base = &padded_base;
@@ -165,7 +164,8 @@ void CpuBackend::AttendGroup(const MlaAttentionParams& params, const AttentionGr
   }
 }
 
-// Few groups and long contexts (decode): partitions in parallel, merged afterwards in the same order.
+// Few groups and long contexts (decode): partitions in parallel, merged afterwards in the same
+// order.
 void CpuBackend::AttendSplit(const MlaAttentionParams& params) {
   const int64_t stride = params.out->part_stride();
   split_offsets_.clear();
@@ -182,9 +182,9 @@ void CpuBackend::AttendSplit(const MlaAttentionParams& params) {
                    base + kMaxAttentionRows * (stride + 1)};
   };
   pool_.ParallelFor(total, [&](int task, int worker) {
-    const size_t g = static_cast<size_t>(
-        std::upper_bound(split_offsets_.begin(), split_offsets_.end(), task) -
-        split_offsets_.begin() - 1);
+    const size_t g =
+        static_cast<size_t>(std::upper_bound(split_offsets_.begin(), split_offsets_.end(), task) -
+                            split_offsets_.begin() - 1);
     AttendPartition(params, attention_groups_[g], task - split_offsets_[g], worker, partial(task));
   });
   for (size_t g = 0; g < attention_groups_.size(); ++g) {

@@ -51,8 +51,8 @@ std::string CpuBackend::kernel_family() const {
 }
 
 void CpuBackend::ForRows(int rows, int grain, absl::FunctionRef<void(int, int)> fn) {
-  const int tasks = static_cast<int>(
-      std::min<int64_t>(CeilDiv(rows, grain), int64_t{4} * pool_.num_threads()));
+  const int tasks =
+      static_cast<int>(std::min<int64_t>(CeilDiv(rows, grain), int64_t{4} * pool_.num_threads()));
   pool_.ParallelFor(tasks, [&](int task, int) {
     fn(static_cast<int>(int64_t{rows} * task / tasks),
        static_cast<int>(int64_t{rows} * (task + 1) / tasks));
@@ -70,18 +70,18 @@ void CpuBackend::Gemm(const GemmArgs& args, DType dtype) const {
 // ---- Packing ------------------------------------------------------------------------------------
 
 std::unique_ptr<PackedMatrix> CpuBackend::Pack(const MatrixSource& source) {
-  return CpuMatrix::Pack(source,
-                         dtype_ == DType::kBF16 ? CpuMatrix::Layout::kPanelsBf16
-                                                : CpuMatrix::Layout::kPanelsF32,
-                         pool_);
+  return CpuMatrix::Pack(
+      source,
+      dtype_ == DType::kBF16 ? CpuMatrix::Layout::kPanelsBf16 : CpuMatrix::Layout::kPanelsF32,
+      pool_);
 }
 
 std::unique_ptr<PackedMatrix> CpuBackend::PackGateUp(const MatrixSource& gate,
                                                      const MatrixSource& up) {
-  return CpuMatrix::PackInterleaved(gate, up,
-                                    dtype_ == DType::kBF16 ? CpuMatrix::Layout::kPanelsBf16
-                                                           : CpuMatrix::Layout::kPanelsF32,
-                                    pool_);
+  return CpuMatrix::PackInterleaved(
+      gate, up,
+      dtype_ == DType::kBF16 ? CpuMatrix::Layout::kPanelsBf16 : CpuMatrix::Layout::kPanelsF32,
+      pool_);
 }
 
 std::unique_ptr<PackedMatrix> CpuBackend::PackF32(const MatrixSource& source) {
@@ -89,10 +89,9 @@ std::unique_ptr<PackedMatrix> CpuBackend::PackF32(const MatrixSource& source) {
 }
 
 std::unique_ptr<PackedMatrix> CpuBackend::PackTable(const MatrixSource& source) {
-  return CpuMatrix::Pack(source,
-                         dtype_ == DType::kBF16 ? CpuMatrix::Layout::kRowsBf16
-                                                : CpuMatrix::Layout::kRowsF32,
-                         pool_);
+  return CpuMatrix::Pack(
+      source, dtype_ == DType::kBF16 ? CpuMatrix::Layout::kRowsBf16 : CpuMatrix::Layout::kRowsF32,
+      pool_);
 }
 
 // ---- Rows ---------------------------------------------------------------------------------------
@@ -186,8 +185,7 @@ void CpuBackend::RopeWriteKv(const RopeWriteKvParams& params) {
 
 void CpuBackend::Linear(const LinearParams& params) {
   const CpuMatrix& weight = AsCpu(params.weight);
-  const DType dtype =
-      weight.layout() == CpuMatrix::Layout::kPanelsF32 ? DType::kF32 : DType::kBF16;
+  const DType dtype = weight.layout() == CpuMatrix::Layout::kPanelsF32 ? DType::kF32 : DType::kBF16;
   SLUICE_CHECK(dtype == params.x->dtype() && params.x->stride() >= weight.k());
   // Tasks are rectangles. Few rows: enough column chunks for all threads, in whole register tiles.
   constexpr int64_t kRowsPerTask = 256, kMinPanels = 4, kMaxPanels = 64;

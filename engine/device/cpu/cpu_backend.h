@@ -1,6 +1,6 @@
-// The CPU backend: complete, and the truth that other devices are compared with. Owns its threads and
-// scratch memory. Loops are cut into tasks for the pool; the cut decides who computes an element, never
-// how (see kernels.h).
+// The CPU backend: complete, and the truth that other devices are compared with. Owns its threads
+// and scratch memory. Loops are cut into tasks for the pool; the cut decides who computes an
+// element, never how (see kernels.h).
 #pragma once
 
 #include <map>
@@ -105,7 +105,7 @@ class CpuBackend final : public Backend {
   std::vector<int32_t> gathered_token_;  // [rows * experts_per_token] token of each gathered row
   std::vector<float> gathered_weight_;
   std::vector<int> expert_cursor_;
-  std::map<int64_t, Activations> gathered_x_;  // by columns
+  std::map<int64_t, Activations> gathered_x_;               // by columns
   std::map<std::pair<int64_t, bool>, Activations> hidden_;  // by (columns, shared)
   std::vector<FeedForwardTask> hidden_tasks_;
 };

@@ -1,8 +1,8 @@
-// FeedForward of the CPU backend: the chosen experts, grouped so that each expert's weights are read
-// once a step, and the shared experts (or the dense network) in the same two loops.
+// FeedForward of the CPU backend: the chosen experts, grouped so that each expert's weights are
+// read once a step, and the shared experts (or the dense network) in the same two loops.
 //
-// Loop 1 computes silu(gate) * up per expert; loop 2 the down projections. A task of loop 2 owns some columns of all
-// rows and walks the experts in ascending order, so each sum has one order.
+// Loop 1 computes silu(gate) * up per expert; loop 2 the down projections. A task of loop 2 owns
+// some columns of all rows and walks the experts in ascending order, so each sum has one order.
 #include <algorithm>
 #include <cstring>
 
@@ -56,22 +56,21 @@ void CpuBackend::GroupRowsByExpert(const FeedForwardParams& params) {
 }
 
 void CpuBackend::AddHiddenTasks(const FeedForwardParams& params, const FeedForwardWeights& weights,
-                                const void* x, int64_t x_stride, Activations& hidden,
-                                int first_row, int num_rows) {
+                                const void* x, int64_t x_stride, Activations& hidden, int first_row,
+                                int num_rows) {
   const int64_t pairs = AsCpu(weights.gate_up).num_panels() / 2;
   // A lone network must feed all threads; many experts do so by themselves.
-  const int64_t networks = static_cast<int64_t>(expert_rows_.size()) +
-                           (params.shared != nullptr ? 1 : 0);
+  const int64_t networks =
+      static_cast<int64_t>(expert_rows_.size()) + (params.shared != nullptr ? 1 : 0);
   const int64_t wanted = CeilDiv(int64_t{4} * pool_.num_threads(), networks);
-  const int64_t pairs_per_task =
-      CeilDiv(CeilDiv(pairs, wanted), kPairsPerPass) * kPairsPerPass;
+  const int64_t pairs_per_task = CeilDiv(CeilDiv(pairs, wanted), kPairsPerPass) * kPairsPerPass;
   for (int64_t first = 0; first < pairs; first += pairs_per_task) {
     FeedForwardTask task;
     task.weights = &weights;
     task.x = x;
     task.x_stride = x_stride;
-    task.hidden = static_cast<uint8_t*>(hidden.data()) +
-                  first_row * hidden.stride() * DTypeBytes(dtype_);
+    task.hidden =
+        static_cast<uint8_t*>(hidden.data()) + first_row * hidden.stride() * DTypeBytes(dtype_);
     task.hidden_stride = hidden.stride();
     task.num_rows = num_rows;
     task.first_pair = first;

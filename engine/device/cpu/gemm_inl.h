@@ -1,5 +1,5 @@
-// Matrix products over packed panels, for any vector type of vec_portable.h's contract. Every output
-// element is one accumulator that runs over k from 0 upwards, whatever the tile it sits in.
+// Matrix products over packed panels, for any vector type of vec_portable.h's contract. Every
+// output element is one accumulator that runs over k from 0 upwards, whatever the tile it sits in.
 #pragma once
 
 #include <cstdint>

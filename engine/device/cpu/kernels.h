@@ -1,7 +1,7 @@
-// The inner loops of the CPU backend as one table of functions per instruction family. A family is used
-// for all row counts of all operations, because batch invariance needs one arithmetic: each function
-// computes every output element by a fixed sequence of operations that depends only on that element's
-// own row, never on how many rows or columns the call has.
+// The inner loops of the CPU backend as one table of functions per instruction family. A family is
+// used for all row counts of all operations, because batch invariance needs one arithmetic: each
+// function computes every output element by a fixed sequence of operations that depends only on
+// that element's own row, never on how many rows or columns the call has.
 //
 // Plain data and pointers only: this header is compiled under every family's -m flags.
 #pragma once
@@ -29,9 +29,9 @@ struct GemmArgs {
   int rows = 0;
   const void* b = nullptr;  // first panel
   int64_t k = 0;            // inner dimension; of bf16 panels the padded one
-  int64_t columns = 0;      // valid output columns from the first panel on; panels = ceil(columns / 16)
-  void* c = nullptr;        // [.., c_stride], column 0 is the first panel's first
-  int64_t c_stride = 0;     // elements
+  int64_t columns = 0;  // valid output columns from the first panel on; panels = ceil(columns / 16)
+  void* c = nullptr;    // [.., c_stride], column 0 is the first panel's first
+  int64_t c_stride = 0;  // elements
   Epilogue epilogue = Epilogue::kStoreF32;
   // With kAddF32, both may be set: C[c_rows[r]] += row_scale[r] * sum[r].
   const int32_t* c_rows = nullptr;
@@ -40,32 +40,33 @@ struct GemmArgs {
 
 // ---- Attention: up to kMaxAttentionRows queries over one partition of the cache ----------------
 //
-// The softmax runs partition by partition of kPartitionTokens positions: exactly within one, then merged
-// with what came before, in ascending order. So a query's arithmetic depends on its own position only.
+// The softmax runs partition by partition of kPartitionTokens positions: exactly within one, then
+// merged with what came before, in ascending order. So a query's arithmetic depends on its own
+// position only.
 constexpr int kPartitionTokens = 256;
 constexpr int kMaxAttentionRows = 64;
 
 struct AttentionArgs {
-  const void* q = nullptr;   // [rows, q_stride] in the compute dtype: latent part, then rope part
-  int64_t q_stride = 0;      // elements, a multiple of 32; padding is zero
-  int rows = 0;              // <= kMaxAttentionRows
+  const void* q = nullptr;  // [rows, q_stride] in the compute dtype: latent part, then rope part
+  int64_t q_stride = 0;     // elements, a multiple of 32; padding is zero
+  int rows = 0;             // <= kMaxAttentionRows
   const int32_t* last = nullptr;  // [rows] last position each row may see
-  // Rows of the cache: token t of the partition is row_base[t / block_tokens] + (t % block_tokens) *
-  // row_stride, in elements of the compute dtype.
+  // Rows of the cache: token t of the partition is row_base[t / block_tokens] + (t % block_tokens)
+  // * row_stride, in elements of the compute dtype.
   const void* const* row_base = nullptr;
   int block_tokens = 0;
-  int64_t row_stride = 0;    // elements; rows are readable up to q_stride elements
-  int64_t latent_dim = 0;    // the first latent_dim columns are also the values
-  int first_token = 0;       // position of the partition's first token
-  int num_tokens = 0;        // of the partition, up to the last that any row sees
+  int64_t row_stride = 0;  // elements; rows are readable up to q_stride elements
+  int64_t latent_dim = 0;  // the first latent_dim columns are also the values
+  int first_token = 0;     // position of the partition's first token
+  int num_tokens = 0;      // of the partition, up to the last that any row sees
   float scale = 0;
   // Result, not normalised: out[r] = sum p_t v_t, sum[r] = sum p_t, max[r] = largest score.
   // A row that sees nothing here has sum 0.
-  float* out = nullptr;      // [rows, out_stride]
-  int64_t out_stride = 0;    // >= latent_dim rounded up to 32
-  float* max = nullptr;      // [rows]
-  float* sum = nullptr;      // [rows]
-  void* scratch = nullptr;   // attention_scratch_bytes, 64-byte aligned, of this thread
+  float* out = nullptr;     // [rows, out_stride]
+  int64_t out_stride = 0;   // >= latent_dim rounded up to 32
+  float* max = nullptr;     // [rows]
+  float* sum = nullptr;     // [rows]
+  void* scratch = nullptr;  // attention_scratch_bytes, 64-byte aligned, of this thread
 };
 
 struct Kernels {

@@ -1,5 +1,5 @@
-// The amx family: bf16 products and attention by AMX tiles, everything else as avx512. Compiled with that
-// family's flags.
+// The amx family: bf16 products and attention by AMX tiles, everything else as avx512. Compiled
+// with that family's flags.
 #include "engine/device/cpu/amx_attention_inl.h"
 #include "engine/device/cpu/amx_gemm_inl.h"
 #include "engine/device/cpu/table_inl.h"

@@ -34,8 +34,8 @@ CpuMatrix::CpuMatrix(Layout layout, int64_t rows, int64_t columns, int64_t num_p
       row_bytes_ = columns * static_cast<int64_t>(sizeof(Bf16));
       break;
   }
-  data_.Reserve(static_cast<size_t>(panel_bytes_ > 0 ? panel_bytes_ * num_panels
-                                                     : row_bytes_ * rows));
+  data_.Reserve(
+      static_cast<size_t>(panel_bytes_ > 0 ? panel_bytes_ * num_panels : row_bytes_ * rows));
 }
 
 std::unique_ptr<CpuMatrix> CpuMatrix::Pack(const MatrixSource& source, Layout layout,
@@ -66,8 +66,7 @@ std::unique_ptr<CpuMatrix> CpuMatrix::PackInterleaved(const MatrixSource& gate,
   SLUICE_CHECK(gate.rows == up.rows && gate.columns == up.columns);
   SLUICE_CHECK(layout == Layout::kPanelsF32 || layout == Layout::kPanelsBf16);
   const int64_t half = PanelCount(gate.rows);
-  std::unique_ptr<CpuMatrix> matrix(
-      new CpuMatrix(layout, 2 * gate.rows, gate.columns, 2 * half));
+  std::unique_ptr<CpuMatrix> matrix(new CpuMatrix(layout, 2 * gate.rows, gate.columns, 2 * half));
   pool.ParallelFor(static_cast<int>(half), [&](int panel, int) {
     matrix->FillPanel(gate, panel, 2 * panel);
     matrix->FillPanel(up, panel, 2 * panel + 1);

@@ -19,8 +19,9 @@ class CpuMatrix final : public PackedMatrix {
   static std::unique_ptr<CpuMatrix> Pack(const MatrixSource& source, Layout layout,
                                          ThreadPool& pool);
   // Panels of gate and up take turns: panel 2i is gate's i-th, panel 2i+1 is up's.
-  static std::unique_ptr<CpuMatrix> PackInterleaved(const MatrixSource& gate, const MatrixSource& up,
-                                                    Layout layout, ThreadPool& pool);
+  static std::unique_ptr<CpuMatrix> PackInterleaved(const MatrixSource& gate,
+                                                    const MatrixSource& up, Layout layout,
+                                                    ThreadPool& pool);
 
   int64_t rows() const override { return rows_; }
   int64_t columns() const override { return columns_; }
@@ -30,9 +31,7 @@ class CpuMatrix final : public PackedMatrix {
   // Inner dimension as the kernels see it.
   int64_t k() const { return k_; }
   int64_t num_panels() const { return num_panels_; }
-  const uint8_t* panel(int64_t index) const {
-    return data_.as<uint8_t>() + index * panel_bytes_;
-  }
+  const uint8_t* panel(int64_t index) const { return data_.as<uint8_t>() + index * panel_bytes_; }
   const uint8_t* row(int64_t index) const { return data_.as<uint8_t>() + index * row_bytes_; }
 
  private:

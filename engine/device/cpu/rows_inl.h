@@ -7,7 +7,8 @@
 namespace sluice::cpu {
 namespace {
 
-// e^x to about 2 ulp for x in [-87.3, 88]; 0 below. Cody-Waite reduction and a polynomial of degree 6.
+// e^x to about 2 ulp for x in [-87.3, 88]; 0 below. Cody-Waite reduction and a polynomial of
+// degree 6.
 template <class V>
 inline typename V::F Exp(typename V::F x) {
   using F = typename V::F;

@@ -22,8 +22,8 @@ struct Avx2 {
     _mm256_storeu_ps(p + 8, x.hi);
   }
   static F LoadFirst(const float* p, int n) {
-    return {_mm256_maskload_ps(p, Mask(n)), n > 8 ? _mm256_maskload_ps(p + 8, Mask(n - 8))
-                                                  : _mm256_setzero_ps()};
+    return {_mm256_maskload_ps(p, Mask(n)),
+            n > 8 ? _mm256_maskload_ps(p + 8, Mask(n - 8)) : _mm256_setzero_ps()};
   }
   static void StoreFirst(float* p, F x, int n) {
     _mm256_maskstore_ps(p, Mask(n), x.lo);
@@ -94,9 +94,7 @@ struct Avx2 {
     const __m256i both = _mm256_set1_epi32(pair);
     return {{Even(both), Even(both)}, {Odd(both), Odd(both)}};
   }
-  static F DotPairs(F acc, Pairs a, Pairs b) {
-    return Fma(a.odd, b.odd, Fma(a.even, b.even, acc));
-  }
+  static F DotPairs(F acc, Pairs a, Pairs b) { return Fma(a.odd, b.odd, Fma(a.even, b.even, acc)); }
 
   static constexpr int kRows = 4;
   static constexpr int kPanels = 1;
@@ -121,8 +119,7 @@ struct Avx2 {
     const __m256i lsb = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
     const __m256i rounded = _mm256_srli_epi32(
         _mm256_add_epi32(bits, _mm256_add_epi32(lsb, _mm256_set1_epi32(0x7fff))), 16);
-    const __m256i quiet =
-        _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
+    const __m256i quiet = _mm256_or_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(0x40));
     return _mm256_blendv_epi8(rounded, quiet,
                               _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
   }

@@ -1,5 +1,5 @@
-// Sixteen fp32 lanes in one AVX-512 register; bf16 products by VDPBF16PS. See vec_portable.h for the
-// contract. Included by the AVX-512 and AMX translation units only.
+// Sixteen fp32 lanes in one AVX-512 register; bf16 products by VDPBF16PS. See vec_portable.h for
+// the contract. Included by the AVX-512 and AMX translation units only.
 #pragma once
 
 #include <immintrin.h>
@@ -38,8 +38,9 @@ struct Avx512 {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, limit, _CMP_GE_OQ), value);
   }
   static float SumLanes(F x) {
-    const __m256 half = _mm256_add_ps(_mm512_castps512_ps256(x),
-                                      _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)));
+    const __m256 half =
+        _mm256_add_ps(_mm512_castps512_ps256(x),
+                      _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)));
     __m128 quarter = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
     quarter = _mm_add_ps(quarter, _mm_movehl_ps(quarter, quarter));
     return _mm_cvtss_f32(_mm_add_ss(quarter, _mm_movehdup_ps(quarter)));

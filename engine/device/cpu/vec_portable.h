@@ -6,9 +6,10 @@
 //     family's own order and rounding;
 //  5. StoreBf16First rounds to nearest even.
 //
-// These headers are compiled with different -m flags in different files, so nothing in them may have
-// external linkage: an inline function emitted with AVX-512 could otherwise be picked by the linker
-// for a machine without it. For the same reason they use no function templates of the standard library.
+// These headers are compiled with different -m flags in different files, so nothing in them may
+// have external linkage: an inline function emitted with AVX-512 could otherwise be picked by the
+// linker for a machine without it. For the same reason they use no function templates of the
+// standard library.
 #pragma once
 
 #include <cstddef>
@@ -17,106 +18,116 @@
 namespace sluice::cpu {
 namespace {
 
+// Vector extensions of GCC and Clang: any processor, SSE2 or NEON where it is the baseline.
+typedef float Float4 __attribute__((vector_size(16)));
+typedef int32_t Int4 __attribute__((vector_size(16)));
+typedef uint32_t Uint4 __attribute__((vector_size(16)));
+
 struct Portable {
   struct F {
-    float lane[16];
+    Float4 v[4];  // lanes 0-3, 4-7, 8-11, 12-15
   };
 
   static F Zero() { return Set(0); }
   static F Set(float x) {
     F out;
-    for (float& lane : out.lane) lane = x;
+    for (Float4& v : out.v) v = Float4{x, x, x, x};
     return out;
   }
   static F Load(const float* p) {
     F out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = p[i];
+    __builtin_memcpy(&out, p, sizeof(out));
     return out;
   }
-  static void Store(float* p, F x) {
-    for (int i = 0; i < 16; ++i) p[i] = x.lane[i];
-  }
+  static void Store(float* p, F x) { __builtin_memcpy(p, &x, sizeof(x)); }
   static F LoadFirst(const float* p, int n) {
+    if (n >= 16) return Load(p);
     F out = Zero();
-    for (int i = 0; i < n && i < 16; ++i) out.lane[i] = p[i];
+    __builtin_memcpy(&out, p, static_cast<size_t>(n) * sizeof(float));
     return out;
   }
   static void StoreFirst(float* p, F x, int n) {
-    for (int i = 0; i < n && i < 16; ++i) p[i] = x.lane[i];
+    if (n >= 16) return Store(p, x);
+    __builtin_memcpy(p, &x, static_cast<size_t>(n) * sizeof(float));
   }
   static F KeepFirst(F x, int n) {
-    for (int i = 0; i < 16; ++i) x.lane[i] = i < n ? x.lane[i] : 0;
-    return x;
+    if (n >= 16) return x;
+    F out = Zero();
+    __builtin_memcpy(&out, &x, static_cast<size_t>(n) * sizeof(float));
+    return out;
   }
 
   static F Add(F a, F b) {
-    for (int i = 0; i < 16; ++i) a.lane[i] += b.lane[i];
+    for (int i = 0; i < 4; ++i) a.v[i] += b.v[i];
     return a;
   }
   static F Sub(F a, F b) {
-    for (int i = 0; i < 16; ++i) a.lane[i] -= b.lane[i];
+    for (int i = 0; i < 4; ++i) a.v[i] -= b.v[i];
     return a;
   }
   static F Mul(F a, F b) {
-    for (int i = 0; i < 16; ++i) a.lane[i] *= b.lane[i];
+    for (int i = 0; i < 4; ++i) a.v[i] *= b.v[i];
     return a;
   }
   static F Div(F a, F b) {
-    for (int i = 0; i < 16; ++i) a.lane[i] /= b.lane[i];
+    for (int i = 0; i < 4; ++i) a.v[i] /= b.v[i];
     return a;
   }
   static F Max(F a, F b) {
-    for (int i = 0; i < 16; ++i) a.lane[i] = a.lane[i] > b.lane[i] ? a.lane[i] : b.lane[i];
+    for (int i = 0; i < 4; ++i) a.v[i] = a.v[i] > b.v[i] ? a.v[i] : b.v[i];
     return a;
   }
   static F Min(F a, F b) {
-    for (int i = 0; i < 16; ++i) a.lane[i] = a.lane[i] < b.lane[i] ? a.lane[i] : b.lane[i];
+    for (int i = 0; i < 4; ++i) a.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i];
     return a;
   }
   static F Fma(F a, F b, F c) { return Add(Mul(a, b), c); }
   // Nearest even for |x| < 2^22.
   static F Round(F x) {
-    constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23
-    for (int i = 0; i < 16; ++i) {
-      const float shifted = x.lane[i] + kMagic;
-      x.lane[i] = shifted - kMagic;
-    }
-    return x;
+    const F magic = Set(12582912.0f);  // 1.5 * 2^23
+    return Sub(Add(x, magic), magic);
   }
   // 2^n for integral n in [-126, 127].
   static F Pow2(F n) {
     F out;
-    for (int i = 0; i < 16; ++i) {
-      const uint32_t bits = static_cast<uint32_t>(static_cast<int32_t>(n.lane[i]) + 127) << 23;
-      __builtin_memcpy(&out.lane[i], &bits, sizeof(bits));
+    for (int i = 0; i < 4; ++i) {
+      out.v[i] = (Float4)((__builtin_convertvector(n.v[i], Int4) + 127) << 23);
     }
     return out;
   }
   static F ZeroIfBelow(F value, F x, F limit) {
-    for (int i = 0; i < 16; ++i) value.lane[i] = x.lane[i] >= limit.lane[i] ? value.lane[i] : 0;
+    for (int i = 0; i < 4; ++i) {
+      value.v[i] = (Float4)((Int4)value.v[i] & (Int4)(x.v[i] >= limit.v[i]));
+    }
     return value;
   }
   static float SumLanes(F x) {
-    for (int width = 8; width > 0; width /= 2) {
-      for (int i = 0; i < width; ++i) x.lane[i] += x.lane[i + width];
-    }
-    return x.lane[0];
+    const Float4 sum = (x.v[0] + x.v[2]) + (x.v[1] + x.v[3]);
+    return (sum[0] + sum[2]) + (sum[1] + sum[3]);
   }
   static float MaxLanes(F x) {
-    float out = x.lane[0];
-    for (float lane : x.lane) out = lane > out ? lane : out;
+    const F half = Max(x, {{x.v[2], x.v[3], x.v[2], x.v[3]}});
+    float out = half.v[0][0];
+    for (int i = 1; i < 8; ++i) {
+      const float lane = half.v[i / 4][i % 4];
+      out = lane > out ? lane : out;
+    }
     return out;
   }
 
   static F LoadBf16(const uint16_t* p) {
     F out;
-    for (int i = 0; i < 16; ++i) out.lane[i] = Widen(p[i]);
+    for (int i = 0; i < 4; ++i) {
+      const Uint4 wide = {p[4 * i], p[4 * i + 1], p[4 * i + 2], p[4 * i + 3]};
+      out.v[i] = (Float4)(wide << 16);
+    }
     return out;
   }
   static void StoreBf16First(uint16_t* p, F x, int n) {
     for (int i = 0; i < n && i < 16; ++i) {
+      const float lane = x.v[i / 4][i % 4];
       uint32_t bits;
-      __builtin_memcpy(&bits, &x.lane[i], sizeof(bits));
+      __builtin_memcpy(&bits, &lane, sizeof(bits));
       const bool nan = (bits & 0x7fffffffu) > 0x7f800000u;
       p[i] = static_cast<uint16_t>(nan ? (bits >> 16) | 0x40u
                                        : (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
@@ -126,18 +137,19 @@ struct Portable {
   struct Pairs {
     F even, odd;
   };
+  // Little-endian: the even element of a pair is the low half of its word.
   static Pairs LoadPairs(const uint16_t* p) {
+    Uint4 words[4];
+    __builtin_memcpy(words, p, sizeof(words));
     Pairs out;
-    for (int i = 0; i < 16; ++i) {
-      out.even.lane[i] = Widen(p[2 * i]);
-      out.odd.lane[i] = Widen(p[2 * i + 1]);
+    for (int i = 0; i < 4; ++i) {
+      out.even.v[i] = (Float4)(words[i] << 16);
+      out.odd.v[i] = (Float4)(words[i] & 0xffff0000u);
     }
     return out;
   }
   static Pairs BroadcastPair(const uint16_t* p) { return {Set(Widen(p[0])), Set(Widen(p[1]))}; }
-  static F DotPairs(F acc, Pairs a, Pairs b) {
-    return Fma(a.odd, b.odd, Fma(a.even, b.even, acc));
-  }
+  static F DotPairs(F acc, Pairs a, Pairs b) { return Fma(a.odd, b.odd, Fma(a.even, b.even, acc)); }
 
   static constexpr int kRows = 2;
   static constexpr int kPanels = 1;
