@@ -14,7 +14,10 @@ void AddUp(CLI::App* app, int* exit_code);
 void AddDown(CLI::App* app, int* exit_code);
 void AddChat(CLI::App* app, int* exit_code);
 void AddStatus(CLI::App* app, int* exit_code);
+void AddBench(CLI::App* app, int* exit_code);
 void AddInspect(CLI::App* app, int* exit_code);
+void AddGenerate(CLI::App* app, int* exit_code);
+void AddLogits(CLI::App* app, int* exit_code);
 
 // Prints "sluice: message" on stderr; the exit code for it.
 int Fail(const absl::Status& status);

@@ -1,6 +1,7 @@
 // sluice inspect: what a checkpoint is, and what it costs.
 #include <CLI/CLI.hpp>
 #include <iostream>
+#include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
@@ -9,6 +10,7 @@
 #include "absl/strings/str_format.h"
 #include "cli/commands.h"
 #include "common/status_macros.h"
+#include "engine/weights/checkpoint.h"
 #include "modelspec/kv_layout.h"
 #include "modelspec/model_spec.h"
 #include "tokenizer/chat_encoder.h"
@@ -19,6 +21,7 @@ namespace {
 
 constexpr char kExamples[] = R"(Examples:
   sluice inspect models/deepseek-tiny
+  sluice inspect models/deepseek-tiny --tensors
   sluice inspect /models/DeepSeek-V3 --json | jq .parameters
 config.json is enough: weights and tokenizer are described if they are there.)";
 
@@ -87,6 +90,31 @@ absl::StatusOr<Json> DescribeTokenizer(const std::string& model_dir) {
   return json;
 }
 
+// Null if the folder has no weights.
+absl::StatusOr<Json> DescribeWeights(const std::string& model_dir, bool list_tensors) {
+  const absl::StatusOr<std::unique_ptr<Checkpoint>> checkpoint = Checkpoint::Open(model_dir);
+  if (absl::IsNotFound(checkpoint.status())) return Json(nullptr);
+  SLUICE_RETURN_IF_ERROR(checkpoint.status());
+  int64_t num_bytes = 0;
+  std::map<std::string, int64_t> tensors_of_dtype;
+  Json list = Json::array();
+  for (const TensorView& tensor : (*checkpoint)->List()) {
+    const TensorInfo& info = *tensor.info;
+    num_bytes += static_cast<int64_t>(info.end - info.begin);
+    ++tensors_of_dtype[TensorDTypeName(info.dtype)];
+    if (!list_tensors) continue;
+    list.push_back({{"name", info.name},
+                    {"dtype", TensorDTypeName(info.dtype)},
+                    {"shape", info.shape},
+                    {"bytes", info.end - info.begin}});
+  }
+  Json json = {{"files", (*checkpoint)->files().size()},
+               {"bytes", num_bytes},
+               {"tensors_of_dtype", tensors_of_dtype}};
+  if (list_tensors) json["tensors"] = list;
+  return json;
+}
+
 // "671,026,419,200"
 std::string WithCommas(int64_t number) {
   std::string digits = absl::StrCat(number);
@@ -101,6 +129,14 @@ void PrintValue(const std::string& indent, const std::string& name, const Json& 
     for (const auto& [key, inner] : value.items()) PrintValue(indent + "  ", key, inner);
     return;
   }
+  if (value.is_array()) {
+    for (const Json& tensor : value) {
+      std::cout << indent
+                << absl::StrFormat("%-8s %-16s %s\n", tensor.at("dtype").get<std::string>(),
+                                   tensor.at("shape").dump(), tensor.at("name").get<std::string>());
+    }
+    return;
+  }
   std::string text = value.is_string()           ? value.get<std::string>()
                      : value.is_number_integer() ? WithCommas(value.get<int64_t>())
                                                  : absl::StrFormat("%.4g", value.get<double>());
@@ -108,10 +144,11 @@ void PrintValue(const std::string& indent, const std::string& name, const Json& 
                                text);
 }
 
-absl::Status Inspect(const std::string& model_dir, bool as_json) {
+absl::Status Inspect(const std::string& model_dir, bool list_tensors, bool as_json) {
   SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(model_dir));
   Json json = DescribeSpec(spec);
   SLUICE_ASSIGN_OR_RETURN(json["tokenizer"], DescribeTokenizer(model_dir));
+  SLUICE_ASSIGN_OR_RETURN(json["weights"], DescribeWeights(model_dir, list_tensors));
   if (as_json) {
     std::cout << json.dump(1) << "\n";
     return absl::OkStatus();
@@ -126,12 +163,14 @@ void AddInspect(CLI::App* app, int* exit_code) {
   CLI::App* const command =
       app->add_subcommand("inspect", "Dimensions, parameters and KV cost of a checkpoint");
   auto model_dir = std::make_shared<std::string>();
+  auto list_tensors = std::make_shared<bool>(false);
   auto as_json = std::make_shared<bool>(false);
   command->add_option("model", *model_dir, "Model folder")->required();
+  command->add_flag("--tensors", *list_tensors, "List every tensor");
   command->add_flag("--json", *as_json, "As one JSON object");
   command->footer(kExamples);
   command->callback([=] {
-    const absl::Status status = Inspect(*model_dir, *as_json);
+    const absl::Status status = Inspect(*model_dir, *list_tensors, *as_json);
     *exit_code = status.ok() ? 0 : Fail(status);
   });
 }

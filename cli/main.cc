@@ -18,7 +18,10 @@ int main(int argc, char** argv) {
   sluice::cli::AddDown(&app, &exit_code);
   sluice::cli::AddChat(&app, &exit_code);
   sluice::cli::AddStatus(&app, &exit_code);
+  sluice::cli::AddBench(&app, &exit_code);
   sluice::cli::AddInspect(&app, &exit_code);
+  sluice::cli::AddGenerate(&app, &exit_code);
+  sluice::cli::AddLogits(&app, &exit_code);
 
   try {
     app.parse(argc, argv);

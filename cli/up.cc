@@ -245,8 +245,10 @@ void AddUp(CLI::App* app, int* exit_code) {
   up->add_option("--ready-timeout", flags->ready_timeout_seconds, "Seconds to become ready")
       ->check(CLI::Range(1.0, 86400.0))
       ->capture_default_str();
-  up->add_option("--router-arg", flags->router_args, "A further flag of sluice-router; repeatable");
-  up->add_option("--worker-arg", flags->worker_args, "A further flag of every worker; repeatable");
+  up->add_option("--router-arg", flags->router_args, "A further flag of sluice-router; repeatable")
+      ->allow_extra_args(false);
+  up->add_option("--worker-arg", flags->worker_args, "A further flag of every worker; repeatable")
+      ->allow_extra_args(false);
   up->add_option("--bin-dir", flags->bin_dir, "Folder of the programs; the one this is in");
   up->add_option("--run-dir", flags->run_dir, "Folder for the lock and the port files")
       ->capture_default_str();

@@ -1,5 +1,5 @@
-// Engine::Create: from a model folder and options to an engine that can run, or to an error that says
-// which stage refused and why.
+// Engine::Create: from a model folder and options to an engine that can run, or to an error that
+// says which stage refused and why.
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -64,8 +64,7 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options) {
   // After the weights, so that the share of free memory is a share of what is left.
   const KvLayout layout = MakeKvLayout(spec, options.dtype);
   SLUICE_ASSIGN_OR_RETURN(const KvSizing sizing, SizeFromFreeMemory(options, spec, layout));
-  if (options.scheduler.max_model_len == 0 &&
-      sizing.max_model_len < spec.max_position_embeddings) {
+  if (options.scheduler.max_model_len == 0 && sizing.max_model_len < spec.max_position_embeddings) {
     SLUICE_LOG(Warning) << "max_model_len is lowered from the model's "
                         << spec.max_position_embeddings << " to " << sizing.max_model_len
                         << ", what " << sizing.num_blocks << " KV blocks hold";
@@ -76,8 +75,8 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options) {
   parts.scheduler.max_model_len = sizing.max_model_len;
   parts.sampleable_vocab_size = options.sampleable_vocab_size;
   parts.isa = IsaName(isa);
-  parts.fingerprint = MakeKvFingerprint(spec, layout, weights->model_digest,
-                                        weights->backend->kernel_family());
+  parts.fingerprint =
+      MakeKvFingerprint(spec, layout, weights->model_digest, weights->backend->kernel_family());
   SLUICE_ASSIGN_OR_RETURN(parts.kv_store, KvStore::Create(layout, sizing.num_blocks));
   parts.model = CreateDeepseekModel(std::move(weights), parts.kv_store.get());
   return parts;

@@ -4,7 +4,6 @@
 
 #include <atomic>
 #include <cstdio>
-#include <fstream>
 #include <iostream>
 #include <memory>
 
@@ -13,6 +12,7 @@
 #include "common/clock.h"
 #include "common/config.h"
 #include "common/log.h"
+#include "common/port_file.h"
 #include "common/random.h"
 #include "common/status_macros.h"
 #include "common/version.h"
@@ -51,18 +51,6 @@ class Phase {
   std::atomic<int> percent_{0};
   std::atomic<const Worker*> worker_{nullptr};
 };
-
-// Renamed into place, so that a reader never sees half of it.
-absl::Status WritePortFile(const std::string& path, int admin_port) {
-  const std::string temporary = absl::StrCat(path, ".", getpid());
-  std::ofstream file(temporary);
-  file << "admin: " << admin_port << "\n";
-  file.close();
-  if (!file || std::rename(temporary.c_str(), path.c_str()) != 0) {
-    return absl::UnavailableError(absl::StrCat("port_file: cannot write ", path));
-  }
-  return absl::OkStatus();
-}
 
 std::string HostName() {
   char name[256] = {};
@@ -151,7 +139,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
       std::move(options), std::move(engine), std::move(transfer), make_handler, &registry);
   phase.Serving(worker.get());
   if (!config.port_file.empty()) {
-    SLUICE_RETURN_IF_ERROR(WritePortFile(config.port_file, admin->port()));
+    SLUICE_RETURN_IF_ERROR(WritePortFile(config.port_file, {{"admin_port", admin->port()}}));
   }
 
   stop.WaitForNotification();

@@ -191,7 +191,8 @@ INSTANTIATE_TEST_SUITE_P(All, PromptGolden,
 
 class TinyBf16 : public testing::TestWithParam<Case> {};
 
-// Random models flip experts in bf16 near ties, which moves single positions a lot; most must be close.
+// Random models flip experts in bf16 near ties, which turns single positions (and what follows them);
+// most must be close, and none unrelated.
 TEST_P(TinyBf16, MostPositionsPointTheSameWay) {
   const json golden = ReadJson(GoldenDir(GetParam().checkpoint) + "/golden.json");
   LoadedModel loaded =
@@ -202,9 +203,11 @@ TEST_P(TinyBf16, MostPositionsPointTheSameWay) {
   const auto expected = golden["logits_per_position"].get<std::vector<std::vector<float>>>();
   size_t close = 0;
   for (size_t i = 0; i < logits.size(); ++i) {
-    close += Cosine(logits[i], expected[i]) > kMinCosineBf16 ? 1 : 0;
+    const double cosine = Cosine(logits[i], expected[i]);
+    close += cosine > kMinCosineBf16 ? 1 : 0;
+    EXPECT_GT(cosine, 0.5) << "position " << i;
   }
-  EXPECT_GE(close * 4, logits.size() * 3) << close << " of " << logits.size();
+  EXPECT_GE(close * 2, logits.size()) << close << " of " << logits.size();
 }
 
 INSTANTIATE_TEST_SUITE_P(All, TinyBf16,

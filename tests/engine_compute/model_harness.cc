@@ -78,8 +78,6 @@ std::vector<GreedyStep> Greedy(LoadedModel& loaded, TestSequence& sequence, int 
     *best = -1e30f;
     steps.push_back({token, top - *std::max_element(logits.begin(), logits.end())});
     sequence.tokens.push_back(token);
-    const auto& eos = loaded.spec.eos_token_ids;
-    if (std::find(eos.begin(), eos.end(), token) != eos.end()) break;
   }
   return steps;
 }

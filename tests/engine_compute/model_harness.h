@@ -43,7 +43,8 @@ struct GreedyStep {
   TokenId token;
   float gap;  // best logit minus second best
 };
-// Prefills what is not computed yet, then appends `count` greedy tokens (stopping at end of sequence).
+// Prefills what is not computed yet, then appends `count` greedy tokens; does not stop at the end of
+// sequence, as the references do not.
 std::vector<GreedyStep> Greedy(LoadedModel& loaded, TestSequence& sequence, int count);
 
 }  // namespace sluice

@@ -192,6 +192,7 @@ class PeerProcess {
     Kill();
     fclose(out_);
   }
+  void WaitUntilStopped() { waitpid(pid_, nullptr, WUNTRACED); }
   void Signal(int signal) { kill(pid_, signal); }
   void Kill() {
     if (pid_ <= 0) return;
@@ -329,20 +330,20 @@ TEST_P(UcxChannelTest, RefusesWhatIsNotItsOwn) {
 // though the sender is alive and knows nothing.
 TEST_P(UcxChannelTest, NothingIsWrittenAfterTheReceiveEnded) {
   int interrupted = 0;
-  for (int rounds_before : {0, 3, 20, 100}) {
+  std::vector<uint8_t> source(32 << 20, 0x55);
+  std::vector<uint8_t> destination(source.size());
+  for (size_t bytes_before : {0, 1, 1 << 20, 8 << 20}) {
+    std::fill(destination.begin(), destination.end(), 0);
     Node a(Options()), b(Options());
     PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
     PeerId to_a = *b.channel->Connect(a.channel->LocalAddress());
-    std::vector<uint8_t> source = Pattern(8 << 20, 3);
-    std::vector<uint8_t> destination(source.size());
     OperationId id(1);
     ASSERT_TRUE(a.channel->Send(to_b, "h", {absl::MakeConstSpan(source)}, id).ok());
     ASSERT_TRUE(b.WaitForMessages(1, &a));
     ASSERT_TRUE(b.channel->Receive(b.messages[0].payload, {absl::MakeSpan(destination)}, id).ok());
-    for (int i = 0; i < rounds_before; ++i) {
-      b.Poll();
-      a.Poll();
-    }
+    // The transports write in order, so this stops in the middle.
+    ASSERT_TRUE(b.WaitUntil(
+        [&] { return bytes_before == 0 || destination[bytes_before - 1] != 0; }, &a));
     b.channel->Disconnect(to_a);
     ASSERT_TRUE(b.WaitUntil([&] { return b.received.contains(id); }));
     interrupted += !b.received[id].ok();
@@ -352,7 +353,7 @@ TEST_P(UcxChannelTest, NothingIsWrittenAfterTheReceiveEnded) {
       a.Poll();
       b.Poll();
     }
-    EXPECT_TRUE(AllAre(destination, 0xee)) << rounds_before;
+    EXPECT_TRUE(AllAre(destination, 0xee)) << bytes_before;
     a.channel->Disconnect(to_b);
     EXPECT_TRUE(a.WaitUntil([&] { return a.sent.contains(id); }));
   }
@@ -483,7 +484,7 @@ TEST_P(UcxChannelTest, PendingReceiveEndsWhenThePeerIsStoppedOrKilled) {
     PeerId to_peer = *a.channel->Connect(peer.address());
     ASSERT_TRUE(a.channel->Send(to_peer, "send-stop 4000000", {}, OperationId(1)).ok());
     ASSERT_TRUE(a.WaitForMessages(1));
-    usleep(100000);  // the peer has stopped itself: its half of the rendezvous will not come
+    peer.WaitUntilStopped();  // its half of the rendezvous will not come
     std::vector<uint8_t> destination(4000000);
     ASSERT_TRUE(a.channel
                     ->Receive(a.messages[0].payload, {absl::MakeSpan(destination)}, OperationId(2))

@@ -211,9 +211,9 @@ TEST_F(RecoveryTest, NoWorkerLeftToRecoverOnIsUnavailable) {
   h_.Play(WorkerLeft{d2_, "gone"});
   h_.Play(WorkerLeft{d_, "gone"});
   EXPECT_FALSE(h_.HasEnded(id));
-  h_.AdvanceAlive(absl::Seconds(5));
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout - absl::Milliseconds(100));
   EXPECT_FALSE(h_.HasEnded(id));
-  h_.AdvanceAlive(absl::Seconds(6));
+  h_.AdvanceAlive(absl::Milliseconds(200));
   EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kUnavailable);
   EXPECT_EQ(h_.ends.at(id)[0].reject, RejectReason::kNoDecode);
 }
@@ -222,7 +222,7 @@ TEST_F(RecoveryTest, AWorkerThatComesBackInTimeTakesTheRequest) {
   const RequestId id = SubmitAndDecode(2);
   h_.Play(WorkerLeft{d2_, "gone"});
   h_.Play(WorkerLeft{d_, "gone"});
-  h_.AdvanceAlive(absl::Seconds(5));
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout / 2);
   const SessionId d3 = h_.Join("d3", WorkerRole::kDecode);
   h_.AdvanceAlive(absl::Seconds(1));
   const SendReserve reserve = h_.Take<SendReserve>().at(0);

@@ -43,7 +43,7 @@ struct CoreOptions {
   absl::Duration min_retry_pause = absl::Milliseconds(20);
   absl::Duration max_retry_pause = absl::Seconds(1);
   absl::Duration capacity_timeout = absl::Seconds(30);
-  absl::Duration no_worker_timeout = absl::Seconds(10);
+  absl::Duration no_worker_timeout = absl::Seconds(3);
   // A decode worker's tokens wait this long for the prefill worker's first one.
   absl::Duration first_token_gap_timeout = absl::Seconds(5);
   // And no more than this many of them.

@@ -44,6 +44,7 @@ class RouterCore {
   int num_running() const { return static_cast<int>(flows_.size() - queue_.size()); }
   // Requests in each RequestFlow::Phase.
   std::vector<int> CountPhases() const;
+  bool draining() const { return draining_; }
   const CoreCounters& counters() const { return counters_; }
   const Membership& membership() const { return membership_; }
 
