@@ -133,15 +133,15 @@ void TransferLoop::Apply(ReceiveSpec spec) {
 void TransferLoop::Observe(const TransferEvent& event) {
   if (const auto* sent = std::get_if<SendEnded>(&event)) {
     metrics_->TransferEnded(TransferDirection::kSend, TransportOfAll(), sent->status,
-                            sent->duration, sent->bytes);
+                            sent->duration);
   } else if (const auto* received = std::get_if<Received>(&event)) {
     const std::string transport = TransportOfAll();
     metrics_->TransferEnded(TransferDirection::kReceive, transport, absl::OkStatus(),
-                            received->duration, received->bytes);
+                            received->duration);
     metrics_->TransferExposed(transport, received->exposed);
   } else if (const auto* ended = std::get_if<ReceiveEnded>(&event); !ended->status.ok()) {
     metrics_->TransferEnded(TransferDirection::kReceive, TransportOfAll(), ended->status,
-                            absl::ZeroDuration(), 0);
+                            absl::ZeroDuration());
   }
 }
 
@@ -158,14 +158,27 @@ void TransferLoop::PublishStats(absl::Time now) {
   std::vector<PeerTransport> transports = agent_->Transports();
   for (const PeerTransport& peer : transports) {
     if (peer.transport.empty()) continue;
-    auto [entry, first_time] = logged_.try_emplace(peer.peer);
-    if (first_time || entry->second != peer.transport) {
-      entry->second = peer.transport;
+    auto [entry, first_time] = known_peers_.try_emplace(peer.peer);
+    KnownPeer& known = entry->second;
+    // A peer that went and came back counts from zero again.
+    if (peer.bytes_sent < known.bytes_sent || peer.bytes_received < known.bytes_received) {
+      known.bytes_sent = known.bytes_received = 0;
+    }
+    metrics_->TransferBytes(TransferDirection::kSend, peer.transport,
+                            peer.bytes_sent - known.bytes_sent);
+    metrics_->TransferBytes(TransferDirection::kReceive, peer.transport,
+                            peer.bytes_received - known.bytes_received);
+    known.bytes_sent = peer.bytes_sent;
+    known.bytes_received = peer.bytes_received;
+    if (first_time || known.transport != peer.transport) {
+      known.transport = peer.transport;
       SLUICE_LOG(Info) << "KV transfer with " << peer.peer << " runs over " << peer.transport
                        << (peer.lanes.empty() ? "" : " (") << peer.lanes
                        << (peer.lanes.empty() ? "" : ")");
     }
   }
+  // Peers come and go with every restart; what is forgotten here is only logged once more.
+  if (known_peers_.size() > 2 * transports.size() + 64) known_peers_.clear();
   board_->PublishTransports(std::move(transports));
 }
 

@@ -99,8 +99,13 @@ class TransferLoop final : public TransferPort {
   std::atomic<int> in_flight_{0};
 
   // Owned by thread_.
-  std::deque<Report> undelivered_;                        // at most a few per transfer
-  absl::flat_hash_map<std::string, std::string> logged_;  // peer -> transport
+  std::deque<Report> undelivered_;  // at most a few per transfer
+  struct KnownPeer {
+    std::string transport;
+    uint64_t bytes_sent = 0;
+    uint64_t bytes_received = 0;
+  };
+  absl::flat_hash_map<std::string, KnownPeer> known_peers_;
   absl::Time next_publish_ = absl::InfinitePast();
 
   std::thread thread_;

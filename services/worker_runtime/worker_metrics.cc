@@ -17,7 +17,7 @@ const char* DirectionLabel(TransferDirection direction) {
 constexpr char kTransfers[] = "sluice_kv_transfers_total";
 constexpr char kTransfersHelp[] = "KV transfers ended, by what UCX chose and how they ended.";
 constexpr char kTransferBytes[] = "sluice_kv_transfer_bytes_total";
-constexpr char kTransferBytesHelp[] = "Bytes of ended KV transfers.";
+constexpr char kTransferBytesHelp[] = "KV bytes moved, by what UCX chose.";
 constexpr char kTransferDuration[] = "sluice_kv_transfer_duration_seconds";
 constexpr char kTransferDurationHelp[] =
     "First offer to last block verified, successful transfers.";
@@ -192,12 +192,9 @@ void WorkerMetrics::Ignored(IgnoredReason reason) { ignored_.at(reason)->Increme
 void WorkerMetrics::RequestEnded(rpc::RequestEndReason reason) { ended_.at(reason)->Increment(); }
 
 void WorkerMetrics::TransferEnded(TransferDirection direction, const std::string& transport,
-                                  const absl::Status& status, absl::Duration duration,
-                                  uint64_t bytes) {
+                                  const absl::Status& status, absl::Duration duration) {
   const MetricLabels labels = {{"direction", DirectionLabel(direction)},
                                {"transport", TransportLabel(transport)}};
-  registry_->AddCounter(kTransferBytes, kTransferBytesHelp, labels)
-      ->Increment(static_cast<double>(bytes));
   if (status.ok()) {
     registry_->AddHistogram(kTransferDuration, kTransferDurationHelp, TransferBuckets(), labels)
         ->Observe(absl::ToDoubleSeconds(duration));
@@ -205,6 +202,16 @@ void WorkerMetrics::TransferEnded(TransferDirection direction, const std::string
   MetricLabels with_outcome = labels;
   with_outcome["outcome"] = OutcomeLabel(status);
   registry_->AddCounter(kTransfers, kTransfersHelp, with_outcome)->Increment();
+}
+
+void WorkerMetrics::TransferBytes(TransferDirection direction, const std::string& transport,
+                                  uint64_t bytes) {
+  if (bytes == 0) return;
+  registry_
+      ->AddCounter(
+          kTransferBytes, kTransferBytesHelp,
+          {{"direction", DirectionLabel(direction)}, {"transport", TransportLabel(transport)}})
+      ->Increment(static_cast<double>(bytes));
 }
 
 void WorkerMetrics::TransferExposed(const std::string& transport, absl::Duration exposed) {

@@ -43,7 +43,8 @@ class WorkerMetrics {
   void RequestEnded(rpc::RequestEndReason reason);
 
   void TransferEnded(TransferDirection direction, const std::string& transport,
-                     const absl::Status& status, absl::Duration duration, uint64_t bytes);
+                     const absl::Status& status, absl::Duration duration);
+  void TransferBytes(TransferDirection direction, const std::string& transport, uint64_t bytes);
   void TransferExposed(const std::string& transport, absl::Duration exposed);
   void TransfersInFlight(int sends, int receives);
   void TransferFaults(uint64_t refused, uint64_t bad_checksums, uint64_t resends);

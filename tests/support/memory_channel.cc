@@ -143,6 +143,7 @@ class MemoryChannel final : public KvChannel {
       transport.peer = address;
       transport.transport = "self";
       transport.bytes_sent = bytes_sent_;
+      transport.bytes_received = bytes_received_;
       transports.push_back(std::move(transport));
     }
     return transports;
@@ -179,7 +180,9 @@ class MemoryChannel final : public KvChannel {
   const std::string address_;
   std::map<PeerId, std::string> peers_;
   std::vector<ChannelEvent> events_;
+  // Of all peers; tests have one.
   uint64_t bytes_sent_ = 0;
+  uint64_t bytes_received_ = 0;
   bool woken_ = false;
 };
 
@@ -224,6 +227,8 @@ void MemoryHub::Finish(const HeldReceive& receive, bool sender_lives) {
     std::memcpy(span.data(), bytes.data() + offset, span.size());
     offset += span.size();
   }
+  const auto receiver = channels_.find(receive.announcement.to);
+  if (receiver != channels_.end()) receiver->second->bytes_received_ += bytes.size();
   Push(receive.announcement.to, std::move(done));
   Push(receive.announcement.from,
        MemoryChannel::SendDone(receive.announcement.send_operation, absl::OkStatus()));
