@@ -1,5 +1,6 @@
-// The admin port of every Sluice process: GET /livez /readyz /startupz /metrics, plain HTTP/1.1, one
-// thread, loopback unless told otherwise. Bounded: few connections, small headers, short deadlines.
+// The admin port of every Sluice process: GET /livez /readyz /startupz /metrics, plain HTTP/1.1,
+// one thread, loopback unless told otherwise. Bounded: 64 connections, 16 KiB of headers, 5 s for
+// each request, answer and idle pause.
 #pragma once
 
 #include <functional>
@@ -12,8 +13,8 @@
 namespace sluice {
 
 struct AdminOptions {
-  std::string host = "127.0.0.1";
-  int port = 0;  // 0: any free port
+  std::string host = "127.0.0.1";  // an IP address, or "localhost"
+  int port = 0;                    // 0: any free port
 };
 
 // Each probe answers 200 "ok" when it returns "" and 503 with the reason otherwise. Called on the

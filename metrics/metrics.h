@@ -1,8 +1,11 @@
 // Counters, gauges and histograms of one process, exported in Prometheus text form. The library
-// behind it (prometheus-cpp) stays in metrics.cc. Updating a metric is thread-safe and cheap.
+// that writes the text (prometheus-cpp) stays in metrics.cc. Everything here is thread-safe;
+// updating a metric is a few atomic operations and never waits. Values are in base units (seconds,
+// bytes).
 //
 // Each room owns one struct that creates its families from a Registry, with every label combination
-// pre-created so that counters exist at 0. Names: sluice_<room>_<what>_<unit>[_total]; docs/metrics.md lists them.
+// pre-created so that counters exist at 0. Names: sluice_<room>_<what>_<unit>[_total];
+// docs/metrics.md lists them.
 #pragma once
 
 #include <cstdint>
@@ -19,7 +22,7 @@ using MetricLabels = std::map<std::string, std::string>;
 class Counter {
  public:
   virtual ~Counter() = default;
-  virtual void Increment(double by = 1) = 0;
+  virtual void Increment(double by = 1) = 0;  // REQUIRES: by >= 0
   virtual double Value() const = 0;
 };
 class Gauge {
@@ -32,7 +35,7 @@ class Gauge {
 class Histogram {
  public:
   virtual ~Histogram() = default;
-  virtual void Observe(double value) = 0;
+  virtual void Observe(double value) = 0;  // NaN is ignored
 };
 
 // Bucket sets of docs/metrics.md.
@@ -50,15 +53,20 @@ class MetricsRegistry {
   explicit MetricsRegistry(MetricLabels constant_labels = {});
   ~MetricsRegistry();
 
-  // The returned objects live as long as the registry. Asking twice for the same name and labels gives
-  // the same object.
-  Counter* AddCounter(const std::string& name, const std::string& help, const MetricLabels& labels = {});
-  Gauge* AddGauge(const std::string& name, const std::string& help, const MetricLabels& labels = {});
+  // The returned objects live as long as the registry. Asking twice for the same name and labels
+  // gives the same object. A name that breaks the conventions (a counter without _total), or one
+  // name with two types, helps, bucket sets or sets of label names, is a bug and aborts.
+  Counter* AddCounter(const std::string& name, const std::string& help,
+                      const MetricLabels& labels = {});
+  Gauge* AddGauge(const std::string& name, const std::string& help,
+                  const MetricLabels& labels = {});
   Histogram* AddHistogram(const std::string& name, const std::string& help,
                           const std::vector<double>& buckets, const MetricLabels& labels = {});
-  // Drops a gauge's series (a worker that left).
+  // Drops a gauge's series (a worker that left). The object stays valid but is no longer exported,
+  // until AddGauge asks for it again.
   void RemoveGauge(const std::string& name, const MetricLabels& labels);
-  // Runs before each export, to refresh gauges that are read from elsewhere.
+  // Runs before each export, to refresh gauges that are read from elsewhere. Must be quick, must
+  // not export, and what it captures must outlive the registry.
   void OnCollect(std::function<void()> callback);
 
   std::string ExportText();
@@ -69,7 +77,7 @@ class MetricsRegistry {
 };
 
 // process_cpu_seconds_total, process_resident_memory_bytes, process_open_fds, process_max_fds,
-// process_start_time_seconds, process_threads, and sluice_build_info.
+// process_start_time_seconds, process_threads, and sluice_build_info{version}.
 void AddProcessMetrics(MetricsRegistry* registry, const std::string& version);
 
 }  // namespace sluice

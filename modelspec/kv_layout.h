@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "common/block_hash.h"
 #include "modelspec/model_spec.h"
 
 namespace sluice {
@@ -24,7 +25,7 @@ struct CacheGroup {
 };
 
 struct KvLayout {
-  int64_t block_tokens = 64;
+  int64_t block_tokens = kBlockTokens;
   DType dtype = DType::kBF16;
   std::vector<CacheGroup> groups;
 
@@ -35,7 +36,8 @@ struct KvLayout {
 KvLayout MakeKvLayout(const ModelSpec& spec, DType dtype);
 
 // What two workers must share for their KV to be exchangeable and their results identical: model
-// (config and a digest of the weights' headers), dtype, layout, instruction family, protocol version.
+// (config and a digest of the weights' headers), dtype, layout, instruction family, protocol
+// version.
 struct KvFingerprint {
   std::string digest;  // 32 bytes, SHA-256 of `text`
   std::string text;    // for people: says what differs

@@ -1,5 +1,5 @@
-// What a checkpoint's config.json says, checked, and nothing guessed: every dimension the engine uses
-// derives from here. Plain data, immutable after loading; any thread.
+// What a checkpoint's config.json says, checked, and nothing guessed: every dimension the engine
+// uses derives from here. Plain data, immutable after loading; any thread.
 //
 // Field names are the checkpoint's own. Supported: DeepseekV2ForCausalLM, DeepseekV3ForCausalLM.
 #pragma once
@@ -17,10 +17,10 @@ enum class Architecture { kDeepseekV2, kDeepseekV3 };
 
 // The four gates of the family (DeepSeek-V2 paper section 2.2, DeepSeek-V3 report section 2.1.2).
 enum class GateKind {
-  kSoftmaxGreedy,       // V2-Lite
-  kSoftmaxGroupLimited, // V2: best group by its largest score
-  kSigmoidGreedy,       // V3 without groups (n_group 1)
-  kSigmoidNoAuxTc,      // V3: bias for selection only, groups by the sum of their two largest
+  kSoftmaxGreedy,        // V2-Lite
+  kSoftmaxGroupLimited,  // V2: best group by its largest score
+  kSigmoidGreedy,        // sigmoid scores, no bias, no groups
+  kSigmoidNoAuxTc,       // V3: bias for selection only, groups by the sum of their two largest
 };
 
 struct RopeScaling {  // YaRN; absent in config.json means plain RoPE
@@ -82,24 +82,26 @@ struct ModelSpec {
   // Rotary frequencies after YaRN's blend. [qk_rope_head_dim / 2]
   std::vector<double> RopeInvFreq() const;
 
-  // Derived sizes, without the MTP layers. Parameters, not bytes.
-  int64_t TotalParameters() const;
-  int64_t ActivatedParameters() const;  // per token, embedding and lm_head included
+  // Derived sizes, in parameters, without the MTP layers and the router's bias.
+  int64_t TotalParameters() const;  // matrices and norms: the published totals
+  // Matrices that one token visits (embedding and lm_head included): what FLOPs follow from.
+  int64_t ActivatedParameters() const;
   // 2 per multiply-add, per token, attention over context excluded, lm_head included.
   double FlopsPerToken() const;
 };
 
 // Defaults of generation_config.json; each may be absent there.
 struct GenerationDefaults {
-  double temperature = 1;
+  double temperature = 1;  // 0 when the file says do_sample: false
   double top_p = 1;
   int64_t top_k = 0;  // 0: all
 };
 
-// INVALID_ARGUMENT names the offending field; UNIMPLEMENTED an architecture, scoring function or rope
-// type that we cannot run.
+// INVALID_ARGUMENT names the offending field; UNIMPLEMENTED an architecture, scoring function or
+// rope type that we cannot run.
 absl::StatusOr<ModelSpec> ParseModelSpec(absl::string_view config_json);
-// Reads config.json (and generation_config.json, if there) of a model folder. NOT_FOUND names the path.
+// Reads config.json (and generation_config.json, if there) of a model folder. NOT_FOUND names the
+// path.
 absl::StatusOr<ModelSpec> LoadModelSpec(const std::string& model_dir);
 absl::StatusOr<GenerationDefaults> LoadGenerationDefaults(const std::string& model_dir);
 

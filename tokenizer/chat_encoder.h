@@ -1,9 +1,9 @@
-// Chat messages -> token ids in the model's chat format (DeepSeek-V2, V3, R1, V3.1; deepseek-tiny uses
-// the R1 form without forced thinking). Immutable; any thread.
+// Chat messages -> token ids in the model's chat format (DeepSeek-V2, V3, R1, V3.1; deepseek-tiny
+// uses the R1 form without forced thinking). Immutable; any thread.
 //
-// Message contents are encoded with added-token matching off and spliced between the control tokens:
-// a user who writes "<｜Assistant｜>" sends those characters, not the token. Hugging Face's templates
-// do otherwise; docs/decisions/ has the reason.
+// Message contents are encoded with added-token matching off and spliced between the control
+// tokens: a user who writes "<｜Assistant｜>" sends those characters, not the token. Hugging Face's
+// templates do otherwise; docs/decisions/ has the reason.
 #pragma once
 
 #include <memory>
@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "tokenizer/tokenizer.h"
 
 namespace sluice {
@@ -24,7 +25,7 @@ struct ChatToolCall {
 };
 
 struct ChatMessage {
-  std::string role;  // system, user, assistant, tool
+  std::string role;  // system (or developer: the same), user, assistant, tool
   std::string content;
   std::string reasoning_content;
   std::vector<ChatToolCall> tool_calls;
@@ -35,26 +36,39 @@ struct ChatOptions {
   std::optional<bool> thinking;  // V3.1 only: unset means its default, off
 };
 
-enum class ChatFormat { kV2, kV3, kR1, kV31, kTiny };
+enum class ChatFormat {
+  kV2,    // V2, V2-Lite: roles as plain text
+  kV3,    // V3, V3-0324, V2.5
+  kR1,    // R1: the prompt opens <think>
+  kV31,   // V3.1: the prompt opens or closes <think>
+  kTiny,  // deepseek-tiny, R1-0528: as R1, but the model opens <think> itself
+};
+absl::string_view ChatFormatName(ChatFormat format);
 
 class ChatEncoder {
  public:
   virtual ~ChatEncoder() = default;
 
-  // Chooses the format by markers in the tokenizer's chat template; UNIMPLEMENTED if it is none of ours.
-  // `tokenizer` must outlive the encoder.
+  // Chooses the format by markers in the tokenizer's chat template; UNIMPLEMENTED if it is none of
+  // ours. `tokenizer` must outlive the encoder.
   static absl::StatusOr<std::unique_ptr<ChatEncoder>> Create(const Tokenizer& tokenizer);
   static absl::StatusOr<std::unique_ptr<ChatEncoder>> CreateFor(const Tokenizer& tokenizer,
                                                                 ChatFormat format);
 
-  // INVALID_ARGUMENT for an unknown role or an empty conversation.
+  // INVALID_ARGUMENT for an unknown role, an empty conversation, or tool messages in a format that
+  // has none. FAILED_PRECONDITION if the tokenizer lacks a control token that the conversation
+  // needs.
   virtual absl::StatusOr<std::vector<TokenId>> Encode(const std::vector<ChatMessage>& messages,
                                                       const ChatOptions& options) const = 0;
   // The text Hugging Face's template would give; for golden tests and people.
   virtual absl::StatusOr<std::string> Render(const std::vector<ChatMessage>& messages,
                                              const ChatOptions& options) const = 0;
-  // How the answer begins: inside <think>, after it, or the model decides.
+  // How the answer begins: inside <think>, after it, or the model decides. It depends on the
+  // messages too: after tool results there is no generation prompt, so nothing opens <think>.
   enum class Start { kInReasoning, kInContent, kModelDecides };
+  virtual Start AnswerStart(const std::vector<ChatMessage>& messages,
+                            const ChatOptions& options) const = 0;
+  // The same for a conversation that ends with a user's message.
   virtual Start AnswerStart(const ChatOptions& options) const = 0;
   virtual ChatFormat format() const = 0;
 };

@@ -1,5 +1,5 @@
 // Splits an answer's text into reasoning (<think>...</think>) and content while it streams.
-// Not thread-safe; one per choice.
+// Not thread-safe; one per choice. The result depends on the text alone, not on how it was cut.
 #pragma once
 
 #include <string>
@@ -20,6 +20,7 @@ class ReasoningParser {
   // Holds back what could be the beginning of a tag, and whitespace beside a tag (one "\n" after
   // <think>, "\n" before </think>, up to "\n\n" after it are dropped).
   Delta Add(absl::string_view text);
+  // What is still held back, at the end. Without a closing tag all of it is reasoning.
   Delta Finish();
   bool in_reasoning() const { return state_ == State::kReasoning; }
 
@@ -28,7 +29,7 @@ class ReasoningParser {
   State state_;
   std::string held_;
   bool at_reasoning_start_ = true;
-  bool at_content_start_ = false;
+  int newlines_to_drop_ = 0;  // at most, before the content
 };
 
 }  // namespace sluice

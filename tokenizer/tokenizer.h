@@ -32,8 +32,8 @@ class Tokenizer {
 
   // REQUIRES: `text` is valid UTF-8. No BOS is added.
   virtual std::vector<TokenId> Encode(absl::string_view text, AddedTokens added) const = 0;
-  // Encode(text, kMatch), with BOS first if tokenizer_config.json asks for it (add_bos_token) and the
-  // text does not already begin with it.
+  // Encode(text, kMatch), with BOS first if tokenizer_config.json asks for it (add_bos_token) and
+  // the text does not already begin with it.
   virtual std::vector<TokenId> EncodePrompt(absl::string_view text) const = 0;
 
   // The token's raw bytes; may be part of a character. Unknown ids: empty.

@@ -1,0 +1,198 @@
+#include <sys/socket.h>
+
+#include <boost/asio/connect.hpp>
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/beast/core/flat_buffer.hpp>
+#include <boost/beast/http.hpp>
+#include <optional>
+
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
+#include "bench/loadgen/target.h"
+#include "common/clock.h"
+#include "simdjson.h"
+
+namespace sluice::loadgen {
+namespace {
+
+namespace asio = boost::asio;
+namespace http = boost::beast::http;
+
+constexpr size_t kMaxEventBytes = 4 << 20;
+
+class HttpTarget : public Target {
+ public:
+  HttpTarget(std::string host, std::string port, std::string model)
+      : host_(std::move(host)), port_(std::move(port)), model_(std::move(model)) {}
+
+  RequestRecord Run(const PlannedRequest& request, absl::Duration timeout) override {
+    RequestRecord record;
+    record.first_token = absl::InfiniteFuture();
+    const bool reused = socket_.has_value();
+    record.sent = MonotonicNow();
+    record.status = Exchange(request, timeout, &record);
+    if (!record.status.ok()) socket_.reset();
+    // A kept connection may have been closed meanwhile; that is no failure of this request.
+    if (reused && absl::IsUnavailable(record.status) &&
+        record.first_token == absl::InfiniteFuture()) {
+      record.sent = MonotonicNow();
+      record.status = Exchange(request, timeout, &record);
+      if (!record.status.ok()) socket_.reset();
+    }
+    return record;
+  }
+
+ private:
+  absl::Status Connect(absl::Duration timeout) {
+    boost::system::error_code error;
+    asio::ip::tcp::resolver resolver(io_);
+    const auto endpoints = resolver.resolve(host_, port_, error);
+    if (error) return absl::UnavailableError(absl::StrCat(host_, ": ", error.message()));
+    socket_.emplace(io_);
+    asio::connect(*socket_, endpoints, error);
+    if (error) {
+      return absl::UnavailableError(
+          absl::StrCat("cannot connect to ", host_, ":", port_, ": ", error.message()));
+    }
+    socket_->set_option(asio::ip::tcp::no_delay(true), error);
+    const timeval limit = absl::ToTimeval(timeout);
+    setsockopt(socket_->native_handle(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+    setsockopt(socket_->native_handle(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+    buffer_.clear();
+    return absl::OkStatus();
+  }
+
+  absl::Status Exchange(const PlannedRequest& planned, absl::Duration timeout,
+                        RequestRecord* record) {
+    if (!socket_) {
+      if (absl::Status status = Connect(timeout); !status.ok()) return status;
+    }
+    http::request<http::string_body> request(http::verb::post, "/v1/completions", 11);
+    request.set(http::field::host, absl::StrCat(host_, ":", port_));
+    request.set(http::field::content_type, "application/json");
+    request.body() =
+        absl::StrCat("{\"model\":\"", model_, "\",\"prompt\":[", absl::StrJoin(planned.prompt, ","),
+                     "],\"max_tokens\":", planned.max_tokens,
+                     ",\"temperature\":0,\"ignore_eos\":true,\"stream\":true,"
+                     "\"stream_options\":{\"include_usage\":true}}");
+    request.prepare_payload();
+    boost::system::error_code error;
+    http::write(*socket_, request, error);
+    if (error) return absl::UnavailableError(absl::StrCat("send: ", error.message()));
+
+    http::response_parser<http::buffer_body> parser;
+    parser.body_limit(boost::none);
+    http::read_header(*socket_, buffer_, parser, error);
+    if (error) return absl::UnavailableError(absl::StrCat("receive: ", error.message()));
+    const unsigned status_code = parser.get().result_int();
+    pending_.clear();
+    char chunk[16384];
+    while (!parser.is_done()) {
+      parser.get().body().data = chunk;
+      parser.get().body().size = sizeof(chunk);
+      parser.get().body().more = true;
+      http::read_some(*socket_, buffer_, parser, error);
+      if (error == http::error::need_buffer) error = {};
+      if (error) return absl::UnavailableError(absl::StrCat("receive: ", error.message()));
+      pending_.append(chunk, sizeof(chunk) - parser.get().body().size);
+      if (status_code == 200) {
+        if (absl::Status status = TakeEvents(MonotonicNow(), record); !status.ok()) return status;
+      }
+      if (pending_.size() > kMaxEventBytes) return absl::InternalError("an event without end");
+    }
+    if (!parser.get().keep_alive()) socket_.reset();
+    if (status_code != 200) {
+      const std::string text =
+          absl::StrCat("HTTP ", status_code, ": ", absl::string_view(pending_).substr(0, 200));
+      if (status_code == 429) return absl::ResourceExhaustedError(text);
+      if (status_code == 503) return absl::FailedPreconditionError(text);
+      return absl::InternalError(text);
+    }
+    if (record->first_token == absl::InfiniteFuture()) {
+      return absl::InternalError("the stream ended without a token");
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status TakeEvents(absl::Time now, RequestRecord* record) {
+    size_t begin = 0;
+    for (size_t end; (end = pending_.find('\n', begin)) != std::string::npos; begin = end + 1) {
+      absl::string_view line(pending_.data() + begin, end - begin);
+      if (!absl::ConsumePrefix(&line, "data: ")) continue;
+      line = absl::StripSuffix(line, "\r");
+      if (line == "[DONE]") continue;
+      if (absl::Status status = TakeEvent(line, now, record); !status.ok()) return status;
+    }
+    pending_.erase(0, begin);
+    return absl::OkStatus();
+  }
+
+  absl::Status TakeEvent(absl::string_view json, absl::Time now, RequestRecord* record) {
+    simdjson::dom::element event;
+    if (parser_.parse(json.data(), json.size()).get(event) != simdjson::SUCCESS) {
+      return absl::InternalError("an event that is not JSON");
+    }
+    simdjson::dom::element part;
+    if (event["error"].get(part) == simdjson::SUCCESS) {
+      return absl::InternalError(absl::StrCat("the server reported ", json.substr(0, 200)));
+    }
+    simdjson::dom::array choices;
+    if (event["choices"].get(choices) == simdjson::SUCCESS && choices.size() > 0) {
+      if (record->first_token == absl::InfiniteFuture()) {
+        record->first_token = now;
+      } else {
+        record->gaps.push_back(now - record->last_token);
+      }
+      record->last_token = now;
+    }
+    simdjson::dom::object usage;
+    if (event["usage"].get(usage) == simdjson::SUCCESS) {
+      const auto number = [&usage](const char* name) {
+        int64_t value = 0;
+        return usage[name].get(value) == simdjson::SUCCESS ? static_cast<int>(value) : 0;
+      };
+      record->prompt_tokens = number("prompt_tokens");
+      record->output_tokens = number("completion_tokens");
+      int64_t cached = 0;
+      if (usage["prompt_tokens_details"]["cached_tokens"].get(cached) == simdjson::SUCCESS) {
+        record->cached_tokens = static_cast<int>(cached);
+      }
+    }
+    return absl::OkStatus();
+  }
+
+  const std::string host_;
+  const std::string port_;
+  const std::string model_;
+  asio::io_context io_;
+  std::optional<asio::ip::tcp::socket> socket_;
+  boost::beast::flat_buffer buffer_;
+  std::string pending_;
+  simdjson::dom::parser parser_;
+};
+
+}  // namespace
+
+absl::StatusOr<TargetFactory> HttpTargets(const std::string& url, const std::string& model) {
+  absl::string_view rest = url;
+  if (!absl::ConsumePrefix(&rest, "http://")) {
+    return absl::InvalidArgumentError(absl::StrCat("url: ", url, " does not begin with http://"));
+  }
+  rest = absl::StripSuffix(rest, "/");
+  rest = absl::StripSuffix(rest, "/v1");
+  const size_t colon = rest.rfind(':');
+  const std::string host(rest.substr(0, colon));
+  const std::string port(colon == absl::string_view::npos ? "80" : rest.substr(colon + 1));
+  int port_number = 0;
+  if (host.empty() || !absl::SimpleAtoi(port, &port_number) || port_number < 1 ||
+      port_number > 65535) {
+    return absl::InvalidArgumentError(absl::StrCat("url: ", url, " is not http://host:port"));
+  }
+  return TargetFactory(
+      [host, port, model] { return std::make_unique<HttpTarget>(host, port, model); });
+}
+
+}  // namespace sluice::loadgen

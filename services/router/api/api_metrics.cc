@@ -1,0 +1,90 @@
+#include "services/router/api/api_metrics.h"
+
+#include "absl/strings/str_cat.h"
+
+namespace sluice::router {
+namespace {
+
+// Codes that are counted for every route; others appear when they first happen.
+constexpr int kCommonHttpCodes[] = {200, 400, 404, 429, 499, 500, 503};
+constexpr const char* kHttpRoutes[] = {"/v1/chat/completions",
+                                       "/v1/completions",
+                                       "/v1/models",
+                                       "/tokenize",
+                                       "/detokenize",
+                                       "/health",
+                                       "/livez",
+                                       "/readyz",
+                                       "/version",
+                                       "other"};
+constexpr const char* kGrpcMethods[] = {"Generate",   "Chat",       "Tokenize",
+                                        "Detokenize", "ListModels", "GetStatus"};
+// OK, CANCELLED, INVALID_ARGUMENT, DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, INTERNAL, UNAVAILABLE.
+constexpr int kCommonGrpcCodes[] = {0, 1, 3, 4, 8, 13, 14};
+
+constexpr char kHttpHelp[] = "HTTP requests answered; 499: the client had gone.";
+constexpr char kGrpcHelp[] = "gRPC calls ended, by status code number.";
+
+Histogram* Stage(MetricsRegistry* registry, const char* stage) {
+  return registry->AddHistogram("sluice_request_stage_duration_seconds",
+                                "Stages of the time to first token.", StageBuckets(),
+                                {{"stage", stage}});
+}
+
+}  // namespace
+
+ApiMetrics::ApiMetrics(MetricsRegistry* registry) : registry_(registry) {
+  for (const char* route : kHttpRoutes) {
+    for (int code : kCommonHttpCodes) {
+      registry_->AddCounter("sluice_http_requests_total", kHttpHelp,
+                            {{"route", route}, {"code", absl::StrCat(code)}});
+    }
+  }
+  for (const char* method : kGrpcMethods) {
+    for (int code : kCommonGrpcCodes) {
+      registry_->AddCounter("sluice_grpc_requests_total", kGrpcHelp,
+                            {{"method", method}, {"code", absl::StrCat(code)}});
+    }
+  }
+  for (Front front : {Front::kHttp, Front::kGrpc}) {
+    const MetricLabels labels = {{"api", front == Front::kHttp ? "http" : "grpc"}};
+    PerFront& entry = fronts_[static_cast<int>(front)];
+    entry.streams =
+        registry_->AddGauge("sluice_streams", "Answers being streamed to clients.", labels);
+    entry.buffered_bytes = registry_->AddGauge(
+        "sluice_stream_buffered_bytes", "Bytes of streams that clients have not yet read.", labels);
+    entry.slow_client_evictions =
+        registry_->AddCounter("sluice_slow_client_evictions_total",
+                              "Streams ended because their client did not read.", labels);
+  }
+  http_connections_ = registry_->AddGauge("sluice_http_connections", "Open HTTP connections.");
+  disconnects_[0] =
+      registry_->AddCounter("sluice_client_disconnects_total", "Requests whose client went away.",
+                            {{"phase", "before_first_token"}});
+  disconnects_[1] =
+      registry_->AddCounter("sluice_client_disconnects_total", "Requests whose client went away.",
+                            {{"phase", "streaming"}});
+  parse_ = Stage(registry_, "parse");
+  tokenize_ = Stage(registry_, "tokenize");
+  detokenize_ = Stage(registry_, "detokenize");
+}
+
+void ApiMetrics::CountHttpRequest(absl::string_view route, int http_status) {
+  registry_
+      ->AddCounter("sluice_http_requests_total", kHttpHelp,
+                   {{"route", std::string(route)}, {"code", absl::StrCat(http_status)}})
+      ->Increment();
+}
+
+void ApiMetrics::CountGrpcRequest(absl::string_view method, int code) {
+  registry_
+      ->AddCounter("sluice_grpc_requests_total", kGrpcHelp,
+                   {{"method", std::string(method)}, {"code", absl::StrCat(code)}})
+      ->Increment();
+}
+
+void ApiMetrics::CountDisconnect(DisconnectPhase phase) {
+  disconnects_[phase == DisconnectPhase::kStreaming ? 1 : 0]->Increment();
+}
+
+}  // namespace sluice::router

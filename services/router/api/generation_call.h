@@ -1,0 +1,90 @@
+// One running request: submits its choices to the dispatcher, turns their tokens into deltas, and
+// writes them to a front. Owned by the front's connection, lives on the front's thread (its
+// executor); the dispatcher's thread only leaves events in an inbox, so a slow client or a long
+// detokenization never holds it up.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/container/btree_map.h"
+#include "absl/time/time.h"
+#include "services/router/api/api_context.h"
+#include "services/router/api/error_table.h"
+#include "services/router/api/output_processor.h"
+#include "services/router/api/plan.h"
+
+namespace sluice::router {
+
+struct RequestSummary {
+  int64_t prompt_tokens = 0;      // each prompt once, whatever n is
+  int64_t completion_tokens = 0;  // of all choices
+  int64_t cached_tokens = 0;
+  int64_t reasoning_tokens = 0;
+  absl::Duration time_to_first_token;
+  absl::Duration total;
+  // Stages of the first choice's time to first token.
+  absl::btree_map<std::string, absl::Duration> stages;
+};
+
+// What a front does with an answer. Called on the front's thread: OnDelta any number of times, then
+// OnComplete or OnError once. Each choice has exactly one delta with a finish reason before
+// OnComplete. May call GenerationCall::Cancel.
+class ResponseWriter {
+ public:
+  virtual ~ResponseWriter() = default;
+  virtual void OnDelta(const ChoiceDelta& delta) = 0;
+  virtual void OnComplete(const RequestSummary& summary) = 0;
+  virtual void OnError(const ApiError& error) = 0;
+};
+
+class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
+ public:
+  // Runs a task later on the front's thread, in order. Called on any thread; must not block.
+  using Executor = std::function<void(std::function<void()>)>;
+
+  // Submits everything. `context` and `writer` must outlive the call's activity: until OnComplete,
+  // OnError or Cancel.
+  static std::shared_ptr<GenerationCall> Start(ApiContext* context, GenerationPlan plan,
+                                               ResponseWriter* writer, Executor executor);
+  ~GenerationCall();
+
+  // Ends all choices; the writer hears nothing more. Idempotent; a no-op after the end.
+  void Cancel();
+
+  const GenerationPlan& plan() const { return plan_; }
+  bool tokens_sent() const { return tokens_sent_; }
+
+ private:
+  class Inbox;
+  class Sink;
+  struct Choice;
+  struct Event;
+
+  GenerationCall(ApiContext* context, GenerationPlan plan, ResponseWriter* writer);
+  void Submit(Executor executor);
+  void HandleEvents();
+  void HandleTokens(int index, const std::vector<SampledToken>& tokens, ChoiceDelta* delta);
+  // False when the choice failed; *error says how.
+  bool HandleEnd(int index, const GenerationResult& result, ChoiceDelta* delta, ApiError* error);
+  void WriteDelta(int index, ChoiceDelta* delta);
+  void CancelChoices();
+  RequestSummary Summarize() const;
+
+  ApiContext* const context_;
+  const GenerationPlan plan_;
+
+  // The front's thread only.
+  ResponseWriter* writer_;  // null once nothing more may be written
+  std::vector<std::unique_ptr<Choice>> choices_;
+  int num_running_ = 0;
+  bool tokens_sent_ = false;
+  absl::Time first_delta_at_ = absl::InfinitePast();
+
+  const std::shared_ptr<Inbox> inbox_;
+};
+
+}  // namespace sluice::router

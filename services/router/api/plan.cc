@@ -1,0 +1,354 @@
+#include "services/router/api/plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/random.h"
+#include "common/status_macros.h"
+#include "services/router/api/error_table.h"
+
+namespace sluice::router {
+namespace {
+
+constexpr int kMaxN = 16;
+constexpr int kMaxTopLogprobs = 20;
+constexpr size_t kMaxStops = 16;
+constexpr size_t kMaxStopBytes = 1024;
+constexpr size_t kMaxStopTokenIds = 256;
+constexpr size_t kMaxLogitBias = 1024;
+constexpr size_t kMaxMessages = 4096;
+constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+
+// Ranges are closed. NaN is outside every range.
+absl::Status CheckRange(absl::string_view param, double value, double low, double high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return InvalidParameter(
+      param, absl::StrCat(param, " must be between ", low, " and ", high, ", got ", value));
+}
+
+absl::Status CheckRange(absl::string_view param, int64_t value, int64_t low, int64_t high) {
+  if (value >= low && value <= high) return absl::OkStatus();
+  return InvalidParameter(
+      param, absl::StrCat(param, " must be between ", low, " and ", high, ", got ", value));
+}
+
+// "the default if unset, else the value in range".
+template <typename In, typename Out>
+absl::Status SetChecked(absl::string_view param, const std::optional<In>& value, In low, In high,
+                        Out* field) {
+  if (!value.has_value()) return absl::OkStatus();
+  SLUICE_RETURN_IF_ERROR(CheckRange(param, *value, low, high));
+  *field = static_cast<Out>(*value);
+  return absl::OkStatus();
+}
+
+absl::Status CheckTokenId(const Tokenizer& tokenizer, absl::string_view param, int64_t id) {
+  if (id >= 0 && id < tokenizer.vocab_size()) return absl::OkStatus();
+  return InvalidParameter(param,
+                          absl::StrCat(param, " holds token id ", id, "; the model has ids 0..",
+                                       tokenizer.vocab_size() - 1));
+}
+
+absl::Status CheckStops(const SamplingRequest& request) {
+  if (request.stop.size() > kMaxStops) {
+    return InvalidParameter("stop", absl::StrCat("stop may hold at most ", kMaxStops,
+                                                 " strings, got ", request.stop.size()));
+  }
+  for (const std::string& stop : request.stop) {
+    if (stop.empty()) return InvalidParameter("stop", "stop must not hold an empty string");
+    if (stop.size() > kMaxStopBytes) {
+      return InvalidParameter(
+          "stop", absl::StrCat("a stop string may have at most ", kMaxStopBytes, " bytes"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillTokenLists(const ApiContext& context, const SamplingRequest& request,
+                            SamplingParams* sampling) {
+  const Tokenizer& tokenizer = context.tokenizer();
+  if (request.stop_token_ids.size() > kMaxStopTokenIds) {
+    return InvalidParameter("stop_token_ids",
+                            absl::StrCat("stop_token_ids may hold at most ", kMaxStopTokenIds));
+  }
+  for (int64_t id : request.stop_token_ids) {
+    SLUICE_RETURN_IF_ERROR(CheckTokenId(tokenizer, "stop_token_ids", id));
+    sampling->stop_token_ids.push_back(static_cast<TokenId>(id));
+  }
+  if (!request.ignore_eos) {
+    for (TokenId id : context.model().eos_token_ids) sampling->stop_token_ids.push_back(id);
+  }
+  std::sort(sampling->stop_token_ids.begin(), sampling->stop_token_ids.end());
+  sampling->stop_token_ids.erase(
+      std::unique(sampling->stop_token_ids.begin(), sampling->stop_token_ids.end()),
+      sampling->stop_token_ids.end());
+
+  if (request.logit_bias.size() > kMaxLogitBias) {
+    return InvalidParameter("logit_bias",
+                            absl::StrCat("logit_bias may hold at most ", kMaxLogitBias, " tokens"));
+  }
+  for (const auto& [id, bias] : request.logit_bias) {
+    SLUICE_RETURN_IF_ERROR(CheckTokenId(tokenizer, "logit_bias", id));
+    SLUICE_RETURN_IF_ERROR(CheckRange("logit_bias", bias, -100.0, 100.0));
+    sampling->logit_bias.emplace_back(static_cast<TokenId>(id), static_cast<float>(bias));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillSampling(const ApiContext& context, const SamplingRequest& request,
+                          GenerationPlan* plan) {
+  SamplingParams& sampling = plan->sampling;
+  const GenerationDefaults& defaults = context.model().defaults;
+  sampling.temperature = static_cast<float>(defaults.temperature);
+  sampling.top_p = static_cast<float>(defaults.top_p);
+  sampling.top_k = static_cast<int32_t>(defaults.top_k);
+  SLUICE_RETURN_IF_ERROR(
+      SetChecked("temperature", request.temperature, 0.0, 100.0, &sampling.temperature));
+  SLUICE_RETURN_IF_ERROR(SetChecked("top_p", request.top_p, 0.0, 1.0, &sampling.top_p));
+  if (request.top_p.has_value() && sampling.top_p <= 0) {
+    return InvalidParameter("top_p", "top_p must be above 0");
+  }
+  SLUICE_RETURN_IF_ERROR(
+      SetChecked<int64_t>("top_k", request.top_k, -1, kMaxInt32, &sampling.top_k));
+  sampling.top_k = std::max(sampling.top_k, 0);
+  SLUICE_RETURN_IF_ERROR(SetChecked("min_p", request.min_p, 0.0, 1.0, &sampling.min_p));
+  SLUICE_RETURN_IF_ERROR(SetChecked("presence_penalty", request.presence_penalty, -2.0, 2.0,
+                                    &sampling.presence_penalty));
+  SLUICE_RETURN_IF_ERROR(SetChecked("frequency_penalty", request.frequency_penalty, -2.0, 2.0,
+                                    &sampling.frequency_penalty));
+  SLUICE_RETURN_IF_ERROR(SetChecked("repetition_penalty", request.repetition_penalty, 0.0, 10.0,
+                                    &sampling.repetition_penalty));
+  if (sampling.repetition_penalty <= 0) {
+    return InvalidParameter("repetition_penalty", "repetition_penalty must be above 0");
+  }
+  sampling.seed = request.seed.has_value() ? *request.seed : RandomUint64();
+  SLUICE_RETURN_IF_ERROR(SetChecked<int64_t>("n", request.n, 1, kMaxN, &plan->n));
+
+  if (request.max_tokens.has_value()) {
+    SLUICE_RETURN_IF_ERROR(CheckRange("max_tokens", *request.max_tokens, 1, kMaxInt32));
+  }
+  SLUICE_RETURN_IF_ERROR(SetChecked<int64_t>("min_tokens", request.min_tokens, 0,
+                                             request.max_tokens.value_or(kMaxInt32),
+                                             &sampling.min_tokens));
+  if (request.logprobs) sampling.num_top_logprobs = 0;
+  if (request.top_logprobs.has_value()) {
+    SLUICE_RETURN_IF_ERROR(CheckRange("top_logprobs", *request.top_logprobs, 0, kMaxTopLogprobs));
+    if (request.logprobs) {
+      sampling.num_top_logprobs = static_cast<int32_t>(*request.top_logprobs);
+    } else if (*request.top_logprobs > 0) {
+      return InvalidParameter("top_logprobs", "top_logprobs needs logprobs to be set");
+    }
+  }
+  SLUICE_RETURN_IF_ERROR(CheckStops(request));
+  SLUICE_RETURN_IF_ERROR(FillTokenLists(context, request, &sampling));
+
+  plan->output.stop = request.stop;
+  plan->output.include_stop_str_in_output = request.include_stop_str_in_output;
+  plan->output.skip_special_tokens = request.skip_special_tokens;
+  plan->output.num_top_logprobs = sampling.num_top_logprobs;
+  return absl::OkStatus();
+}
+
+// Each prompt and its answer must fit into the model's context.
+absl::Status FillMaxTokens(const ApiContext& context, const SamplingRequest& request,
+                           absl::string_view prompt_param, GenerationPlan* plan) {
+  const int64_t max_model_len = context.MaxModelLen();
+  for (const std::vector<TokenId>& prompt : plan->prompts) {
+    if (prompt.empty()) {
+      return InvalidParameter(prompt_param, absl::StrCat(prompt_param, " must not be empty"));
+    }
+    const int64_t prompt_tokens = static_cast<int64_t>(prompt.size());
+    const int64_t wanted = request.max_tokens.value_or(1);
+    if (prompt_tokens + wanted > max_model_len) {
+      return MakeError(
+          ErrorKind::kContextLength,
+          absl::StrCat(
+              "This model's maximum context length is ", max_model_len,
+              " tokens. However, you requested ", prompt_tokens + wanted, " tokens (",
+              prompt_tokens, " in the prompt, at least ", wanted,
+              " in the completion). Please reduce the length of the prompt or max_tokens."),
+          prompt_param);
+    }
+    const int64_t room = max_model_len - prompt_tokens;
+    const int64_t max_tokens = request.max_tokens.value_or(room);
+    if (plan->sampling.min_tokens > max_tokens) {
+      return InvalidParameter("min_tokens", absl::StrCat("min_tokens must be at most ", max_tokens,
+                                                         ", the room for the completion"));
+    }
+    plan->max_tokens.push_back(static_cast<int>(max_tokens));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillCommon(const ApiContext& context, const RequestCommon& request,
+                        GenerationPlan* plan) {
+  SLUICE_RETURN_IF_ERROR(CheckModel(context, request.model));
+  plan->request_id = request.request_id;
+  plan->model = request.model.empty() ? context.model_name() : request.model;
+  plan->tenant = request.tenant;
+  plan->received_at =
+      request.received_at == absl::InfinitePast() ? MonotonicNow() : request.received_at;
+  plan->deadline =
+      std::min(request.deadline, plan->received_at + context.options().request_timeout);
+  SLUICE_RETURN_IF_ERROR(FillSampling(context, request.sampling, plan));
+  plan->output.return_token_ids = request.return_token_ids;
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::vector<TokenId>> CheckedIds(const ApiContext& context, absl::string_view param,
+                                                const std::vector<int64_t>& ids) {
+  std::vector<TokenId> tokens;
+  tokens.reserve(ids.size());
+  for (int64_t id : ids) {
+    SLUICE_RETURN_IF_ERROR(CheckTokenId(context.tokenizer(), param, id));
+    tokens.push_back(static_cast<TokenId>(id));
+  }
+  return tokens;
+}
+
+absl::Status CheckNumChoices(const ApiContext& context, size_t num_prompts, int n) {
+  const int64_t choices = static_cast<int64_t>(num_prompts) * n;
+  if (choices <= context.options().max_choices) return absl::OkStatus();
+  return InvalidParameter(num_prompts > 1 ? "prompt" : "n",
+                          absl::StrCat("prompts times n must be at most ",
+                                       context.options().max_choices, ", got ", choices));
+}
+
+std::vector<ChatMessage> WithKnownRoles(const std::vector<ChatMessage>& messages) {
+  std::vector<ChatMessage> result = messages;
+  for (ChatMessage& message : result) {
+    if (message.role == "developer") message.role = "system";
+  }
+  return result;
+}
+
+absl::Status NamedMessages(const absl::Status& status) {
+  if (status.code() != absl::StatusCode::kInvalidArgument) return status;
+  return InvalidParameter("messages", status.message());
+}
+
+absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
+                                                std::vector<ChatMessage> messages,
+                                                const ChatOptions& options,
+                                                bool continue_final_message) {
+  if (context.chat_encoder() == nullptr) {
+    return MakeError(ErrorKind::kUnsupported, "this model has no chat format; use completions");
+  }
+  if (messages.empty()) return InvalidParameter("messages", "messages must not be empty");
+  if (messages.size() > kMaxMessages) {
+    return InvalidParameter("messages", absl::StrCat("messages may hold at most ", kMaxMessages));
+  }
+  std::string answer_prefix;
+  if (continue_final_message) {
+    if (messages.size() < 2 || messages.back().role != "assistant") {
+      return InvalidParameter("messages",
+                              "an answer can only be continued from a last assistant message");
+    }
+    if (context.chat_encoder()->AnswerStart(options) == ChatEncoder::Start::kInReasoning) {
+      return MakeError(ErrorKind::kUnsupported,
+                       "continuing an answer is not served while the model starts by thinking",
+                       "messages");
+    }
+    answer_prefix = std::move(messages.back().content);
+    messages.pop_back();
+  }
+  absl::StatusOr<std::vector<TokenId>> tokens =
+      context.chat_encoder()->Encode(WithKnownRoles(messages), options);
+  if (!tokens.ok()) return NamedMessages(tokens.status());
+  const std::vector<TokenId> prefix =
+      context.tokenizer().Encode(answer_prefix, AddedTokens::kIgnore);
+  tokens->insert(tokens->end(), prefix.begin(), prefix.end());
+  return tokens;
+}
+
+}  // namespace
+
+int64_t GenerationPlan::num_prompt_tokens() const {
+  int64_t total = 0;
+  for (const auto& prompt : prompts) total += static_cast<int64_t>(prompt.size());
+  return total;
+}
+
+absl::Status CheckModel(const ApiContext& context, const std::string& model) {
+  if (model.empty() || context.ServesModel(model)) return absl::OkStatus();
+  return MakeError(ErrorKind::kModelNotFound,
+                   absl::StrCat("The model `", model, "` does not exist."), "model");
+}
+
+absl::StatusOr<GenerationPlan> PlanCompletion(const ApiContext& context,
+                                              const CompletionRequest& request) {
+  GenerationPlan plan;
+  SLUICE_RETURN_IF_ERROR(FillCommon(context, request, &plan));
+  if (request.prompts.empty()) return InvalidParameter("prompt", "prompt must not be empty");
+  SLUICE_RETURN_IF_ERROR(CheckNumChoices(context, request.prompts.size(), plan.n));
+  if (request.echo && request.sampling.logprobs) {
+    return MakeError(ErrorKind::kUnsupported,
+                     "echo together with logprobs is not served: prompts have no logprobs", "echo");
+  }
+  const absl::Time start = MonotonicNow();
+  for (const PromptInput& prompt : request.prompts) {
+    if (const auto* text = std::get_if<std::string>(&prompt)) {
+      plan.prompts.push_back(context.tokenizer().EncodePrompt(*text));
+      if (request.echo) plan.echo_texts.push_back(*text);
+      continue;
+    }
+    SLUICE_ASSIGN_OR_RETURN(std::vector<TokenId> tokens,
+                            CheckedIds(context, "prompt", std::get<std::vector<int64_t>>(prompt)));
+    if (request.echo) {
+      plan.echo_texts.push_back(
+          context.tokenizer().Decode(tokens, request.sampling.skip_special_tokens));
+    }
+    plan.prompts.push_back(std::move(tokens));
+  }
+  context.metrics().ObserveTokenize(MonotonicNow() - start);
+  SLUICE_RETURN_IF_ERROR(FillMaxTokens(context, request.sampling, "prompt", &plan));
+  return plan;
+}
+
+absl::StatusOr<GenerationPlan> PlanChat(const ApiContext& context, const ChatRequest& request) {
+  GenerationPlan plan;
+  SLUICE_RETURN_IF_ERROR(FillCommon(context, request, &plan));
+  SLUICE_RETURN_IF_ERROR(CheckNumChoices(context, 1, plan.n));
+  ChatOptions options;
+  options.add_generation_prompt = request.add_generation_prompt || request.continue_final_message;
+  options.thinking = request.thinking;
+  const absl::Time start = MonotonicNow();
+  SLUICE_ASSIGN_OR_RETURN(
+      std::vector<TokenId> tokens,
+      EncodeChat(context, request.messages, options, request.continue_final_message));
+  context.metrics().ObserveTokenize(MonotonicNow() - start);
+  plan.prompts.push_back(std::move(tokens));
+  plan.output.reasoning_start = request.continue_final_message
+                                    ? ChatEncoder::Start::kInContent
+                                    : context.chat_encoder()->AnswerStart(options);
+  SLUICE_RETURN_IF_ERROR(FillMaxTokens(context, request.sampling, "messages", &plan));
+  return plan;
+}
+
+absl::StatusOr<std::vector<TokenId>> Tokenize(const ApiContext& context,
+                                              const TokenizeRequest& request) {
+  SLUICE_RETURN_IF_ERROR(CheckModel(context, request.model));
+  if (const auto* text = std::get_if<std::string>(&request.input)) {
+    return request.add_special_tokens ? context.tokenizer().EncodePrompt(*text)
+                                      : context.tokenizer().Encode(*text, AddedTokens::kMatch);
+  }
+  ChatOptions options;
+  options.add_generation_prompt = request.add_generation_prompt;
+  options.thinking = request.thinking;
+  return EncodeChat(context, std::get<std::vector<ChatMessage>>(request.input), options,
+                    /*continue_final_message=*/false);
+}
+
+absl::StatusOr<std::string> Detokenize(const ApiContext& context,
+                                       const DetokenizeRequest& request) {
+  SLUICE_RETURN_IF_ERROR(CheckModel(context, request.model));
+  SLUICE_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
+                          CheckedIds(context, "tokens", request.tokens));
+  return context.tokenizer().Decode(tokens, /*skip_special_tokens=*/false);
+}
+
+}  // namespace sluice::router

@@ -1,0 +1,222 @@
+#include "services/router/grpc/generation_stream.h"
+
+#include <chrono>
+#include <utility>
+
+#include "common/log.h"
+
+namespace sluice::router {
+namespace {
+
+int64_t SizeOf(const google::protobuf::Message& message) {
+  // An empty message still occupies a frame and our bookkeeping.
+  constexpr int64_t kOverheadBytes = 64;
+  return static_cast<int64_t>(message.ByteSizeLong()) + kOverheadBytes;
+}
+
+}  // namespace
+
+template <typename Response>
+GenerationStream<Response>::GenerationStream(GrpcServerShared* shared,
+                                             grpc::CallbackServerContext* rpc, const char* method)
+    : shared_(shared), rpc_(rpc), method_(method) {
+  shared_->streams.Add(1);
+  shared_->context->metrics().streams(Front::kGrpc)->Add(1);
+}
+
+template <typename Response>
+GenerationStream<Response>::~GenerationStream() {
+  {
+    absl::MutexLock lock(&mu_);
+    DropOutboxLocked();
+  }
+  call_.reset();
+  shared_->context->metrics().streams(Front::kGrpc)->Add(-1);
+  shared_->streams.Add(-1);  // last: the server may go once it is zero
+}
+
+template <typename Response>
+void GenerationStream<Response>::Start(int64_t input_bytes, PlanFn plan) {
+  self_ = this->shared_from_this();
+  if (shared_->draining) {
+    return EndWith(
+        ToGrpcStatus(ToApiError(MakeError(ErrorKind::kNoCapacity, "the router is draining"))));
+  }
+  if (shared_->streams.Get() > shared_->options.max_streams) {
+    return EndWith(
+        ToGrpcStatus(ToApiError(MakeError(ErrorKind::kQueueFull, "too many streams are open"))));
+  }
+  if (input_bytes <= shared_->context->options().inline_prepare_bytes) {
+    RunOnFront([self = self_, plan = std::move(plan)] { self->Submit(plan()); });
+    return;
+  }
+  shared_->prepares.Add(1);
+  const bool posted = shared_->context->prepare_pool().Post(
+      [shared = shared_, self = self_, plan = std::move(plan)]() mutable {
+        self->RunOnFront([self, planned = plan()]() mutable { self->Submit(std::move(planned)); });
+        self.reset();  // before the server may go
+        shared->prepares.Add(-1);
+      });
+  if (!posted) {
+    shared_->prepares.Add(-1);
+    EndWith(ToGrpcStatus(
+        ToApiError(MakeError(ErrorKind::kQueueFull, "too many long prompts are waiting"))));
+  }
+}
+
+template <typename Response>
+void GenerationStream<Response>::RunOnFront(std::function<void()> task) {
+  // The queue holds what all streams together can have on their way (GrpcServerShared), so it is
+  // never full while they are bounded.
+  if (!shared_->front->Post(std::move(task))) {
+    SLUICE_LOG(Error) << "grpc front: queue full, a stream's event was dropped";
+  }
+}
+
+// ---- The front thread ----
+
+template <typename Response>
+void GenerationStream<Response>::Submit(absl::StatusOr<GenerationPlan> plan) {
+  if (abandoned_) return;
+  if (!plan.ok()) return OnError(ToApiError(plan.status()));
+  call_ = GenerationCall::Start(shared_->context, *std::move(plan), this,
+                                [front = shared_->front.get()](std::function<void()> task) {
+                                  if (!front->Post(std::move(task))) {
+                                    SLUICE_LOG(Error) << "grpc front: queue full";
+                                  }
+                                });
+}
+
+template <typename Response>
+void GenerationStream<Response>::OnDelta(const ChoiceDelta& delta) {
+  Response response;
+  FillResponse(shared_->context->tokenizer(), call_->plan(), delta, &response);
+  Enqueue(std::move(response));
+}
+
+template <typename Response>
+void GenerationStream<Response>::OnComplete(const RequestSummary& summary) {
+  Response response;
+  response.set_request_id(call_->plan().request_id);
+  FillUsage(summary, response.mutable_usage(), response.mutable_timings());
+  Enqueue(std::move(response));
+  EndWith(grpc::Status::OK);
+}
+
+template <typename Response>
+void GenerationStream<Response>::OnError(const ApiError& error) {
+  {
+    // Not once the call has ended: its context may be gone.
+    absl::MutexLock lock(&mu_);
+    if (!finished_) {
+      rpc_->AddTrailingMetadata("sluice-error-code", error.row().code);
+      if (!error.param.empty()) rpc_->AddTrailingMetadata("sluice-error-param", error.param);
+    }
+  }
+  EndWith(ToGrpcStatus(error));
+}
+
+template <typename Response>
+void GenerationStream<Response>::Abandon() {
+  abandoned_ = true;
+  if (call_ != nullptr) call_->Cancel();
+}
+
+template <typename Response>
+void GenerationStream<Response>::Enqueue(Response response) {
+  absl::MutexLock lock(&mu_);
+  if (finished_ || ending_ || broken_) return;
+  const int64_t bytes = SizeOf(response);
+  if (outbox_bytes_ + bytes > shared_->options.max_stream_buffer_bytes) {
+    // The message being written waits for the client's window and blocks even a status: only a
+    // reset of the stream gets through. OnCancel follows.
+    broken_ = true;
+    shared_->context->metrics().slow_client_evictions(Front::kGrpc)->Increment();
+    rpc_->TryCancel();
+    return;
+  }
+  outbox_bytes_ += bytes;
+  shared_->context->metrics().buffered_bytes(Front::kGrpc)->Add(static_cast<double>(bytes));
+  outbox_.push_back(std::move(response));
+  WriteNextLocked();
+}
+
+template <typename Response>
+void GenerationStream<Response>::EndWith(const grpc::Status& status) {
+  absl::MutexLock lock(&mu_);
+  if (ending_ || finished_) return;
+  ending_ = true;
+  final_status_ = status;
+  WriteNextLocked();
+}
+
+template <typename Response>
+void GenerationStream<Response>::WriteNextLocked() {
+  if (writing_ || finished_) return;
+  if (!outbox_.empty() && !broken_) {
+    writing_ = has_written_ = true;
+    this->StartWrite(&outbox_.front());
+    return;
+  }
+  if (!ending_) return;
+  finished_ = true;
+  shared_->context->metrics().CountGrpcRequest(method_, final_status_.error_code());
+  this->Finish(final_status_);
+}
+
+template <typename Response>
+void GenerationStream<Response>::DropOutboxLocked() {
+  shared_->context->metrics()
+      .buffered_bytes(Front::kGrpc)
+      ->Add(-static_cast<double>(outbox_bytes_));
+  outbox_bytes_ = 0;
+  outbox_.clear();
+}
+
+// ---- gRPC's threads ----
+
+template <typename Response>
+void GenerationStream<Response>::OnWriteDone(bool ok) {
+  absl::MutexLock lock(&mu_);
+  writing_ = false;
+  const int64_t bytes = SizeOf(outbox_.front());
+  outbox_bytes_ -= bytes;
+  shared_->context->metrics().buffered_bytes(Front::kGrpc)->Add(-static_cast<double>(bytes));
+  outbox_.pop_front();
+  if (!ok) broken_ = true;
+  WriteNextLocked();
+}
+
+template <typename Response>
+void GenerationStream<Response>::OnCancel() {
+  const bool late = rpc_->deadline() <= std::chrono::system_clock::now();
+  bool had_output = false;
+  bool was_running = false;
+  {
+    absl::MutexLock lock(&mu_);
+    was_running = !ending_;
+    had_output = has_written_;
+    broken_ = true;
+  }
+  if (was_running) {
+    shared_->context->metrics().CountDisconnect(had_output ? DisconnectPhase::kStreaming
+                                                           : DisconnectPhase::kBeforeFirstToken);
+  }
+  RunOnFront([self = this->shared_from_this()] { self->Abandon(); });
+  EndWith(late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the call's deadline passed")
+               : grpc::Status::CANCELLED);
+}
+
+template <typename Response>
+void GenerationStream<Response>::OnDone() {
+  // Its end must come on the front thread, where its call lives.
+  RunOnFront([self = std::move(self_)]() mutable {
+    self->Abandon();
+    self.reset();
+  });
+}
+
+template class GenerationStream<v1::GenerateResponse>;
+template class GenerationStream<v1::ChatResponse>;
+
+}  // namespace sluice::router

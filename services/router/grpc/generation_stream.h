@@ -1,0 +1,91 @@
+// One server-streaming call of sluice.v1.Generation. The text work runs on the server's front
+// thread; gRPC's threads only take the next message out of a bounded buffer. Heavy header, for the
+// .cc files of this folder.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <atomic>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/synchronization/mutex.h"
+#include "services/router/api/activity_count.h"
+#include "services/router/api/api_context.h"
+#include "services/router/api/generation_call.h"
+#include "services/router/api/task_pool.h"
+#include "services/router/grpc/grpc_request.h"
+#include "services/router/grpc/grpc_server.h"
+
+namespace sluice::router {
+
+// What calls share with their server, which outlives them.
+struct GrpcServerShared {
+  GrpcOptions options;
+  ApiContext* context = nullptr;
+  std::unique_ptr<TaskPool> front;  // one thread
+  ActivityCount streams;
+  ActivityCount prepares;  // tasks of ours on the prepare pool
+  std::atomic<bool> draining{false};
+};
+
+// Response is v1::GenerateResponse or v1::ChatResponse.
+template <typename Response>
+class GenerationStream : public grpc::ServerWriteReactor<Response>,
+                         public ResponseWriter,
+                         public std::enable_shared_from_this<GenerationStream<Response>> {
+ public:
+  using PlanFn = std::function<absl::StatusOr<GenerationPlan>()>;
+
+  GenerationStream(GrpcServerShared* shared, grpc::CallbackServerContext* rpc, const char* method);
+  ~GenerationStream() override;
+
+  // `plan` checks and tokenizes a request of `input_bytes`. Any thread; once.
+  void Start(int64_t input_bytes, PlanFn plan);
+
+ private:
+  // gRPC's threads.
+  void OnWriteDone(bool ok) override;
+  void OnCancel() override;
+  void OnDone() override;
+
+  // The front thread.
+  void Submit(absl::StatusOr<GenerationPlan> plan);
+  void OnDelta(const ChoiceDelta& delta) override;
+  void OnComplete(const RequestSummary& summary) override;
+  void OnError(const ApiError& error) override;
+  void Abandon();
+
+  void RunOnFront(std::function<void()> task);
+  void Enqueue(Response response);
+  // Ends the call with `status` once everything queued was written.
+  void EndWith(const grpc::Status& status);
+  void WriteNextLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  void DropOutboxLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+
+  GrpcServerShared* const shared_;
+  grpc::CallbackServerContext* const rpc_;  // valid until OnDone
+  const char* const method_;
+
+  // The front thread only.
+  std::shared_ptr<GenerationCall> call_;
+  bool abandoned_ = false;
+
+  // Keeps this alive until OnDone.
+  std::shared_ptr<GenerationStream> self_;
+
+  absl::Mutex mu_;
+  std::deque<Response> outbox_ ABSL_GUARDED_BY(mu_);  // the first is being written, if writing_
+  int64_t outbox_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  bool writing_ ABSL_GUARDED_BY(mu_) = false;
+  bool has_written_ ABSL_GUARDED_BY(mu_) = false;
+  bool ending_ ABSL_GUARDED_BY(mu_) = false;
+  bool finished_ ABSL_GUARDED_BY(mu_) = false;  // Finish was called: nothing more may be started
+  bool broken_ ABSL_GUARDED_BY(mu_) = false;    // cancelled, evicted or a failed write
+  grpc::Status final_status_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace sluice::router

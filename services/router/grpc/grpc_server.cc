@@ -1,0 +1,125 @@
+#include "services/router/grpc/grpc_server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+
+#include <algorithm>
+#include <chrono>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/synchronization/notification.h"
+#include "common/clock.h"
+#include "common/log.h"
+#include "services/router/grpc/generation_service.h"
+
+namespace sluice::router {
+namespace {
+
+constexpr char kServiceName[] = "sluice.v1.Generation";
+constexpr absl::Duration kHealthInterval = absl::Milliseconds(250);
+// Clients may ping an idle connection this often; gRPC's own bound of five minutes cuts off
+// proxies.
+constexpr int kMinPingIntervalMs = 20 * 1000;
+
+class GrpcServerImpl : public GrpcServer {
+ public:
+  GrpcServerImpl(const GrpcOptions& options, ApiContext* context) : service_(&shared_) {
+    shared_.options = options;
+    shared_.context = context;
+    // A stream has at most a start, a wake-up, a cancel and an end on their way.
+    shared_.front = std::make_unique<TaskPool>("router-grpc", 1,
+                                               static_cast<size_t>(options.max_streams) * 8 + 1024);
+  }
+
+  ~GrpcServerImpl() override {
+    shared_.draining = true;
+    stop_health_.Notify();
+    if (health_thread_.joinable()) health_thread_.join();
+    if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
+    shared_.prepares.AwaitZero(absl::InfiniteDuration());
+    shared_.streams.AwaitZero(absl::InfiniteDuration());
+    server_.reset();
+  }
+
+  absl::Status Start() {
+    const GrpcOptions& options = shared_.options;
+    const std::string address = absl::StrCat(options.host, ":", options.port);
+    grpc::EnableDefaultHealthCheckService(true);
+    if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+    grpc::ServerBuilder builder;
+    builder.AddListeningPort(address, grpc::InsecureServerCredentials(), &port_);
+    builder.RegisterService(&service_);
+    builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_receive_bytes));
+    builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a taken port is an error
+    builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                               kMinPingIntervalMs);
+    if (options.max_connection_age != absl::InfiniteDuration()) {
+      builder.AddChannelArgument(
+          GRPC_ARG_MAX_CONNECTION_AGE_MS,
+          static_cast<int>(absl::ToInt64Milliseconds(options.max_connection_age)));
+    }
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr || port_ == 0) {
+      return absl::UnavailableError(
+          absl::StrCat("grpc address ", address, ": cannot listen (already in use?)"));
+    }
+    ReportHealth();
+    health_thread_ = std::thread([this] {
+      while (!stop_health_.WaitForNotificationWithTimeout(kHealthInterval)) ReportHealth();
+    });
+    return absl::OkStatus();
+  }
+
+  int port() const override { return port_; }
+
+  void Drain(absl::Duration timeout) override {
+    shared_.draining = true;
+    ReportHealth();
+    if (!shared_.streams.AwaitZero(timeout)) {
+      SLUICE_LOG(Warning) << "drain: " << shared_.streams.Get()
+                          << " gRPC streams are cut off after " << timeout;
+    }
+    // Also ends health watches and the like, which never end by themselves.
+    server_->Shutdown(std::chrono::system_clock::now());
+  }
+
+ private:
+  void ReportHealth() {
+    const bool serving =
+        !shared_.draining && shared_.context->dispatcher().NotReadyReason().empty();
+    grpc::HealthCheckServiceInterface* health = server_->GetHealthCheckService();
+    if (health == nullptr) return;
+    health->SetServingStatus("", serving);
+    health->SetServingStatus(kServiceName, serving);
+  }
+
+  GrpcServerShared shared_;
+  GenerationService service_;
+  int port_ = 0;
+  std::unique_ptr<grpc::Server> server_;
+  absl::Notification stop_health_;
+  std::thread health_thread_;
+};
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<GrpcServer>> StartGrpcServer(const GrpcOptions& options,
+                                                            ApiContext* context) {
+  if (options.max_streams < 1 || options.max_stream_buffer_bytes < 1024 ||
+      options.max_receive_bytes < 1024 || options.max_receive_bytes > (int64_t{1} << 30)) {
+    return absl::InvalidArgumentError(
+        "grpc: max_streams must be >= 1, max_stream_buffer_bytes >= 1024, and max_receive_bytes in "
+        "1 KiB .. 1 GiB");
+  }
+  auto server = std::make_unique<GrpcServerImpl>(options, context);
+  const absl::Status status = server->Start();
+  if (!status.ok()) return status;
+  return std::unique_ptr<GrpcServer>(std::move(server));
+}
+
+}  // namespace sluice::router

@@ -1,0 +1,464 @@
+#include "services/router/http/http_connection.h"
+
+#include <algorithm>
+#include <boost/asio/buffer.hpp>
+#include <boost/asio/post.hpp>
+#include <boost/asio/write.hpp>
+#include <boost/beast/http/read.hpp>
+#include <boost/beast/http/status.hpp>
+#include <chrono>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/ids.h"
+#include "common/random.h"
+#include "services/router/http/http_routes.h"
+
+namespace sluice::router {
+namespace {
+
+namespace asio = boost::asio;
+namespace http = boost::beast::http;
+
+using boost::system::error_code;
+
+constexpr size_t kReadAheadBytes = 64 * 1024;
+constexpr size_t kReadChunkBytes = 16 * 1024;
+constexpr size_t kMaxRequestIdBytes = 128;
+constexpr absl::Duration kLingerTimeout = absl::Seconds(2);
+constexpr int64_t kLingerBytes = 32 * 1024 * 1024;
+
+// The client's own id if it is short and printable, so that it can go into headers, JSON and logs.
+std::string RequestIdOr(absl::string_view sent) {
+  const bool usable = !sent.empty() && sent.size() <= kMaxRequestIdBytes &&
+                      std::all_of(sent.begin(), sent.end(), [](char c) {
+                        return absl::ascii_isalnum(c) || c == '-' || c == '_' || c == '.' ||
+                               c == ':' || c == '/' || c == '+' || c == '=';
+                      });
+  return usable ? std::string(sent) : RandomId128<RequestId>().ToString();
+}
+
+// "/a/b?c" and "http://host/a/b?c" -> "/a/b".
+std::string PathOf(absl::string_view target) {
+  if (absl::StartsWithIgnoreCase(target, "http://")) {
+    target.remove_prefix(7);
+    const size_t slash = target.find('/');
+    target = slash == absl::string_view::npos ? absl::string_view("/") : target.substr(slash);
+  }
+  return std::string(target.substr(0, target.find_first_of("?#")));
+}
+
+absl::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
+
+}  // namespace
+
+HttpConnection::HttpConnection(asio::ip::tcp::socket socket, HttpServerShared* shared)
+    : shared_(shared),
+      socket_(std::move(socket)),
+      buffer_(kReadAheadBytes + shared->options.max_header_bytes),
+      deadline_(socket_.get_executor()) {
+  shared_->context->metrics().http_connections()->Add(1);
+}
+
+HttpConnection::~HttpConnection() {
+  DropOutbox();
+  shared_->context->metrics().http_connections()->Add(-1);
+  shared_->connections.Add(-1);  // last: the server may go once it is zero
+}
+
+void HttpConnection::Start() {
+  error_code ignored;
+  socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+  if (shared_->options.socket_send_buffer_bytes > 0) {
+    socket_.set_option(
+        asio::socket_base::send_buffer_size(shared_->options.socket_send_buffer_bytes), ignored);
+  }
+  ReadNext();
+}
+
+void HttpConnection::Drain() {
+  draining_ = true;
+  if (phase_ == Phase::kIdle) CloseSocket();
+}
+
+void HttpConnection::Close() { OnClientGone(); }
+
+// ---- Reading ----
+
+void HttpConnection::ForgetRequest() {
+  request_ = HttpRequest();
+  route_ = "other";
+  head_request_ = http_1_0_ = streaming_ = answer_complete_ = false;
+}
+
+void HttpConnection::ReadNext() {
+  ForgetRequest();
+  if (draining_ || client_gone_) return Finish();
+  if (buffer_.size() > 0) return ReadHeader();  // pipelined
+  phase_ = Phase::kIdle;
+  ArmDeadline(shared_->options.idle_timeout);
+  socket_.async_read_some(buffer_.prepare(kReadChunkBytes),
+                          [self = shared_from_this()](const error_code& error, size_t bytes) {
+                            self->buffer_.commit(bytes);
+                            if (error || self->draining_) return self->Finish();
+                            self->ReadHeader();
+                          });
+}
+
+void HttpConnection::ReadHeader() {
+  phase_ = Phase::kReading;
+  keep_alive_ = false;  // until the request says otherwise
+  parser_.emplace();
+  parser_->header_limit(static_cast<uint32_t>(shared_->options.max_header_bytes));
+  parser_->body_limit(static_cast<uint64_t>(shared_->options.max_body_bytes));
+  ArmDeadline(shared_->options.header_timeout);
+  http::async_read_header(socket_, buffer_, *parser_,
+                          [self = shared_from_this()](const error_code& error, size_t) {
+                            if (error) return self->RefuseUnreadable(error);
+                            self->ReadBody();
+                          });
+}
+
+void HttpConnection::ReadBody() {
+  if (parser_->is_done()) return Answer();
+  ArmDeadline(shared_->options.body_timeout);
+  if (!absl::EqualsIgnoreCase(View(parser_->get()[http::field::expect]), "100-continue")) {
+    return ReadRestOfBody();
+  }
+  static constexpr char kContinue[] = "HTTP/1.1 100 Continue\r\n\r\n";
+  asio::async_write(socket_, asio::buffer(kContinue, sizeof(kContinue) - 1),
+                    [self = shared_from_this()](const error_code& error, size_t) {
+                      if (error) return self->RefuseUnreadable(error);
+                      self->ReadRestOfBody();
+                    });
+}
+
+void HttpConnection::ReadRestOfBody() {
+  http::async_read(socket_, buffer_, *parser_,
+                   [self = shared_from_this()](const error_code& error, size_t) {
+                     if (error) return self->RefuseUnreadable(error);
+                     self->Answer();
+                   });
+}
+
+void HttpConnection::TakeRequest() {
+  auto& message = parser_->get();
+  request_.method = std::string(View(message.method_string()));
+  request_.path = PathOf(View(message.target()));
+  request_.content_type = std::string(View(message[http::field::content_type]));
+  request_.request_id = RequestIdOr(View(message["x-request-id"]));
+  request_.received_at = MonotonicNow();
+  request_.body = std::move(message.body());
+  head_request_ = message.method() == http::verb::head;
+  http_1_0_ = message.version() < 11;
+  keep_alive_ = message.keep_alive();
+  parser_.reset();
+}
+
+void HttpConnection::RefuseUnreadable(const error_code& error) {
+  if (client_gone_) {
+    Finish();
+  } else if (deadline_passed_) {
+    RefuseUnread(ErrorKind::kRequestTimeout, "the request did not arrive in time");
+  } else if (error == http::error::header_limit || error == http::error::buffer_overflow) {
+    RefuseUnread(
+        ErrorKind::kHeadersTooLarge,
+        absl::StrCat("headers may have at most ", shared_->options.max_header_bytes, " bytes"));
+  } else if (error == http::error::body_limit) {
+    RefuseUnread(ErrorKind::kBodyTooLarge, absl::StrCat("the body may have at most ",
+                                                        shared_->options.max_body_bytes, " bytes"));
+  } else if (error.category() == make_error_code(http::error::bad_method).category() &&
+             error != http::error::end_of_stream && error != http::error::partial_message) {
+    RefuseUnread(ErrorKind::kInvalidRequest, absl::StrCat("not HTTP/1.1: ", error.message()));
+  } else {
+    Finish();  // the client left
+  }
+}
+
+void HttpConnection::RefuseUnread(ErrorKind kind, absl::string_view message) {
+  DisarmDeadline();
+  phase_ = Phase::kAnswering;
+  answering_ = shared_from_this();
+  request_.request_id = RequestIdOr("");
+  RespondError(this, MakeError(kind, message));
+}
+
+// ---- Answering ----
+
+std::string HttpConnection::HeaderBlock(int status, absl::string_view content_type,
+                                        const std::vector<HttpHeader>& headers) const {
+  std::string block = absl::StrCat(
+      "HTTP/1.1 ", status, " ", View(http::obsolete_reason(http::int_to_status(status))),
+      "\r\nServer: sluice\r\nx-request-id: ", request_.request_id, "\r\n");
+  if (!content_type.empty()) absl::StrAppend(&block, "Content-Type: ", content_type, "\r\n");
+  if (!shared_->options.cors_allow_origin.empty()) {
+    absl::StrAppend(&block, "Access-Control-Allow-Origin: ", shared_->options.cors_allow_origin,
+                    "\r\n");
+  }
+  for (const HttpHeader& header : headers) {
+    absl::StrAppend(&block, header.name, ": ", header.value, "\r\n");
+  }
+  if (!keep_alive_ || draining_) {
+    absl::StrAppend(&block, "Connection: close\r\n");
+  } else if (http_1_0_) {
+    absl::StrAppend(&block, "Connection: keep-alive\r\n");
+  }
+  return block;
+}
+
+void HttpConnection::Respond(int status, absl::string_view content_type, std::string body,
+                             std::vector<HttpHeader> headers) {
+  if (client_gone_ || answer_complete_) return;
+  std::string answer = HeaderBlock(status, content_type, headers);
+  if (status != 204) absl::StrAppend(&answer, "Content-Length: ", body.size(), "\r\n");
+  answer += "\r\n";
+  if (!head_request_) answer += body;
+  CountAnswer(status);  // first: who has the answer may look at the metrics
+  Enqueue(std::move(answer));
+  CompleteAnswer();
+}
+
+void HttpConnection::StartStream() {
+  if (client_gone_) return;
+  if (http_1_0_) keep_alive_ = false;  // no chunks: the end of the connection ends the stream
+  std::vector<HttpHeader> headers = {{"Cache-Control", "no-cache"}, {"X-Accel-Buffering", "no"}};
+  if (!http_1_0_) headers.push_back({"Transfer-Encoding", "chunked"});
+  streaming_ = counted_as_stream_ = true;
+  shared_->context->metrics().streams(Front::kHttp)->Add(1);
+  CountAnswer(200);
+  Enqueue(absl::StrCat(HeaderBlock(200, "text/event-stream; charset=utf-8", headers), "\r\n"));
+}
+
+void HttpConnection::SendEvent(absl::string_view data) {
+  if (client_gone_) return;
+  constexpr size_t kFrameBytes = sizeof("data: \n\n") - 1;
+  if (http_1_0_) {
+    Enqueue(absl::StrCat("data: ", data, "\n\n"));
+  } else {
+    Enqueue(absl::StrCat(absl::Hex(data.size() + kFrameBytes), "\r\ndata: ", data, "\n\n\r\n"));
+  }
+  if (outbox_bytes_ > shared_->options.max_stream_buffer_bytes) {
+    shared_->context->metrics().slow_client_evictions(Front::kHttp)->Increment();
+    // Reset rather than closed: what the kernel still holds for this client is freed at once.
+    error_code ignored;
+    socket_.set_option(asio::socket_base::linger(true, 0), ignored);
+    OnClientGone();
+  }
+}
+
+void HttpConnection::EndStream(bool close) {
+  if (client_gone_) return;
+  if (close) keep_alive_ = false;
+  if (!http_1_0_) Enqueue("0\r\n\r\n");
+  CompleteAnswer();
+}
+
+void HttpConnection::Enqueue(std::string bytes) {
+  outbox_bytes_ += static_cast<int64_t>(bytes.size());
+  if (counted_as_stream_) {
+    shared_->context->metrics()
+        .buffered_bytes(Front::kHttp)
+        ->Add(static_cast<double>(bytes.size()));
+  }
+  outbox_.push_back(std::move(bytes));
+  WriteMore();
+}
+
+void HttpConnection::DropOutbox() {
+  if (counted_as_stream_) {
+    shared_->context->metrics()
+        .buffered_bytes(Front::kHttp)
+        ->Add(-static_cast<double>(outbox_bytes_));
+    shared_->context->metrics().streams(Front::kHttp)->Add(-1);
+    counted_as_stream_ = false;
+  }
+  outbox_.clear();
+  outbox_bytes_ = 0;
+}
+
+void HttpConnection::CompleteAnswer() {
+  answer_complete_ = true;
+  WriteMoreLater();
+}
+
+void HttpConnection::CountAnswer(int status) {
+  shared_->context->metrics().CountHttpRequest(route_, status);
+}
+
+void HttpConnection::SetPending(std::unique_ptr<PendingAnswer> pending) {
+  pending_ = std::move(pending);
+}
+
+std::function<void(std::function<void()>)> HttpConnection::Executor() {
+  return [executor = socket_.get_executor()](std::function<void()> task) {
+    asio::post(executor, std::move(task));
+  };
+}
+
+void HttpConnection::Prepare(int64_t input_bytes, std::function<std::function<void()>()> work) {
+  if (input_bytes <= shared_->context->options().inline_prepare_bytes) {
+    work()();
+    return;
+  }
+  shared_->prepares.Add(1);
+  const bool posted = shared_->context->prepare_pool().Post(
+      [shared = shared_, weak = weak_from_this(), executor = socket_.get_executor(),
+       work = std::move(work)] {
+        asio::post(executor, [weak, finish = work()] {
+          const std::shared_ptr<HttpConnection> self = weak.lock();
+          if (self != nullptr && !self->client_gone_) finish();
+        });
+        shared->prepares.Add(-1);
+      });
+  if (!posted) {
+    shared_->prepares.Add(-1);
+    RespondError(this, MakeError(ErrorKind::kQueueFull, "too many long prompts are waiting"));
+  }
+}
+
+// ---- Writing, and noticing the client's end ----
+
+void HttpConnection::Answer() {
+  DisarmDeadline();
+  TakeRequest();
+  phase_ = Phase::kAnswering;
+  answering_ = shared_from_this();
+  HandleHttpRequest(shared_->options, shared_->context, this);
+  if (!answer_complete_) WatchForClientGone();
+}
+
+void HttpConnection::WriteMore() {
+  if (writing_ || phase_ != Phase::kAnswering) return;
+  if (client_gone_ || (outbox_.empty() && answer_complete_)) return EndAnswer();
+  if (outbox_.empty()) return;  // the next event will call
+  writing_ = true;
+  in_flight_ = std::move(outbox_.front());
+  outbox_.pop_front();
+  ArmDeadline(shared_->options.write_timeout);
+  asio::async_write(socket_, asio::buffer(in_flight_),
+                    [self = shared_from_this()](const error_code& error, size_t) {
+                      self->writing_ = false;
+                      self->DisarmDeadline();
+                      self->CountWritten();
+                      if (error) self->OnClientGone();
+                      self->WriteMore();
+                    });
+}
+
+void HttpConnection::WriteMoreLater() {
+  asio::post(socket_.get_executor(), [self = shared_from_this()] { self->WriteMore(); });
+}
+
+void HttpConnection::CountWritten() {
+  if (client_gone_) return;  // the outbox and its count are gone already
+  const int64_t bytes = static_cast<int64_t>(in_flight_.size());
+  outbox_bytes_ -= bytes;
+  if (counted_as_stream_) {
+    shared_->context->metrics().buffered_bytes(Front::kHttp)->Add(-static_cast<double>(bytes));
+  }
+}
+
+void HttpConnection::EndAnswer() {
+  if (watching_) {
+    // Its read must end before the next request is read into the same buffer; then we come here
+    // again.
+    error_code ignored;
+    socket_.cancel(ignored);
+    return;
+  }
+  DropOutbox();
+  pending_.reset();
+  const std::shared_ptr<HttpConnection> self = std::move(answering_);  // until we return
+  if (!keep_alive_ || draining_ || client_gone_) return Finish();
+  ReadNext();
+}
+
+void HttpConnection::WatchForClientGone() {
+  // A client that has sent that much ahead is no longer watched; writes will find its end.
+  if (buffer_.size() >= kReadAheadBytes || client_gone_) return;
+  watching_ = true;
+  socket_.async_read_some(
+      buffer_.prepare(std::min(kReadChunkBytes, kReadAheadBytes - buffer_.size())),
+      [self = shared_from_this()](const error_code& error, size_t bytes) {
+        self->watching_ = false;
+        self->buffer_.commit(bytes);
+        if (error && error != asio::error::operation_aborted) self->OnClientGone();
+        if (!error && !self->answer_complete_) return self->WatchForClientGone();
+        self->WriteMore();  // the answer may have waited for the end of the watch
+      });
+}
+
+void HttpConnection::OnClientGone() {
+  if (client_gone_) return;
+  client_gone_ = true;
+  keep_alive_ = false;
+  if (phase_ == Phase::kAnswering && !answer_complete_) {
+    if (!streaming_) CountAnswer(499);
+    shared_->context->metrics().CountDisconnect(streaming_ ? DisconnectPhase::kStreaming
+                                                           : DisconnectPhase::kBeforeFirstToken);
+  }
+  if (pending_ != nullptr) pending_->OnClientGone();
+  DropOutbox();
+  CloseSocket();  // a write to a client that does not read would wait for its deadline
+  WriteMoreLater();
+}
+
+void HttpConnection::Finish() {
+  phase_ = Phase::kClosing;
+  parser_.reset();
+  if (client_gone_ || !socket_.is_open()) {
+    CloseSocket();
+    return;
+  }
+  // Closing with unread input makes the kernel send a reset, which can overtake our answer.
+  error_code ignored;
+  socket_.shutdown(asio::ip::tcp::socket::shutdown_send, ignored);
+  ArmDeadline(kLingerTimeout);
+  DiscardInput();
+}
+
+void HttpConnection::DiscardInput() {
+  buffer_.clear();
+  socket_.async_read_some(buffer_.prepare(kReadChunkBytes),
+                          [self = shared_from_this()](const error_code& error, size_t bytes) {
+                            self->discarded_bytes_ += static_cast<int64_t>(bytes);
+                            if (error || self->discarded_bytes_ > kLingerBytes) {
+                              return self->CloseSocket();
+                            }
+                            self->DiscardInput();
+                          });
+}
+
+void HttpConnection::ArmDeadline(absl::Duration timeout) {
+  deadline_passed_ = false;
+  deadline_.expires_after(absl::ToChronoMilliseconds(std::min(timeout, absl::Hours(24))));
+  deadline_.async_wait([weak = weak_from_this()](const error_code& error) {
+    const std::shared_ptr<HttpConnection> self = weak.lock();
+    // A wait that was superseded may already be on its way: then the expiry lies ahead again.
+    if (error || self == nullptr ||
+        self->deadline_.expiry() > asio::steady_timer::clock_type::now()) {
+      return;
+    }
+    self->deadline_passed_ = true;
+    if (self->phase_ == Phase::kReading) {
+      // The read ends and the request is refused; the socket can still be written.
+      error_code ignored;
+      self->socket_.cancel(ignored);
+    } else {
+      self->CloseSocket();
+    }
+  });
+}
+
+void HttpConnection::DisarmDeadline() { deadline_.cancel(); }
+
+void HttpConnection::CloseSocket() {
+  error_code ignored;
+  socket_.close(ignored);
+  DisarmDeadline();
+}
+
+}  // namespace sluice::router

@@ -1,0 +1,14 @@
+// Paths -> handlers. Runs on a connection's thread; everything long goes through
+// HttpExchange::Prepare.
+#pragma once
+
+#include "services/router/api/api_context.h"
+#include "services/router/http/http_exchange.h"
+#include "services/router/http/http_server.h"
+
+namespace sluice::router {
+
+// Answers the exchange's request, now or later. `options` and `context` outlive the exchange.
+void HandleHttpRequest(const HttpOptions& options, ApiContext* context, HttpExchange* exchange);
+
+}  // namespace sluice::router

@@ -1,0 +1,57 @@
+// The OpenAI-compatible HTTP server of the router. Its sockets live on its own threads; each
+// connection lives its whole life on one of them, so nothing in it is locked.
+#pragma once
+
+#include <memory>
+#include <string>
+
+#include "absl/status/statusor.h"
+#include "absl/time/time.h"
+#include "services/router/api/api_context.h"
+
+namespace sluice::router {
+
+struct HttpOptions {
+  std::string host = "127.0.0.1";
+  int port = 0;  // 0: any free port
+  int num_threads = 1;
+
+  int max_connections = 4096;
+  int64_t max_header_bytes = 16 * 1024;
+  int64_t max_body_bytes = 8 * 1024 * 1024;
+  // A stream whose client does not read is closed, and its generation cancelled, once this much
+  // waits to be sent.
+  int64_t max_stream_buffer_bytes = 1024 * 1024;
+  // SO_SNDBUF of each connection; 0 leaves it to the kernel.
+  int socket_send_buffer_bytes = 0;
+
+  // A connection without a request is closed after this long.
+  absl::Duration idle_timeout = absl::Seconds(75);
+  // From a request's first byte to the end of its headers, and from there to the end of its body.
+  absl::Duration header_timeout = absl::Seconds(10);
+  absl::Duration body_timeout = absl::Seconds(60);
+  // A peer that takes no byte of an answer for this long is closed.
+  absl::Duration write_timeout = absl::Seconds(60);
+
+  // Value of Access-Control-Allow-Origin for browser pages; "" sends no CORS headers.
+  std::string cors_allow_origin;
+  // Sends reasoning also as `reasoning` (beside DeepSeek's `reasoning_content`).
+  bool also_send_reasoning_field = false;
+};
+
+class HttpServer {
+ public:
+  // Closes every connection, cancels what runs, and joins.
+  virtual ~HttpServer() = default;
+
+  virtual int port() const = 0;
+  // Refuses new connections, closes idle ones, lets running requests finish, and returns when none
+  // is left or `timeout` has passed; what is left then is cut off. Any thread but its own; once.
+  virtual void Drain(absl::Duration timeout) = 0;
+};
+
+// `context` must outlive the server. An address in use is named in the error.
+absl::StatusOr<std::unique_ptr<HttpServer>> StartHttpServer(const HttpOptions& options,
+                                                            ApiContext* context);
+
+}  // namespace sluice::router

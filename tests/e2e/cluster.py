@@ -1,0 +1,278 @@
+"""A real Sluice cluster for tests: the shipped programs as child processes on loopback, any free ports.
+
+    with Cluster(prefill=1, decode=1) as cluster:
+        answer = cluster.post("/v1/completions", {...})
+
+Every wait has a deadline. Logs of all children lie in cluster.run_dir and are printed when a test fails.
+"""
+
+import http.client
+import json
+import os
+import pathlib
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+
+SOURCE_DIR = pathlib.Path(__file__).resolve().parents[2]
+BIN_DIR = pathlib.Path(os.environ.get("SLUICE_BIN_DIR", SOURCE_DIR / "build/release/bin"))
+MODEL = str(SOURCE_DIR / "models/deepseek-tiny")
+MODEL_NAME = "deepseek-tiny"
+
+
+def wait_for(condition, timeout_seconds, what):
+    """Polls until condition() is true; AssertionError naming `what` after the deadline."""
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > deadline:
+            raise AssertionError(f"timed out after {timeout_seconds} s waiting for {what}")
+        time.sleep(0.02)
+
+
+class Process:
+    """One child. `ports` is what it wrote to its port file."""
+
+    def __init__(self, name, program, args, run_dir, env=None):
+        self.name = name
+        self.log_path = run_dir / f"{name}.log"
+        self.port_file = run_dir / f"{name}.ports.json"
+        full_env = dict(os.environ)
+        full_env.update(env or {})
+        command = [str(BIN_DIR / program), *args, "--port-file", str(self.port_file)]
+        self._log = open(self.log_path, "ab")
+        self.popen = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=full_env)
+        self.ports = {}
+
+    def wait_for_ports(self, timeout_seconds=20):
+        def ready():
+            if self.popen.poll() is not None:
+                raise AssertionError(
+                    f"{self.name} exited with {self.popen.returncode}:\n{self.log_path.read_text()}")
+            return self.port_file.exists()
+
+        wait_for(ready, timeout_seconds, f"{self.name} to listen")
+        self.ports = json.loads(self.port_file.read_text())
+        return self
+
+    def signal(self, number):
+        self.popen.send_signal(number)
+
+    def stop(self, timeout_seconds=15):
+        if self.popen.poll() is None:
+            self.popen.send_signal(signal.SIGCONT)
+            self.popen.terminate()
+            try:
+                self.popen.wait(timeout_seconds)
+            except subprocess.TimeoutExpired:
+                self.popen.kill()
+                self.popen.wait(5)
+        self._log.close()
+        return self.popen.returncode
+
+
+class Cluster:
+    def __init__(self, prefill=1, decode=1, both=0, model=MODEL, router_args=(), worker_args=(), env=None,
+                 kv_cache="128MiB"):
+        self.run_dir = pathlib.Path(tempfile.mkdtemp(prefix="sluice-e2e-"))
+        self.model = model
+        self.env = env or {}
+        self.worker_args = [*worker_args, "--kv-cache", kv_cache]
+        self.roles = ["prefill"] * prefill + ["decode"] * decode + ["both"] * both
+        self.router_args = list(router_args)
+        self.workers = []
+        self.router = None
+        self._started_workers = 0
+
+    def __enter__(self):
+        try:
+            return self.start()
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
+
+    def start(self):
+        self.router = Process("router", "sluice-router", [
+            "--model", self.model, "--http-port", "0", "--grpc-port", "0", "--fleet-port", "0",
+            "--admin-port", "0", *self.router_args], self.run_dir, self.env).wait_for_ports()
+        for role in self.roles:
+            self.add_worker(role)
+        wait_for(self.is_ready, 30, "the router to be ready")
+        wait_for(lambda: len(self.ready_workers()) == len(self.roles), 30, "all workers to be ready")
+        return self
+
+    def add_worker(self, role):
+        program = "sluice-prefill-worker" if role == "prefill" else "sluice-decode-worker"
+        name = f"{role}-{self._started_workers}"
+        self._started_workers += 1
+        worker = Process(name, program, [
+            "--model", self.model, "--role", role, "--worker-id", name, "--admin-port", "0",
+            "--routers", f"127.0.0.1:{self.router.ports['fleet_port']}", "--threads", "1",
+            *self.worker_args], self.run_dir, self.env).wait_for_ports()
+        self.workers.append(worker)
+        return worker
+
+    def __exit__(self, exc_type, exc, tb):
+        codes = {}
+        for process in [self.router, *self.workers] if self.router else self.workers:
+            codes[process.name] = process.stop()
+        if exc_type is not None:
+            for log in sorted(self.run_dir.glob("*.log")):
+                text = log.read_text(errors="replace").splitlines()
+                print(f"--- {log.name} (last 40 lines)", *text[-40:], sep="\n", file=sys.stderr)
+        shutil.rmtree(self.run_dir, ignore_errors=True)
+        self.exit_codes = codes
+        return False
+
+    # HTTP ---------------------------------------------------------------------------------------
+
+    @property
+    def base_url(self):
+        return f"http://127.0.0.1:{self.router.ports['http_port']}"
+
+    @property
+    def grpc_address(self):
+        return f"127.0.0.1:{self.router.ports['grpc_port']}"
+
+    def request(self, method, path, body=None, headers=None, timeout_seconds=120, port=None):
+        """(status, headers, body bytes). `body` may be a dict or raw bytes."""
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", port or self.router.ports["http_port"], timeout=timeout_seconds)
+        try:
+            if isinstance(body, (dict, list)):
+                body = json.dumps(body).encode()
+            send = {"Content-Type": "application/json"} if body is not None else {}
+            connection.request(method, path, body=body, headers={**send, **(headers or {})})
+            response = connection.getresponse()
+            return response.status, dict(response.getheaders()), response.read()
+        finally:
+            connection.close()
+
+    def post(self, path, body, timeout_seconds=120):
+        status, _, raw = self.request("POST", path, body, timeout_seconds=timeout_seconds)
+        if status != 200:
+            raise AssertionError(f"POST {path} answered {status}: {raw[:500]!r}")
+        return json.loads(raw)
+
+    def stream(self, path, body, timeout_seconds=120):
+        """Yields the parsed `data:` objects of an SSE answer; the final [DONE] must come."""
+        connection = http.client.HTTPConnection(
+            "127.0.0.1", self.router.ports["http_port"], timeout=timeout_seconds)
+        try:
+            connection.request("POST", path, body=json.dumps({**body, "stream": True}),
+                               headers={"Content-Type": "application/json"})
+            response = connection.getresponse()
+            if response.status != 200:
+                raise AssertionError(f"POST {path} answered {response.status}: {response.read()[:500]!r}")
+            done = False
+            for line in response:
+                line = line.strip()
+                if not line:
+                    continue
+                assert line.startswith(b"data: "), line
+                if line == b"data: [DONE]":
+                    done = True
+                    break
+                yield json.loads(line[len(b"data: "):])
+            assert done, "the stream ended without [DONE]"
+        finally:
+            connection.close()
+
+    def chat(self, text, **fields):
+        return self.post("/v1/chat/completions", {
+            "model": MODEL_NAME, "messages": [{"role": "user", "content": text}], "temperature": 0, **fields})
+
+    # State --------------------------------------------------------------------------------------
+
+    def is_ready(self):
+        try:
+            return self.request("GET", "/readyz", port=self.router.ports["admin_port"])[0] == 200
+        except OSError:
+            return False
+
+    def status(self):
+        output = subprocess.run(
+            [str(BIN_DIR / "sluice"), "status", "--json", "--server", self.grpc_address],
+            check=True, capture_output=True, timeout=20)
+        return json.loads(output.stdout)
+
+    def ready_workers(self):
+        return [w for w in self.status()["workers"] if w["state"] == "ready"]
+
+    def metrics(self, process):
+        _, _, body = self.request("GET", "/metrics", port=process.ports["admin_port"])
+        values = {}
+        for line in body.decode().splitlines():
+            if line and not line.startswith("#"):
+                name, value = line.rsplit(" ", 1)
+                values[name] = float(value)
+        return values
+
+    def blocks(self, process):
+        """KV blocks by state of one worker, from its own metrics."""
+        counts = {}
+        for name, value in self.metrics(process).items():
+            if name.startswith("sluice_kv_blocks{"):
+                state = name.split('state="')[1].split('"')[0]
+                counts[state] = int(value)
+        return counts
+
+    def wait_until_nothing_is_held(self, timeout_seconds=10):
+        """Every block of every worker is free or cached."""
+        def all_free():
+            for worker in self.workers:
+                if worker.popen.poll() is not None:
+                    continue
+                blocks = self.blocks(worker)
+                if any(blocks.get(s, 0) for s in ("active", "receiving", "sending", "quarantined")):
+                    return False
+            return True
+
+        wait_for(all_free, timeout_seconds, "every block to be free or cached")
+
+
+def run_parallel(jobs, width):
+    """Runs callables on `width` threads; returns their results in order; the first error is raised."""
+    results = [None] * len(jobs)
+    errors = []
+    lock = threading.Lock()
+    pending = list(enumerate(jobs))[::-1]
+
+    def work():
+        while True:
+            with lock:
+                if errors or not pending:
+                    return
+                index, job = pending.pop()
+            try:
+                results[index] = job()
+            except BaseException as error:  # reported by the caller's thread
+                with lock:
+                    errors.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(width)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if errors:
+        raise errors[0]
+    return results
+
+
+def connect_raw(cluster, receive_buffer_bytes=None):
+    """A plain TCP connection to the HTTP port, for rude clients."""
+    sock = socket.socket()
+    if receive_buffer_bytes:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
+    sock.settimeout(20)
+    sock.connect(("127.0.0.1", cluster.router.ports["http_port"]))
+    return sock

@@ -1,0 +1,127 @@
+"""Clients that leave, workers that die, programs that are asked to stop: nothing is leaked."""
+
+import json
+import signal
+import time
+import unittest
+
+from cluster import BIN_DIR, Cluster, MODEL, MODEL_NAME, connect_raw, run_parallel, wait_for
+import subprocess
+
+LONG = {"model": MODEL_NAME, "prompt": "Tell me a story about a dog.", "max_tokens": 3000, "ignore_eos": True}
+
+
+def start_stream(cluster, body=LONG):
+    """A socket with a running stream, after its first event."""
+    sock = connect_raw(cluster)
+    raw = json.dumps({**body, "stream": True}).encode()
+    sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                 b"Content-Length: %d\r\n\r\n%s" % (len(raw), raw))
+    received = b""
+    while b"data: " not in received:
+        piece = sock.recv(4096)
+        assert piece, received
+        received += piece
+    return sock, received
+
+
+class FailuresTest(unittest.TestCase):
+    def test_clients_that_leave_free_everything(self):
+        with Cluster() as cluster:
+            for _ in range(10):
+                sock, _ = start_stream(cluster)
+                sock.close()
+            # During the prefill of a long prompt too.
+            for _ in range(3):
+                sock = connect_raw(cluster)
+                raw = json.dumps({**LONG, "prompt": list(range(3, 3003)), "stream": True}).encode()
+                sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                             b"Content-Length: %d\r\n\r\n%s" % (len(raw), raw))
+                time.sleep(0.05)
+                sock.close()
+            cluster.wait_until_nothing_is_held(timeout_seconds=5)
+            self.assertIn("9034", cluster.chat("The code of Tom is 9034.\nWhat is the code of Tom?")
+                          ["choices"][0]["message"]["content"])
+
+    def test_dead_decode_worker_ends_its_streams_with_an_error(self):
+        with Cluster() as cluster:
+            sock, received = start_stream(cluster)
+            cluster.workers[1].signal(signal.SIGKILL)
+            killed = time.monotonic()
+            while b"[DONE]" not in received:
+                piece = sock.recv(65536)
+                self.assertTrue(piece, "closed without a final event")
+                received += piece
+            self.assertLess(time.monotonic() - killed, 5)
+            self.assertIn(b'"error"', received)
+            status, _, body = cluster.request("POST", "/v1/completions", {**LONG, "max_tokens": 1})
+            self.assertEqual(status, 503, body)
+            cluster.wait_until_nothing_is_held(timeout_seconds=10)
+            cluster.add_worker("decode")
+            wait_for(cluster.is_ready, 15, "readiness with the new decode worker")
+            cluster.chat("Hello!")
+
+    def test_dead_prefill_worker(self):
+        with Cluster() as cluster:
+            sock = connect_raw(cluster)
+            raw = json.dumps({**LONG, "prompt": list(range(3, 3400))}).encode()
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                         b"Content-Length: %d\r\n\r\n%s" % (len(raw), raw))
+            wait_for(lambda: cluster.blocks(cluster.workers[1]).get("receiving", 0) > 0, 10, "a reservation")
+            cluster.workers[0].signal(signal.SIGKILL)
+            response = b""
+            while b"\r\n\r\n" not in response:
+                piece = sock.recv(65536)
+                self.assertTrue(piece)
+                response += piece
+            self.assertRegex(response.split(b"\r\n")[0], rb"HTTP/1.1 50[03]")
+            cluster.wait_until_nothing_is_held(timeout_seconds=10)
+
+    def test_sigterm_lets_running_answers_finish(self):
+        with Cluster() as cluster:
+            sock, received = start_stream(cluster, {**LONG, "max_tokens": 300})
+            for worker in cluster.workers:
+                worker.signal(signal.SIGTERM)
+            while b"[DONE]" not in received:
+                piece = sock.recv(65536)
+                self.assertTrue(piece, "closed without a final event")
+                received += piece
+            self.assertNotIn(b'"error"', received)
+            for worker in cluster.workers:
+                self.assertEqual(worker.popen.wait(15), 0)
+
+    def test_overload_is_refused_early(self):
+        with Cluster(router_args=["--max-running-requests", "2", "--max-queued-requests", "2"]) as cluster:
+            def ask():
+                start = time.monotonic()
+                status, headers, _ = cluster.request("POST", "/v1/completions", {**LONG, "max_tokens": 200})
+                return status, headers, time.monotonic() - start
+
+            results = run_parallel([ask] * 12, 12)
+            statuses = [status for status, _, _ in results]
+            self.assertGreaterEqual(statuses.count(200), 4)
+            self.assertGreaterEqual(statuses.count(429), 1)
+            self.assertEqual(statuses.count(200) + statuses.count(429), 12)
+            for status, headers, _ in results:
+                if status == 429:
+                    self.assertIn("Retry-After", headers)
+            cluster.wait_until_nothing_is_held()
+
+    def test_bad_starts_are_refused_by_name(self):
+        def run(program, *args):
+            done = subprocess.run([str(BIN_DIR / program), *args], capture_output=True, text=True, timeout=30)
+            return done.returncode, done.stdout + done.stderr
+
+        code, output = run("sluice-router", "--model", MODEL, "--max-queued-request", "3")
+        self.assertNotEqual(code, 0)
+        self.assertIn("max-queued-requests", output.replace("_", "-"))
+        code, output = run("sluice-decode-worker", "--model", "/nonexistent", "--routers", "127.0.0.1:1")
+        self.assertNotEqual(code, 0)
+        self.assertIn("/nonexistent", output)
+        code, output = run("sluice-decode-worker", "--model", MODEL, "--routers", "127.0.0.1:1", "--kv-cache", "1KiB")
+        self.assertNotEqual(code, 0)
+        self.assertIn("block", output.lower())
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)

@@ -1,0 +1,538 @@
+// What the HTTP server does with clients that are wrong, slow, gone or malicious.
+#include <gmock/gmock.h>
+
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/clock.h"
+#include "tests/router_api/http_fixture.h"
+
+namespace sluice::router {
+namespace {
+
+using testing::HasSubstr;
+
+std::string ErrorCode(const HttpReply& reply) {
+  const Json json = Json::parse(reply.body, nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded() || !json.contains("error")) return "not an error: " + reply.body;
+  EXPECT_FALSE(json["error"]["type"].get<std::string>().empty());
+  return json["error"]["code"];
+}
+
+class HostileBodyTest : public HttpFixture {};
+
+TEST_F(HostileBodyTest, MalformedJson) {
+  const std::string deep_array = std::string(100000, '[');
+  std::string deep_object;
+  for (int i = 0; i < 200; ++i) deep_object += "{\"a\":";
+  const std::string bodies[] = {
+      "",
+      " ",
+      "{",
+      "nonsense",
+      "[]",
+      "\"text\"",
+      "null",
+      "{\"a\":1,}",
+      "{'a':1}",
+      "{\"prompt\":\"x\"} trailing",
+      "{\"prompt\":\"x\",\"temperature\":NaN}",
+      "{\"prompt\":\"x\",\"temperature\":Infinity}",
+      "{\"prompt\":\"x\",\"temperature\":1e309}",
+      "{\"prompt\":\"x\",\"seed\":99999999999999999999999}",
+      "{\"prompt\":\"x\",\"max_tokens\":01}",
+      "{\"prompt\":\"\xff\xfe\"}",
+      "{\"prompt\":\"\xc0\xaf\"}",            // overlong
+      "{\"prompt\":\"\xed\xa0\x80\"}",        // surrogate
+      "{\"prompt\":\"\\ud800\"}",             // lone escape
+      "{\"prompt\":\"a\nb\"}",                // raw control character
+      "\xEF\xBB\xBF{\"prompt\":\"x\"",        // byte order mark, cut
+      "{\"prompt\":\"x\",\"prompt\":\"y\"}",  // twice
+      "{\"prompt\":\"x\",\"stream_options\":{\"include_usage\":true,\"include_usage\":false}}",
+      "{\"prompt\":\"x\",\"pro\\u006dpt\":\"y\"}",  // twice, once escaped
+      deep_array,
+      deep_object,
+      "{\"prompt\":\"x\",\"a\":" + std::string(40, '[') + std::string(40, ']') + "}",
+  };
+  for (const std::string& body : bodies) {
+    const HttpReply reply = PostRaw("/v1/completions", body);
+    EXPECT_EQ(reply.status, 400) << body.substr(0, 80);
+    EXPECT_EQ(ErrorCode(reply), "invalid_request") << body.substr(0, 80);
+  }
+  EXPECT_EQ(dispatcher_.num_submitted(), 0);
+  EXPECT_EQ(Get("/health").status, 200);
+}
+
+TEST_F(HostileBodyTest, WrongTypesNameTheirField) {
+  const std::pair<const char*, const char*> cases[] = {
+      {"model", "5"},
+      {"temperature", "\"0.5\""},
+      {"temperature", "true"},
+      {"top_p", "[1]"},
+      {"top_k", "1.5"},
+      {"n", "\"2\""},
+      {"n", "true"},
+      {"max_tokens", "1e300"},
+      {"max_tokens", "{}"},
+      {"seed", "\"x\""},
+      {"seed", "1.5"},
+      {"stop", "5"},
+      {"stop", "[null]"},
+      {"stop_token_ids", "[\"a\"]"},
+      {"stop_token_ids", "7"},
+      {"logit_bias", "[]"},
+      {"logit_bias", "{\"x\":1}"},
+      {"logit_bias", "{\"5\":\"1\"}"},
+      {"logit_bias", "{\"99999999999999999999\":1}"},
+      {"stream", "\"yes\""},
+      {"stream", "1"},
+      {"stream_options", "true"},
+      {"echo", "\"true\""},
+      {"logprobs", "true"},
+      {"ignore_eos", "0"},
+      {"cache_salt", "1"},
+  };
+  for (const auto& [field, value] : cases) {
+    const HttpReply reply =
+        PostRaw("/v1/completions", absl::StrCat("{\"prompt\":\"x\",\"", field, "\":", value, "}"));
+    EXPECT_EQ(reply.status, 400) << field << ": " << value;
+    EXPECT_EQ(Json::parse(reply.body)["error"]["param"], field) << value;
+  }
+}
+
+TEST_F(HostileBodyTest, HugeNumbersAreOutOfRangeNotWrapped) {
+  for (const char* value : {"-1", "0", "17", "2147483648", "4294967297", "9223372036854775807",
+                            "-9223372036854775808", "1e18"}) {
+    const HttpReply reply =
+        PostRaw("/v1/completions", absl::StrCat("{\"prompt\":\"x\",\"n\":", value, "}"));
+    EXPECT_EQ(reply.status, 400) << value;
+    EXPECT_EQ(Json::parse(reply.body)["error"]["param"], "n") << value;
+  }
+  // Token ids near 2^32 must not become small ones.
+  EXPECT_EQ(PostRaw("/v1/completions", "{\"prompt\":[4294967301]}").status, 400);
+  EXPECT_EQ(PostRaw("/v1/completions", "{\"prompt\":\"x\",\"max_tokens\":4294967297}").status, 400);
+}
+
+TEST_F(HostileBodyTest, NulAndControlCharactersAreJustText) {
+  AnswerWith("x");
+  EXPECT_EQ(PostRaw("/v1/completions", "{\"prompt\":\"a\\u0000b\\u001f\"}").status, 200);
+}
+
+TEST_F(HostileBodyTest, MediaTypes) {
+  AnswerWith("x");
+  const std::string json = CompletionBody().dump();
+  const auto post_as = [&](const std::string& header) {
+    HttpClient client(port());
+    client.Send(absl::StrCat("POST /v1/completions HTTP/1.1\r\nHost: t\r\n", header,
+                             "Content-Length: ", json.size(), "\r\n\r\n", json));
+    return client.ReadReply();
+  };
+  EXPECT_EQ(post_as("").status, 200);
+  EXPECT_EQ(post_as("Content-Type: application/json; charset=utf-8\r\n").status, 200);
+  EXPECT_EQ(post_as("Content-Type: Application/JSON\r\n").status, 200);
+  const HttpReply form = post_as("Content-Type: application/x-www-form-urlencoded\r\n");
+  EXPECT_EQ(form.status, 415);
+  EXPECT_EQ(ErrorCode(form), "unsupported_media_type");
+}
+
+HttpOptions SmallLimits() {
+  HttpOptions options;
+  options.max_header_bytes = 4096;
+  options.max_body_bytes = 64 * 1024;
+  options.max_stream_buffer_bytes = 64 * 1024;
+  options.socket_send_buffer_bytes = 4096;
+  options.max_connections = 8;
+  options.header_timeout = absl::Milliseconds(300);
+  options.body_timeout = absl::Milliseconds(300);
+  options.idle_timeout = absl::Milliseconds(600);
+  return options;
+}
+
+class HostileClientTest : public HttpFixture {
+ protected:
+  HostileClientTest() : HttpFixture(SmallLimits()) {}
+
+  // A stream whose first event has arrived.
+  FakeDispatcher::Generation StartStream(HttpClient* client) {
+    Json body = CompletionBody();
+    body["stream"] = true;
+    client->SendPost("/v1/completions", body.dump());
+    auto generation = dispatcher_.NextGeneration();
+    generation.Tokens(Ids("first"));
+    EXPECT_EQ(client->ReadHeaders().status, 200);
+    EXPECT_THAT(client->ReadChunk(), HasSubstr("first"));
+    return generation;
+  }
+};
+
+TEST_F(HostileClientTest, PathsAndMethods) {
+  HttpReply reply = Get("/v1/unknown");
+  EXPECT_EQ(reply.status, 404);
+  EXPECT_EQ(ErrorCode(reply), "unknown_path");
+  for (const char* path :
+       {"/", "//", "/v1", "/v1/", "/v1/responses", "/v1/embeddings", "/v1/messages", "/v1/models/",
+        "/v1/v1/models", "/../etc/passwd", "/%00", "/v1/chat/completions/", "/metrics"}) {
+    EXPECT_EQ(Get(path).status, 404) << path;
+  }
+  reply = Get("/v1/chat/completions");
+  EXPECT_EQ(reply.status, 405);
+  EXPECT_EQ(reply.headers.at("allow"), "POST");
+  EXPECT_EQ(ErrorCode(reply), "method_not_allowed");
+  reply = Post("/v1/models", Json::object());
+  EXPECT_EQ(reply.status, 405);
+  EXPECT_EQ(reply.headers.at("allow"), "GET, HEAD");
+  for (const char* method : {"DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}) {
+    HttpClient client(port());
+    client.Send(absl::StrCat(method, " /v1/completions HTTP/1.1\r\nHost: t\r\n\r\n"));
+    EXPECT_EQ(client.ReadReply().status, 405) << method;
+  }
+  HttpClient client(port());
+  client.Send(
+      "HEAD /health HTTP/1.1\r\nHost: t\r\n\r\nGET /livez?x=1#y HTTP/1.1\r\nHost: t\r\n\r\n");
+  EXPECT_EQ(client.ReadReply(/*head=*/true).status, 200);
+  EXPECT_EQ(client.ReadReply().body, "ok\n");
+}
+
+TEST_F(HostileClientTest, GarbageInsteadOfHttp) {
+  for (const std::string& garbage :
+       {std::string("\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 11),  // TLS
+        std::string("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"), std::string("hello\r\n\r\n"),
+        std::string("GET / HTTP/9.9\r\n\r\n"), std::string("GET  HTTP/1.1\r\n\r\n"),
+        std::string("GET / HTTP/1.1\r\nBad Header: x\r\n\r\n"),
+        std::string("GET / HTTP/1.1\r\n: x\r\n\r\n"), std::string(64, '\0') + "\r\n\r\n",
+        std::string("POST / HTTP/1.1\r\nContent-Length: -5\r\n\r\n"),
+        std::string("POST / HTTP/1.1\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello"),
+        std::string("POST / HTTP/1.1\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n"
+                    "0\r\n\r\n"),
+        std::string("POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n")}) {
+    HttpClient client(port());
+    client.Send(garbage);
+    const HttpReply reply = client.ReadReply();
+    EXPECT_EQ(reply.status, 400) << garbage;
+    EXPECT_EQ(reply.headers.at("connection"), "close");
+    EXPECT_TRUE(client.WaitForClose(absl::Seconds(5)));
+  }
+}
+
+TEST_F(HostileClientTest, BodyTooLarge) {
+  // Announced.
+  HttpClient announced(port());
+  announced.Send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000000\r\n\r\n");
+  HttpReply reply = announced.ReadReply();
+  EXPECT_EQ(reply.status, 413);
+  EXPECT_EQ(ErrorCode(reply), "body_too_large");
+  // Announced and sent at once: the answer must survive the unread input.
+  HttpClient sent(port());
+  sent.SendPost("/v1/completions", std::string(400 * 1024, 'x'));
+  EXPECT_EQ(sent.ReadReply().status, 413);
+  // In chunks, unannounced.
+  HttpClient chunked(port());
+  chunked.Send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n");
+  for (int i = 0; i < 70; ++i) {
+    if (!chunked.Send(absl::StrCat("400\r\n", std::string(1024, 'x'), "\r\n"))) break;
+  }
+  EXPECT_EQ(chunked.ReadReply().status, 413);
+}
+
+TEST_F(HostileClientTest, HeaderFlood) {
+  HttpClient client(port());
+  std::string flood = "GET /health HTTP/1.1\r\nHost: t\r\n";
+  for (int i = 0; i < 500; ++i) absl::StrAppend(&flood, "X-Flood-", i, ": aaaaaaaaaaaaaaaa\r\n");
+  client.Send(flood + "\r\n");
+  const HttpReply reply = client.ReadReply();
+  EXPECT_EQ(reply.status, 431);
+  EXPECT_EQ(ErrorCode(reply), "headers_too_large");
+  HttpClient endless(port());
+  endless.Send("GET /" + std::string(100000, 'a'));
+  EXPECT_EQ(endless.ReadReply().status, 431);
+}
+
+TEST_F(HostileClientTest, ChunkedBodiesAndMissingLength) {
+  AnswerWith("x");
+  const std::string json = CompletionBody().dump();
+  HttpClient client(port());
+  client.Send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n");
+  for (char c : json) client.Send(absl::StrCat("1;ext=1\r\n", std::string(1, c), "\r\n"));
+  client.Send("0\r\nTrailer: x\r\n\r\n");
+  EXPECT_EQ(client.ReadReply().status, 200);
+  // Without a length there is no body.
+  client.Send("POST /v1/completions HTTP/1.1\r\nHost: t\r\n\r\n");
+  EXPECT_EQ(client.ReadReply().status, 400);
+}
+
+TEST_F(HostileClientTest, ExpectContinue) {
+  AnswerWith("x");
+  const std::string json = CompletionBody().dump();
+  HttpClient client(port());
+  client.Send(absl::StrCat("POST /v1/completions HTTP/1.1\r\nHost: t\r\nExpect: 100-continue\r\n",
+                           "Content-Length: ", json.size(), "\r\n\r\n"));
+  EXPECT_EQ(client.ReadHeaders().status, 100);
+  client.Send(json);
+  EXPECT_EQ(client.ReadReply().status, 200);
+}
+
+TEST_F(HostileClientTest, PipelinedRequestsAreAnsweredInOrder) {
+  AnswerWith("x");
+  Json stream = CompletionBody();
+  stream["stream"] = true;
+  const std::string json = stream.dump();
+  std::string requests;
+  for (int i = 0; i < 10; ++i) {
+    absl::StrAppend(&requests,
+                    "POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: ", json.size(),
+                    "\r\n\r\n", json, "GET /version HTTP/1.1\r\nHost: t\r\n\r\n");
+  }
+  HttpClient client(port());
+  client.Send(requests);
+  for (int i = 0; i < 10; ++i) {
+    EXPECT_EQ(EventsOf(client.ReadReply().body).back(), "[DONE]");
+    EXPECT_THAT(client.ReadReply().body, HasSubstr("version"));
+  }
+}
+
+TEST_F(HostileClientTest, InputAheadOfAStreamIsBounded) {
+  HttpClient client(port());
+  const auto generation = StartStream(&client);
+  // The server stops reading at its bound; then the kernel's buffers fill and our sends would
+  // block.
+  std::thread flood([&] {
+    for (int i = 0; i < 64; ++i) {
+      if (!client.Send(std::string(64 * 1024, 'x'))) return;
+    }
+  });
+  absl::SleepFor(absl::Milliseconds(200));
+  generation.Tokens(Ids("second"));
+  EXPECT_THAT(client.ReadChunk(), HasSubstr("second"));
+  generation.End(GenerationEnd::kLength);
+  // What came ahead is not HTTP: refused, and the connection ends.
+  EXPECT_TRUE(client.WaitForClose(absl::Seconds(5)));
+  flood.join();
+  EXPECT_EQ(Get("/health").status, 200);
+}
+
+TEST_F(HostileClientTest, SlowReaderIsClosedAtTheCap) {
+  HttpClient client(port(), /*receive_buffer_bytes=*/2048);
+  Json body = CompletionBody();
+  body["stream"] = true;
+  body["max_tokens"] = 400;
+  body["logprobs"] = 5;
+  client.SendPost("/v1/completions", body.dump());
+  const auto generation = dispatcher_.NextGeneration();
+  const TokenId a = Ids("a")[0];
+  SampledToken token{a, -1, {}};
+  for (int i = 0; i < 5; ++i) token.top.push_back({a + i, -1.5f});
+  // Far more than cap and kernel buffers hold; nothing is read.
+  for (int i = 0; i < 20000 && dispatcher_.num_unfinished() > 0; ++i) {
+    generation.Sampled(std::vector<SampledToken>(4, token));
+    if (i % 100 == 99) absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(10)));
+  EXPECT_TRUE(client.WaitForClose(absl::Seconds(5)));
+  EXPECT_TRUE(WaitForMetric("sluice_slow_client_evictions_total{api=\"http\"}", "1"));
+  EXPECT_TRUE(WaitForMetric("sluice_stream_buffered_bytes{api=\"http\"}", "0"));
+  EXPECT_TRUE(WaitForMetric("sluice_streams{api=\"http\"}", "0"));
+}
+
+TEST_F(HostileClientTest, DisconnectCancelsWithinASecond) {
+  // While waiting for the first token, streaming or not, and in the middle of a stream; by end of
+  // file and by reset.
+  for (const bool stream : {false, true}) {
+    for (const bool reset : {false, true}) {
+      HttpClient client(port());
+      Json body = CompletionBody();
+      body["stream"] = stream;
+      client.SendPost("/v1/completions", body.dump());
+      const auto generation = dispatcher_.NextGeneration();
+      reset ? client.Reset() : client.Close();
+      EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(1)));
+    }
+  }
+  EXPECT_TRUE(WaitForMetric("sluice_client_disconnects_total{phase=\"before_first_token\"}", "4"));
+  EXPECT_TRUE(
+      WaitForMetric("sluice_http_requests_total{code=\"499\",route=\"/v1/completions\"}", "4"));
+  for (const bool reset : {false, true}) {
+    HttpClient client(port());
+    const auto generation = StartStream(&client);
+    reset ? client.Reset() : client.Close();
+    EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(1)));
+  }
+  EXPECT_TRUE(WaitForMetric("sluice_client_disconnects_total{phase=\"streaming\"}", "2"));
+  EXPECT_TRUE(WaitForMetric("sluice_http_connections", "0"));
+}
+
+TEST_F(HostileClientTest, SlowLorisIsCutOff) {
+  HttpClient headers(port());
+  headers.Send("GET /health HTTP/1.1\r\nX-A: ");
+  HttpClient body(port());
+  body.Send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: 100\r\n\r\n{");
+  HttpClient idle(port());
+  // A byte now and then must not extend the deadline.
+  for (int i = 0; i < 3; ++i) {
+    absl::SleepFor(absl::Milliseconds(60));
+    headers.Send("a");
+    body.Send(" ");
+  }
+  HttpReply reply = headers.ReadReply();
+  EXPECT_EQ(reply.status, 408);
+  EXPECT_EQ(ErrorCode(reply), "request_timeout");
+  EXPECT_EQ(body.ReadReply().status, 408);
+  EXPECT_TRUE(idle.WaitForClose(absl::Seconds(5)));
+}
+
+TEST_F(HostileClientTest, ALongAnswerIsNotIdle) {
+  HttpClient client(port());
+  client.SendPost("/v1/completions", CompletionBody().dump());
+  const auto generation = dispatcher_.NextGeneration();
+  absl::SleepFor(absl::Seconds(1));  // longer than every timeout of this server
+  generation.Tokens(Ids("late"));
+  generation.End(GenerationEnd::kLength);
+  EXPECT_EQ(client.ReadReply().status, 200);
+}
+
+TEST_F(HostileClientTest, ConnectionsAreCapped) {
+  std::vector<std::unique_ptr<HttpClient>> clients;
+  for (int i = 0; i < 8; ++i) {
+    clients.push_back(std::make_unique<HttpClient>(port()));
+    EXPECT_EQ(clients.back()->Get("/livez").status, 200);
+  }
+  HttpClient over(port());
+  const HttpReply reply = over.ReadReply();
+  EXPECT_EQ(reply.status, 503);
+  EXPECT_EQ(ErrorCode(reply), "no_capacity");
+  clients.pop_back();
+  EXPECT_TRUE(WaitForMetric("sluice_http_connections", "7"));
+  EXPECT_EQ(Get("/livez").status, 200);
+}
+
+TEST_F(HostileClientTest, RequestIdsAreNotEchoedBlindly) {
+  for (const char* id : {"a b", "x\"y", "<script>", "\xff\xfe", ""}) {
+    HttpClient client(port());
+    client.Send(absl::StrCat("GET /livez HTTP/1.1\r\nHost: t\r\nx-request-id: ", id, "\r\n\r\n"));
+    const HttpReply reply = client.ReadReply();
+    EXPECT_EQ(reply.status, 200);
+    EXPECT_EQ(reply.headers.at("x-request-id").size(), 32u) << id;
+  }
+}
+
+// A long prompt is prepared on the pool, where it stalls no stream.
+class LongPromptTest : public HttpFixture {};
+
+TEST_F(LongPromptTest, PreparedOffTheLoop) {
+  AnswerWith("ok");
+  Json body = CompletionBody(std::string(100 * 1024, 'a'));
+  const HttpReply reply = Post("/v1/completions", body);
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(ErrorCode(reply), "context_length_exceeded");
+  Json padded = CompletionBody("short");
+  padded["metadata"] = {{"padding", std::string(100 * 1024, 'a')}};
+  EXPECT_EQ(Post("/v1/completions", padded).status, 200);
+}
+
+TEST_F(LongPromptTest, ClientsThatLeaveMeanwhileAreForgotten) {
+  Json padded = CompletionBody("short");
+  padded["metadata"] = {{"padding", std::string(2 * 1024 * 1024, 'a')}};
+  for (int i = 0; i < 8; ++i) {
+    HttpClient client(port());
+    client.SendPost("/v1/completions", padded.dump());
+    client.Reset();
+  }
+  EXPECT_TRUE(WaitForMetric("sluice_http_connections", "0"));
+}
+
+class DrainTest : public HttpFixture {};
+
+TEST_F(DrainTest, RunningStreamsFinishIdleOnesEnd) {
+  HttpClient idle(port());
+  EXPECT_EQ(idle.Get("/livez").status, 200);
+  HttpClient client(port());
+  Json body = CompletionBody();
+  body["stream"] = true;
+  client.SendPost("/v1/completions", body.dump());
+  const auto generation = dispatcher_.NextGeneration();
+  generation.Tokens(Ids("first"));
+  EXPECT_EQ(client.ReadHeaders().status, 200);
+  std::thread drain([&] { server_->Drain(absl::Seconds(10)); });
+  EXPECT_TRUE(idle.WaitForClose(absl::Seconds(5)));
+  generation.Tokens(Ids("second"));
+  generation.End(GenerationEnd::kLength);
+  std::string body_text;
+  for (std::string chunk = client.ReadChunk(); !chunk.empty(); chunk = client.ReadChunk()) {
+    body_text += chunk;
+  }
+  EXPECT_EQ(EventsOf(body_text).back(), "[DONE]");
+  client.Close();
+  drain.join();
+}
+
+TEST_F(DrainTest, WhatDoesNotFinishIsCutOff) {
+  HttpClient client(port());
+  client.SendPost("/v1/completions", CompletionBody().dump());
+  const auto generation = dispatcher_.NextGeneration();
+  const absl::Time start = MonotonicNow();
+  server_->Drain(absl::Milliseconds(200));
+  EXPECT_LT(MonotonicNow() - start, absl::Seconds(2));
+  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(1)));
+  EXPECT_TRUE(client.WaitForClose(absl::Seconds(2)));
+}
+
+TEST_F(DrainTest, DestructionCancelsWhatRuns) {
+  HttpClient client(port());
+  client.SendPost("/v1/completions", CompletionBody().dump());
+  const auto generation = dispatcher_.NextGeneration();
+  server_.reset();
+  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(1)));
+  generation.Tokens(Ids("late"));  // to nobody
+}
+
+TEST_F(DrainTest, ATakenPortIsNamed) {
+  HttpOptions options;
+  options.port = port();
+  const auto second = StartHttpServer(options, context_.get());
+  ASSERT_FALSE(second.ok());
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(absl::StrCat(port())));
+}
+
+HttpOptions TwoThreadsAndCors() {
+  HttpOptions options;
+  options.num_threads = 2;
+  options.cors_allow_origin = "https://ui.example";
+  return options;
+}
+class TwoThreadsTest : public HttpFixture {
+ protected:
+  TwoThreadsTest() : HttpFixture(TwoThreadsAndCors()) {}
+};
+
+TEST_F(TwoThreadsTest, ManyClientsAtOnce) {
+  AnswerWith("one two three four five");
+  std::vector<std::thread> threads;
+  std::atomic<int> good{0};
+  for (int t = 0; t < 8; ++t) {
+    threads.emplace_back([&] {
+      HttpClient client(port());
+      for (int i = 0; i < 20; ++i) {
+        Json body = CompletionBody();
+        body["stream"] = i % 2 == 0;
+        const HttpReply reply = client.Post("/v1/completions", body.dump());
+        if (reply.status == 200 && reply.complete) ++good;
+      }
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+  EXPECT_EQ(good, 160);
+}
+
+TEST_F(TwoThreadsTest, Cors) {
+  HttpClient client(port());
+  client.Send(
+      "OPTIONS /v1/chat/completions HTTP/1.1\r\nHost: t\r\nOrigin: https://ui.example\r\n\r\n");
+  HttpReply reply = client.ReadReply();
+  EXPECT_EQ(reply.status, 204);
+  EXPECT_EQ(reply.headers.at("access-control-allow-origin"), "https://ui.example");
+  EXPECT_THAT(reply.headers.at("access-control-allow-methods"), HasSubstr("POST"));
+  EXPECT_EQ(client.Get("/livez").headers.at("access-control-allow-origin"), "https://ui.example");
+}
+
+}  // namespace
+}  // namespace sluice::router
