@@ -133,6 +133,8 @@ void ReceiveSide::OnReceiveDone(OperationId id, const absl::Status& status, absl
   if (transfer == transfers_.end()) return;
   handoff::Receiver::ReceiveDone done{operation.seq, status, 0};
   if (status.ok()) {
+    // Bytes are a sign of life too: the sender's heartbeats may queue behind them for long.
+    if (transfer->second.attached) core_->peers.Heard(*transfer->second.machine.bound(), now);
     handoff::PayloadChecksum checksum(transfer->second.id, operation.begin_token);
     for (size_t i = 0; i < operation.num_cells; ++i) {
       absl::Span<uint8_t> block = transfer->second.spec.blocks[operation.first_cell + i];
