@@ -20,7 +20,7 @@ import threading
 import time
 
 SOURCE_DIR = pathlib.Path(__file__).resolve().parents[2]
-BIN_DIR = pathlib.Path(os.environ.get("SLUICE_BIN_DIR", SOURCE_DIR / "build/release/bin"))
+BIN_DIR = pathlib.Path(os.environ.get("E2E_BIN_DIR", SOURCE_DIR / "build/release/bin"))
 MODEL = str(SOURCE_DIR / "models/deepseek-tiny")
 MODEL_NAME = "deepseek-tiny"
 
