@@ -15,8 +15,8 @@ namespace sluice {
 template <typename T>
 class BoundedQueue {
  public:
-  // `on_push` (optional) runs after each successful push, without the lock: it wakes a consumer that
-  // sleeps on something else than this queue (an eventfd, a UCX worker). It must not block.
+  // `on_push` (optional) runs after each successful push, without the lock: it wakes a consumer
+  // that sleeps on something else than this queue (an eventfd, a UCX worker). It must not block.
   explicit BoundedQueue(size_t capacity, std::function<void()> on_push = nullptr)
       : capacity_(capacity), on_push_(std::move(on_push)) {}
 

@@ -1,11 +1,11 @@
 #include "common/log.h"
 
-#include "absl/strings/str_cat.h"
-
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 
 #include <memory>
+
+#include "absl/strings/str_cat.h"
 
 namespace sluice {
 namespace {

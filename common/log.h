@@ -37,7 +37,7 @@ class LogLine {
 
 }  // namespace sluice
 
-#define SLUICE_LOG(level)                                        \
-  if (!::sluice::LogEnabled(::sluice::LogLevel::k##level)) {     \
-  } else /* NOLINT */                                            \
+#define SLUICE_LOG(level)                                    \
+  if (!::sluice::LogEnabled(::sluice::LogLevel::k##level)) { \
+  } else /* NOLINT */                                        \
     ::sluice::LogLine(::sluice::LogLevel::k##level).stream()

@@ -1,5 +1,5 @@
-// How one sequence's next token is chosen. Plain data; checked by the router (ranges) before it gets
-// here; any thread.
+// How one sequence's next token is chosen. Plain data; checked by the router (ranges) before it
+// gets here; any thread.
 #pragma once
 
 #include <cstdint>
@@ -21,7 +21,7 @@ struct SamplingParams {
   float repetition_penalty = 1;
   std::vector<std::pair<TokenId, float>> logit_bias;
   std::vector<TokenId> stop_token_ids;  // end of sequence included, unless ignore_eos
-  int32_t min_tokens = 0;  // stop tokens are masked before this many output tokens
+  int32_t min_tokens = 0;               // stop tokens are masked before this many output tokens
   int32_t max_tokens = 16;
   int32_t num_top_logprobs = -1;  // -1: no logprobs; 0: the chosen token's only
 };
@@ -33,8 +33,8 @@ struct TokenLogprob {
 
 struct SampledToken {
   TokenId token = 0;
-  float logprob = 0;               // of the raw distribution (before penalties and temperature)
-  std::vector<TokenLogprob> top;   // num_top_logprobs entries, best first
+  float logprob = 0;              // of the raw distribution (before penalties and temperature)
+  std::vector<TokenLogprob> top;  // num_top_logprobs entries, best first
 };
 
 }  // namespace sluice

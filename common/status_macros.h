@@ -1,4 +1,5 @@
-// Early return on errors, for absl::Status and absl::StatusOr. Ours until the packaged Abseil has them.
+// Early return on errors, for absl::Status and absl::StatusOr. Ours until the packaged Abseil has
+// them.
 //
 //   SLUICE_RETURN_IF_ERROR(DoIt());
 //   SLUICE_ASSIGN_OR_RETURN(auto spec, LoadModelSpec(path));
@@ -23,8 +24,8 @@ inline absl::Status Annotate(const absl::Status& status, absl::string_view conte
 #define SLUICE_MACRO_CONCAT_INNER_(a, b) a##b
 #define SLUICE_MACRO_CONCAT_(a, b) SLUICE_MACRO_CONCAT_INNER_(a, b)
 
-#define SLUICE_RETURN_IF_ERROR(expr)                              \
-  do {                                                            \
+#define SLUICE_RETURN_IF_ERROR(expr)                                                       \
+  do {                                                                                     \
     if (absl::Status sluice_status_ = (expr); !sluice_status_.ok()) return sluice_status_; \
   } while (false)
 

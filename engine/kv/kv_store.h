@@ -1,6 +1,6 @@
-// The memory of one worker's KV blocks: one allocation, block after block (see modelspec/kv_layout.h).
-// Who may touch a block when is the block manager's business; this only knows addresses.
-// Constant after construction; the bytes follow the block's owner.
+// The memory of one worker's KV blocks: one allocation, block after block (see
+// modelspec/kv_layout.h). Who may touch a block when is the block manager's business; this only
+// knows addresses. Constant after construction; the bytes follow the block's owner.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,8 @@ namespace sluice {
 class KvStore {
  public:
   // Page-aligned, zero-filled on first touch. RESOURCE_EXHAUSTED names the size asked for.
-  static absl::StatusOr<std::unique_ptr<KvStore>> Create(const KvLayout& layout, int64_t num_blocks);
+  static absl::StatusOr<std::unique_ptr<KvStore>> Create(const KvLayout& layout,
+                                                         int64_t num_blocks);
   ~KvStore();
   KvStore(const KvStore&) = delete;
   KvStore& operator=(const KvStore&) = delete;

@@ -12,10 +12,11 @@ namespace sluice {
 
 // Consecutive tokens of one sequence in one step: a prefill chunk, or one token of a decode.
 struct SequenceSlice {
-  absl::Span<const TokenId> tokens;         // [num_tokens]
-  int start_position = 0;                   // position of tokens[0]; everything before is in the cache
-  absl::Span<const BlockId> block_table;    // covers positions [0, start_position + num_tokens)
-  // Logits are computed for the last `num_logit_rows` tokens (0: a chunk in the middle of a prompt).
+  absl::Span<const TokenId> tokens;  // [num_tokens]
+  int start_position = 0;            // position of tokens[0]; everything before is in the cache
+  absl::Span<const BlockId> block_table;  // covers positions [0, start_position + num_tokens)
+  // Logits are computed for the last `num_logit_rows` tokens (0: a chunk in the middle of a
+  // prompt).
   int num_logit_rows = 0;
 };
 

@@ -1,6 +1,6 @@
 // The engine of one worker: scheduler, block manager, sequences, model and sampler, stepped by its
-// owner. One thread (the engine thread) calls everything here; nothing in it blocks on a network, reads a
-// clock or takes a lock. Step() is deterministic: the same calls give the same bits.
+// owner. One thread (the engine thread) calls everything here; nothing in it blocks on a network,
+// reads a clock or takes a lock. Step() is deterministic: the same calls give the same bits.
 //
 // A sequence is named by (request, attempt). Life on each role:
 //   prefill:  AddPrefill -> chunks (ChunkComputed ...) -> FirstToken, blocks stay pinned -> Release
@@ -21,61 +21,34 @@
 #include "common/block_hash.h"
 #include "common/ids.h"
 #include "common/sampling_params.h"
+#include "engine/kv/block_manager.h"
+#include "engine/scheduler/scheduler_options.h"
+#include "engine/scheduler/sequence.h"
 #include "modelspec/kv_layout.h"
 #include "modelspec/model_spec.h"
 
 namespace sluice {
 
-struct SequenceKey {
-  RequestId request;
-  Attempt attempt;
-  friend auto operator<=>(const SequenceKey&, const SequenceKey&) = default;
-  template <typename H>
-  friend H AbslHashValue(H h, const SequenceKey& key) {
-    return H::combine(std::move(h), key.request, key.attempt);
-  }
-};
-
-struct SchedulerOptions {
-  int max_num_batched_tokens = 512;  // tokens of one step: decodes plus prefill chunks
-  int max_num_seqs = 64;             // sequences in one step
-  int max_num_waiting = 1024;        // more are refused with RESOURCE_EXHAUSTED
-  int max_model_len = 0;             // 0: the model's max_position_embeddings
-  // Prompts longer than this may take at most half of a step's tokens while shorter ones wait.
-  int long_prompt_tokens = 1024;
-  bool enable_prefix_cache = true;
-};
-
 struct EngineOptions {
   std::string model_dir;
   DType dtype = DType::kBF16;
-  std::string isa;               // "" or "auto": the best this processor has; "avx2", "avx512", "amx", "portable"
-  int num_threads = 0;           // 0: all cores
-  uint64_t kv_cache_bytes = 0;   // 0: sized from free memory (a modest share; at least one full sequence)
-  int64_t num_kv_blocks = 0;     // overrides kv_cache_bytes
+  std::string
+      isa;  // "" or "auto": the best this processor has; "avx2", "avx512", "amx", "portable"
+  int num_threads = 0;  // 0: all cores
+  uint64_t kv_cache_bytes =
+      0;  // 0: sized from free memory (a modest share; at least one full sequence)
+  int64_t num_kv_blocks = 0;  // overrides kv_cache_bytes
+  // Only ids below this are sampled: a model's vocabulary may be padded beyond its tokenizer's. 0:
+  // all.
+  int64_t sampleable_vocab_size = 0;
   SchedulerOptions scheduler;
   // Progress of loading, 0..1; may be null.
   std::function<void(double)> on_load_progress;
 };
 
-struct SequenceInput {
-  SequenceKey key;
-  std::vector<TokenId> tokens;  // prompt, then output tokens the client already has
-  int num_output_tokens = 0;    // how many of `tokens` are output
-  SamplingParams sampling;
-  std::string tenant_salt;
-};
-
-struct BlockCounts {
-  int64_t total = 0, free = 0, cached = 0, active = 0, receiving = 0, sending = 0, quarantined = 0;
-  bool Balanced() const {
-    return free + cached + active + receiving + sending + quarantined == total;
-  }
-};
-
 // Tokens [begin, end) of the sequence's prompt have their KV in `blocks`; begin is a multiple of
-// kBlockTokens, and so is end unless `last`. Blocks found in the prefix cache are reported too (first
-// call), so a prefill worker can offer everything the decode worker lacks.
+// kBlockTokens, and so is end unless `last`. Blocks found in the prefix cache are reported too
+// (first call), so a prefill worker can offer everything the decode worker lacks.
 struct ChunkComputed {
   SequenceKey key;
   int begin = 0;
@@ -102,17 +75,21 @@ struct SequenceEnded {
 struct StepResult {
   int num_prefill_tokens = 0;
   int num_decode_tokens = 0;
-  std::vector<ChunkComputed> chunks;   // AddPrefill sequences only
+  // AddPrefill and AddRun sequences whose first prompt tokens were computed in this step: their time
+  // in the queue ended when the step began. (Named again when one starts over after preemption.)
+  std::vector<SequenceKey> started;
+  std::vector<ChunkComputed> chunks;  // AddPrefill sequences only
   std::vector<TokenProduced> tokens;
-  // Sequences that left the engine. A prefill sequence does not end by itself: after its first
-  // token it stays pinned until Release. A stopped decode sequence's blocks are already free or cached.
+  // Sequences that left the engine; a stopped decode sequence's blocks are already free or cached.
+  // A prefill sequence does not leave by itself: after its first token, and also after kFailed, its
+  // blocks stay pinned until Release or Cancel, since somebody may be reading them.
   std::vector<SequenceEnded> ended;
-  bool idle = false;  // there was nothing to do
+  bool idle = false;  // there was nothing to do, or nothing that can be done now
 };
 
 struct Reservation {
-  int cached_tokens = 0;         // multiple of kBlockTokens; found in this worker's prefix cache
-  std::vector<BlockId> blocks;   // to be filled: tokens [cached_tokens, tokens.size())
+  int cached_tokens = 0;        // multiple of kBlockTokens; found in this worker's prefix cache
+  std::vector<BlockId> blocks;  // to be filled: tokens [cached_tokens, tokens.size())
 };
 
 struct EngineLoad {
@@ -120,11 +97,6 @@ struct EngineLoad {
   int waiting = 0;
   int64_t queued_prefill_tokens = 0;
   BlockCounts blocks;
-};
-
-struct PrefixCacheChanges {
-  std::vector<BlockHash> added;
-  std::vector<BlockHash> removed;
 };
 
 class Engine {
@@ -135,7 +107,8 @@ class Engine {
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options);
 
   // RESOURCE_EXHAUSTED: the waiting queue is full, or the sequence can never fit the pool;
-  // INVALID_ARGUMENT: empty, too long, a token outside the vocabulary; ALREADY_EXISTS: the key is in use.
+  // INVALID_ARGUMENT: empty, too long, a token outside the vocabulary; ALREADY_EXISTS: the key is
+  // in use.
   virtual absl::Status AddPrefill(SequenceInput input) = 0;
   virtual absl::Status AddRun(SequenceInput input) = 0;
 
@@ -147,18 +120,25 @@ class Engine {
   // input.num_output_tokens and has been emitted there. May end at once (stop token, max_tokens):
   // returned in the next StepResult.
   virtual absl::Status Activate(SequenceKey key, const SampledToken& first) = 0;
-  // REQUIRES: nothing writes to the blocks any more. The first `verified_tokens` tokens (rounded down to
-  // blocks) hold good KV and become cached prefix.
+  // The transfer is dead, but may still write: the blocks count as quarantined until
+  // AbandonReservation. Optional; without it they go on counting as receiving.
+  virtual void QuarantineReservation(SequenceKey /*key*/) {}
+  // REQUIRES: nothing writes to the blocks any more. The first `verified_tokens` tokens (rounded
+  // down to blocks) hold good KV and become cached prefix.
   virtual void AbandonReservation(SequenceKey key, int verified_tokens) = 0;
 
-  // Unpins a prefill sequence after its blocks were taken over (or given up). Its full blocks stay cached.
+  // Unpins a prefill sequence after its blocks were taken over (or given up). Its full blocks stay
+  // cached.
   virtual void Release(SequenceKey key) = 0;
-  // Ends a sequence of any kind except a reservation, between steps; nothing more is reported for it.
-  // False: unknown.
+  // Ends a sequence of any kind except a reservation, between steps; nothing more is reported for
+  // it. REQUIRES, for a prefill sequence: nothing reads its blocks any more. False: unknown, or a
+  // reservation.
   virtual bool Cancel(SequenceKey key) = 0;
 
   // One step: plan, compute, sample.
   virtual StepResult Step() = 0;
+  // False when Step() has nothing to do until some other method is called: all done, or everything
+  // that waits needs blocks that only Release, Cancel or AbandonReservation can free.
   virtual bool HasWork() const = 0;
 
   virtual EngineLoad Load() const = 0;
@@ -171,8 +151,9 @@ class Engine {
   };
   virtual std::vector<Holder> Holders() const = 0;
 
-  // A block's bytes (layout().block_bytes()), valid for the engine's life. Reading a pinned block of a
-  // prefill sequence, or writing a block of a reservation, is allowed from the transfer thread.
+  // A block's bytes (layout().block_bytes()), valid for the engine's life. Reading a pinned block
+  // of a prefill sequence, or writing a block of a reservation, is allowed from the transfer
+  // thread.
   virtual absl::Span<uint8_t> BlockBytes(BlockId block) = 0;
 
   virtual const ModelSpec& spec() const = 0;

@@ -22,6 +22,7 @@
 #include "common/clock.h"
 #include "common/ids.h"
 #include "kvtransfer/channel/kv_channel.h"
+#include "kvtransfer/handoff/messages.h"
 
 namespace sluice {
 
@@ -34,13 +35,7 @@ struct TransferOptions {
   uint64_t target_message_bytes = 1 << 20;     // several blocks per message (UCX over TCP wants this)
   int max_transfers = 4096;                    // in each direction; more are refused
   int max_tombstones = 16384;                  // closed transfers remembered, to refuse stragglers
-};
-
-// What a prefill worker tells the decode worker with its last message.
-struct FirstToken {
-  TokenId token = 0;
-  float logprob = 0;
-  std::vector<std::pair<TokenId, float>> top;
+  int max_peers = 4096;                        // endpoints kept; idle ones go first
 };
 
 struct SendSpec {
@@ -73,8 +68,8 @@ struct SendEnded {  // the blocks may be unpinned
   RequestId request;
   Attempt attempt;
   absl::Status status;  // OK: committed by the decode worker
-  uint64_t bytes = 0;
-  absl::Duration duration;
+  uint64_t bytes = 0;       // acknowledged by the receiver
+  absl::Duration duration;  // StartSend -> end
 };
 struct Received {  // complete and verified
   TransferId transfer;
@@ -110,17 +105,21 @@ class TransferAgent {
   static std::unique_ptr<TransferAgent> Create(const TransferOptions& options, Incarnation self,
                                                KvChannel* channel, const Clock* clock);
 
-  // Prefill side. RESOURCE_EXHAUSTED at max_transfers; ALREADY_EXISTS.
+  // Prefill side. RESOURCE_EXHAUSTED at max_transfers; ALREADY_EXISTS; INVALID_ARGUMENT.
   virtual absl::Status StartSend(const SendSpec& spec) = 0;
-  // Blocks for tokens [begin, end); begin is a multiple of block_tokens; end too unless it is end_token. Offers
-  // below spec.begin_token are ignored. A partial last block must have a zeroed tail.
+  // Blocks for tokens [begin, end); begin is a multiple of block_tokens; end too unless it is end_token. Blocks
+  // below spec.begin_token are ignored. A partial last block must have a zeroed tail. NOT_FOUND when the
+  // transfer is over (its SendEnded tells why); ALREADY_EXISTS when tokens were offered before.
   virtual absl::Status Offer(TransferId transfer, int begin, int end,
                              std::vector<absl::Span<const uint8_t>> blocks) = 0;
-  // All offers were made. SendEnded follows when the receiver committed.
+  // All offers were made (FAILED_PRECONDITION if blocks are missing). SendEnded follows when the receiver
+  // committed.
   virtual absl::Status FinishSend(TransferId transfer, const FirstToken& first) = 0;
   virtual void CancelSend(TransferId transfer, absl::Status reason) = 0;
 
-  // Decode side. Mints the capability. Idempotent by (request, attempt).
+  // Decode side. Mints the capability. Idempotent by (request, attempt) while the transfer lives (the spans
+  // of a repeated call are ignored). A higher attempt cancels the lower one; a lower one, or one that has
+  // ended, is FAILED_PRECONDITION. RESOURCE_EXHAUSTED at max_transfers; INVALID_ARGUMENT.
   virtual absl::StatusOr<TransferId> Reserve(const ReceiveSpec& spec) = 0;
   virtual void CancelReceive(TransferId transfer, absl::Status reason) = 0;
 

@@ -60,6 +60,8 @@ class KvChannel {
   virtual std::string LocalAddress() const = 0;
   // Cheap and idempotent per address; the connection may still be under way.
   virtual absl::StatusOr<PeerId> Connect(const std::string& address) = 0;
+  // Gives the endpoint up at once. What is pending on it, in both directions, still ends by its own event,
+  // soon and with an error. Unknown peers are ignored.
   virtual void Disconnect(PeerId peer) = 0;
 
   // Sends a header (at most max_header_bytes) and the concatenation of `payload`, perhaps empty. The spans
@@ -68,7 +70,7 @@ class KvChannel {
                             std::vector<absl::Span<const uint8_t>> payload,
                             OperationId operation) = 0;
   // Takes an announced payload into `destination` (total size == payload_bytes). kReceiveDone always
-  // comes; until then the memory is the channel's.
+  // comes; until then the memory is the channel's. An error here means no event, and the payload is gone.
   virtual absl::Status Receive(PayloadId payload, std::vector<absl::Span<uint8_t>> destination,
                                OperationId operation) = 0;
   // Refuses an announced payload. Each payload is received or dropped exactly once.

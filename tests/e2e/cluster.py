@@ -200,7 +200,7 @@ class Cluster:
 
     def status(self):
         output = subprocess.run(
-            [str(BIN_DIR / "sluice"), "status", "--json", "--router", self.grpc_address],
+            [str(BIN_DIR / "sluice"), "status", "--json", "--server", self.grpc_address],
             check=True, capture_output=True, timeout=20)
         return json.loads(output.stdout)
 

@@ -1,0 +1,235 @@
+// sluice bench: load on a cluster, and what it answered.
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <fstream>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "bench/loadgen/plot.h"
+#include "bench/loadgen/scenario.h"
+#include "bench/loadgen/summary.h"
+#include "bench/loadgen/target.h"
+#include "cli/commands.h"
+#include "cli/run_dir.h"
+#include "cli/server_address.h"
+#include "common/status_macros.h"
+#include "services/rpc/grpc_options.h"
+#include "sluice/v1/generation.grpc.pb.h"
+
+namespace sluice::cli {
+namespace {
+
+constexpr char kExamples[] = R"(Examples:
+  sluice bench                                            8 streams of 512 prompt and 64 output tokens
+  sluice bench --concurrency 32 --prompt-tokens 1024 --requests 200
+  sluice bench --rate 5 --requests 300 --slo-ttft-ms 500 --slo-tpot-ms 20      open loop, goodput
+  sluice bench --trace conversation.jsonl --length-scale 0.03 --requests 500   Mooncake's trace format
+  sluice bench --preset ttft --json ttft.json --plot ttft.svg
+  sluice bench --url http://127.0.0.1:8000 --model deepseek-tiny               any OpenAI-compatible server
+Presets: ttft (over prompt lengths), concurrency (10 to 100 at 1,024 tokens), cached (the same prompts twice).
+Times are measured here, from sending the request; TPOT is (last - first token) / (tokens - 1).)";
+
+struct BenchFlags {
+  ServerFlags server;
+  std::string url;
+  bool grpc = false;
+  std::string model;
+  std::string preset;
+  std::string json_path;
+  std::string plot_path;
+  loadgen::ScenarioOptions scenario;
+  loadgen::TraceWorkloadOptions trace;
+  double rate = 0;
+  double timeout_seconds = 300;
+  loadgen::Slo slo;
+  bool quiet = false;
+};
+
+struct ServedModel {
+  std::string id;
+  int max_model_len = 0;
+};
+
+absl::StatusOr<ServedModel> AskForModel(const std::string& address) {
+  const auto stub = v1::Generation::NewStub(rpc::MakeChannel(address));
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  v1::ListModelsResponse response;
+  const grpc::Status status = stub->ListModels(&context, v1::ListModelsRequest(), &response);
+  if (!status.ok()) return ExplainRpcError(status.error_code(), status.error_message(), address);
+  if (response.models_size() == 0) {
+    return absl::UnavailableError(absl::StrCat(address, " serves no model yet"));
+  }
+  return ServedModel{response.models(0).id(), response.models(0).max_model_len()};
+}
+
+// The HTTP port of the cluster whose gRPC port we were given or found.
+std::string HttpUrl(const BenchFlags& flags) {
+  if (!flags.url.empty()) return flags.url;
+  const std::string run_dir = flags.server.run_dir.empty() ? DefaultRunDir() : flags.server.run_dir;
+  if (const auto cluster = ReadClusterInfo(run_dir); cluster.ok()) {
+    return absl::StrCat("http://", cluster->http_address);
+  }
+  return "http://127.0.0.1:8000";
+}
+
+absl::StatusOr<loadgen::Scenario> MakeScenario(BenchFlags flags) {
+  if (!flags.preset.empty()) return loadgen::PresetScenario(flags.preset, flags.scenario);
+  if (!flags.trace.path.empty()) {
+    flags.trace.max_requests = flags.scenario.workload.num_requests;
+    flags.trace.max_prompt_tokens = flags.scenario.max_model_len * 7 / 8;
+    flags.trace.max_output_tokens = flags.scenario.max_model_len / 8 - 1;
+    flags.trace.seed = flags.scenario.workload.seed;
+    SLUICE_ASSIGN_OR_RETURN(loadgen::TraceWorkload trace, loadgen::LoadTraceWorkload(flags.trace));
+    if (trace.num_left_out > 0) {
+      std::cerr << trace.num_left_out
+                << " requests of the trace are longer than the model's context "
+                << "and were left out (--length-scale makes them shorter)\n";
+    }
+    flags.scenario.run.open_loop = true;
+    flags.scenario.run.concurrency = 512;
+    return loadgen::SingleScenario(flags.scenario, std::move(trace.requests),
+                                   absl::StrCat("Trace ", flags.trace.path));
+  }
+  if (flags.rate > 0) {
+    flags.scenario.workload.requests_per_second = flags.rate;
+    flags.scenario.run.open_loop = true;
+    flags.scenario.run.concurrency = 512;
+  }
+  SLUICE_ASSIGN_OR_RETURN(std::vector<loadgen::PlannedRequest> workload,
+                          loadgen::MakeRandomWorkload(flags.scenario.workload));
+  return loadgen::SingleScenario(
+      flags.scenario, std::move(workload),
+      absl::StrCat(flags.scenario.workload.prompt_tokens, " prompt and ",
+                   flags.scenario.workload.output_tokens, " output tokens"));
+}
+
+absl::Status WriteFile(const std::string& path, const std::string& text) {
+  std::ofstream file(path, std::ios::trunc);
+  file << text;
+  file.flush();
+  if (!file) return absl::UnavailableError(absl::StrCat("cannot write ", path));
+  return absl::OkStatus();
+}
+
+void ShowProgress(const std::string& name, int finished, int total) {
+  constexpr int kBarWidth = 30;
+  const int filled = total > 0 ? kBarWidth * finished / total : kBarWidth;
+  std::cerr << absl::StrFormat("\r%-18s [%s%s] %d/%d", name, std::string(filled, '#'),
+                               std::string(kBarWidth - filled, '.'), finished, total);
+  if (finished == total) std::cerr << "\r\x1b[K";
+  std::cerr << std::flush;
+}
+
+absl::Status Bench(BenchFlags flags) {
+  const bool own_cluster = flags.url.empty();
+  ServedModel served{flags.model, 0};
+  if (own_cluster) {
+    SLUICE_ASSIGN_OR_RETURN(served, AskForModel(ServerAddress(flags.server)));
+    if (flags.model.empty()) flags.model = served.id;
+    if (served.max_model_len > 0) flags.scenario.max_model_len = served.max_model_len;
+  } else if (flags.model.empty()) {
+    return absl::InvalidArgumentError("--url needs --model, the name the server knows it by");
+  }
+  absl::StatusOr<loadgen::TargetFactory> targets =
+      flags.grpc ? loadgen::GrpcTargets(ServerAddress(flags.server), flags.model)
+                 : loadgen::HttpTargets(HttpUrl(flags), flags.model);
+  if (!targets.ok()) return targets.status();
+  SLUICE_ASSIGN_OR_RETURN(const loadgen::Scenario scenario, MakeScenario(flags));
+
+  const bool show_progress = !flags.quiet && isatty(STDERR_FILENO);
+  std::vector<loadgen::Summary> summaries;
+  for (const loadgen::ScenarioRun& run : scenario.runs) {
+    loadgen::RunOptions options = run.options;
+    options.request_timeout = absl::Seconds(flags.timeout_seconds);
+    if (!run.warm_up.empty()) {
+      loadgen::RunOptions warm_up = options;
+      warm_up.open_loop = false;
+      (void)loadgen::RunWorkload(run.warm_up, *targets, warm_up);
+    }
+    if (show_progress) {
+      options.on_progress = [&run](int finished, int total) {
+        ShowProgress(run.name, finished, total);
+      };
+    }
+    const loadgen::RunResult result = loadgen::RunWorkload(run.workload, *targets, options);
+    summaries.push_back(loadgen::Summarize(run.name, run.x, result, flags.slo));
+  }
+  std::cout << scenario.title << ", model " << flags.model << ", " << (flags.grpc ? "gRPC" : "HTTP")
+            << "\n"
+            << loadgen::FormatTable(summaries);
+  if (!flags.json_path.empty()) {
+    SLUICE_RETURN_IF_ERROR(
+        WriteFile(flags.json_path, loadgen::FormatJson(summaries, scenario.title)));
+  }
+  if (!flags.plot_path.empty()) {
+    SLUICE_RETURN_IF_ERROR(
+        WriteFile(flags.plot_path, loadgen::PlotSvg(summaries, scenario.title, scenario.x_label)));
+  }
+  for (const loadgen::Summary& summary : summaries) {
+    if (summary.failed == summary.requests) {
+      return absl::UnavailableError(absl::StrCat("every request failed: ", summary.first_error));
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+void AddBench(CLI::App* app, int* exit_code) {
+  CLI::App* const command =
+      app->add_subcommand("bench", "Put load on a cluster and print latencies and throughput");
+  auto flags = std::make_shared<BenchFlags>();
+  loadgen::RandomWorkloadOptions& workload = flags->scenario.workload;
+  AddServerFlags(command, &flags->server);
+  command->add_option("--url", flags->url, "Another OpenAI-compatible server, http://host:port");
+  command->add_flag("--grpc", flags->grpc, "gRPC instead of HTTP");
+  command->add_option("--model", flags->model, "Model name; unset: the cluster's");
+  command->add_option("--preset", flags->preset, "ttft, concurrency or cached");
+  command->add_option("-c,--concurrency", flags->scenario.run.concurrency, "Requests in flight")
+      ->check(CLI::Range(1, 2048))
+      ->capture_default_str();
+  command->add_option("--rate", flags->rate, "Open loop: requests per second, Poisson arrivals")
+      ->check(CLI::Range(0.001, 1e6));
+  command->add_option("-n,--requests", workload.num_requests, "Number of requests")
+      ->check(CLI::Range(1, 10000000))
+      ->capture_default_str();
+  command->add_option("--prompt-tokens", workload.prompt_tokens, "Length of prompts")
+      ->capture_default_str();
+  command->add_option("--prompt-spread", workload.prompt_tokens_spread,
+                      "0.5: lengths uniform within 50 %");
+  command->add_option("--output-tokens", workload.output_tokens, "Length of answers (forced)")
+      ->capture_default_str();
+  command->add_option("--output-spread", workload.output_tokens_spread, "As --prompt-spread");
+  command->add_option("--shared-prefix-tokens", workload.shared_prefix_tokens,
+                      "First tokens that all prompts share");
+  command->add_option("--seed", workload.seed, "Same seed, same requests")->capture_default_str();
+  command->add_option("--trace", flags->trace.path, "Replay a trace in Mooncake's format");
+  command->add_option("--length-scale", flags->trace.length_scale, "Shorten the trace's requests");
+  command->add_option("--time-scale", flags->trace.time_scale, "0.5: twice the trace's rate");
+  command->add_option("--warm-up", flags->scenario.warm_up_requests, "Requests before each run")
+      ->check(CLI::Range(0, 10000))
+      ->capture_default_str();
+  command->add_option("--slo-ttft-ms", flags->slo.ttft_ms,
+                      "Goodput: limit of the time to first token");
+  command->add_option("--slo-tpot-ms", flags->slo.tpot_ms,
+                      "Goodput: limit of the time per output token");
+  command->add_option("--timeout", flags->timeout_seconds, "Seconds for one request")
+      ->check(CLI::Range(1.0, 86400.0))
+      ->capture_default_str();
+  command->add_option("--json", flags->json_path, "Also write the figures to a file");
+  command->add_option("--plot", flags->plot_path, "Also draw them into an SVG file");
+  command->add_flag("-q,--quiet", flags->quiet, "No progress bar");
+  command->footer(kExamples);
+  command->callback([flags, exit_code] {
+    const absl::Status status = Bench(*flags);
+    *exit_code = status.ok() ? 0 : Fail(status);
+  });
+}
+
+}  // namespace sluice::cli

@@ -1,0 +1,266 @@
+#include "cli/cluster_launcher.h"
+
+#include <errno.h>
+#include <poll.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/signalfd.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
+#include "cli/http_probe.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+
+namespace sluice::cli {
+namespace {
+
+constexpr absl::Duration kListenTimeout = absl::Seconds(20);
+constexpr absl::Duration kProbeInterval = absl::Milliseconds(50);
+constexpr absl::Duration kProbeTimeout = absl::Milliseconds(500);
+constexpr absl::Duration kRouterStopTimeout = absl::Seconds(10);
+constexpr absl::Duration kKillTimeout = absl::Seconds(5);
+
+sigset_t StopSignals() {
+  sigset_t set;
+  sigemptyset(&set);
+  for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) sigaddset(&set, number);
+  return set;
+}
+
+std::string Seconds(absl::Duration duration) {
+  return absl::StrFormat("%.1f s", absl::ToDoubleSeconds(duration));
+}
+
+}  // namespace
+
+ClusterLauncher::ClusterLauncher(ClusterOptions options, LogPrinter* printer)
+    : options_(std::move(options)), printer_(printer) {
+  const sigset_t set = StopSignals();
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  signal(SIGPIPE, SIG_IGN);
+  signal_fd_ = signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+ClusterLauncher::~ClusterLauncher() {
+  children_.clear();
+  if (signal_fd_ >= 0) close(signal_fd_);
+}
+
+absl::Status ClusterLauncher::Spawn(const std::string& name, const std::string& program,
+                                    std::vector<std::string> args) {
+  Child child;
+  child.port_file = absl::StrCat(options_.run_dir, "/", name, ".ports.json");
+  child.is_router = children_.empty();
+  std::vector<std::string> argv = {absl::StrCat(options_.bin_dir, "/", program)};
+  argv.insert(argv.end(), std::make_move_iterator(args.begin()),
+              std::make_move_iterator(args.end()));
+  argv.push_back("--port-file");
+  argv.push_back(child.port_file);
+  SLUICE_ASSIGN_OR_RETURN(child.process, ChildProcess::Start(name, argv));
+  children_.push_back(std::move(child));
+  return absl::OkStatus();
+}
+
+absl::Status ClusterLauncher::SpawnWorkers() {
+  const std::string fleet_address = absl::StrCat("127.0.0.1:", children_[0].ports.fleet_port);
+  const auto spawn = [&](const std::string& role, int count) -> absl::Status {
+    for (int i = 0; i < count; ++i) {
+      const std::string name = absl::StrCat(role, "-", i);
+      std::vector<std::string> args = {
+          "--model",   options_.model_dir, "--role",
+          role,        "--worker-id",      name,
+          "--routers", fleet_address,      "--admin-port",
+          "0",         "--threads",        absl::StrCat(options_.threads_per_worker)};
+      if (!options_.kv_cache_per_worker.empty()) {
+        args.insert(args.end(), {"--kv-cache", options_.kv_cache_per_worker});
+      }
+      if (!options_.served_model_name.empty()) {
+        args.insert(args.end(), {"--served-model-name", options_.served_model_name});
+      }
+      args.insert(args.end(), options_.worker_args.begin(), options_.worker_args.end());
+      const char* const program =
+          role == "prefill" ? "sluice-prefill-worker" : "sluice-decode-worker";
+      SLUICE_RETURN_IF_ERROR(Spawn(name, program, std::move(args)));
+    }
+    return absl::OkStatus();
+  };
+  SLUICE_RETURN_IF_ERROR(spawn("prefill", options_.num_prefill));
+  SLUICE_RETURN_IF_ERROR(spawn("decode", options_.num_decode));
+  return spawn("both", options_.num_both);
+}
+
+absl::Status ClusterLauncher::Start() {
+  const absl::Time begin = MonotonicNow();
+  std::vector<std::string> args = {"--model",      options_.model_dir,
+                                   "--http-host",  options_.host,
+                                   "--http-port",  absl::StrCat(options_.http_port),
+                                   "--grpc-host",  options_.host,
+                                   "--grpc-port",  absl::StrCat(options_.grpc_port),
+                                   "--fleet-port", "0",
+                                   "--admin-port", "0"};
+  if (!options_.served_model_name.empty()) {
+    args.insert(args.end(), {"--served-model-name", options_.served_model_name});
+  }
+  args.insert(args.end(), options_.router_args.begin(), options_.router_args.end());
+  SLUICE_RETURN_IF_ERROR(Spawn("router", "sluice-router", std::move(args)));
+  SLUICE_RETURN_IF_ERROR(WaitUntil([&] { return HavePorts(&children_[0]); }, begin + kListenTimeout,
+                                   "the router to listen"));
+  const PortFile& router = children_[0].ports;
+  info_.pid = getpid();
+  info_.http_address = absl::StrCat(options_.host, ":", router.http_port);
+  info_.grpc_address = absl::StrCat(options_.host, ":", router.grpc_port);
+  info_.admin_address = absl::StrCat("127.0.0.1:", router.admin_port);
+
+  SLUICE_RETURN_IF_ERROR(SpawnWorkers());
+  SLUICE_RETURN_IF_ERROR(WaitUntil([&] { return AllReady(); }, begin + options_.ready_timeout,
+                                   "the cluster to be ready"));
+  printer_->PrintOwn(absl::StrCat("ready after ", Seconds(MonotonicNow() - begin)));
+  return absl::OkStatus();
+}
+
+absl::Status ClusterLauncher::WaitUntil(const std::function<absl::StatusOr<bool>()>& done,
+                                        absl::Time deadline, const std::string& what) {
+  while (true) {
+    Pump(kProbeInterval);
+    if (num_stop_signals_ > 0) return absl::CancelledError("interrupted");
+    for (Child& child : children_) {
+      if (!child.process->has_ended()) continue;
+      Pump(absl::ZeroDuration());  // its last words
+      child.end_reported = true;
+      return EndedError(child);
+    }
+    SLUICE_ASSIGN_OR_RETURN(const bool is_done, done());
+    if (is_done) return absl::OkStatus();
+    if (MonotonicNow() > deadline) {
+      return absl::DeadlineExceededError(absl::StrCat(
+          "gave up waiting for ", what, last_progress_.empty() ? "" : ": ", last_progress_));
+    }
+  }
+}
+
+absl::StatusOr<bool> ClusterLauncher::HavePorts(Child* child) {
+  SLUICE_ASSIGN_OR_RETURN(const std::optional<PortFile> ports, ReadPortFile(child->port_file));
+  if (ports.has_value()) child->ports = *ports;
+  return ports.has_value();
+}
+
+absl::StatusOr<bool> ClusterLauncher::AllReady() {
+  std::vector<std::string> waiting;
+  // The router last: it is ready only through the workers.
+  for (size_t i = children_.size(); i-- > 0;) {
+    Child& child = children_[i];
+    if (child.ready) continue;
+    const std::string& name = child.process->name();
+    SLUICE_ASSIGN_OR_RETURN(const bool listens, HavePorts(&child));
+    if (!listens) {
+      waiting.push_back(absl::StrCat(name, " loads"));
+      continue;
+    }
+    const absl::StatusOr<ProbeAnswer> answer =
+        ProbeHttp(child.ports.admin_port, "/readyz", kProbeTimeout);
+    if (answer.ok() && answer->http_status == 200) {
+      child.ready = true;
+    } else {
+      waiting.push_back(absl::StrCat(
+          name, " (", answer.ok() ? answer->body : std::string(answer.status().message()), ")"));
+    }
+  }
+  const std::string progress = absl::StrJoin(waiting, ", ");
+  if (!waiting.empty() && progress != last_progress_) {
+    printer_->PrintOwn(absl::StrCat("waiting for ", progress));
+  }
+  last_progress_ = progress;
+  return waiting.empty();
+}
+
+absl::Status ClusterLauncher::EndedError(const Child& child) {
+  std::string message =
+      absl::StrCat(child.process->name(), " ended with ", child.process->HowItEnded());
+  if (!child.process->last_lines().empty()) {
+    absl::StrAppend(&message, "; its last lines:\n  ",
+                    absl::StrJoin(child.process->last_lines(), "\n  "));
+  }
+  return absl::AbortedError(message);
+}
+
+void ClusterLauncher::Pump(absl::Duration timeout) {
+  std::vector<pollfd> fds = {{signal_fd_, POLLIN, 0}};
+  for (const Child& child : children_) {
+    fds.push_back({child.process->output_fd(), POLLIN, 0});  // -1 is ignored by poll
+  }
+  poll(fds.data(), fds.size(), static_cast<int>(absl::ToInt64Milliseconds(timeout)));
+  signalfd_siginfo info;
+  while (read(signal_fd_, &info, sizeof(info)) == static_cast<ssize_t>(sizeof(info))) {
+    if (info.ssi_signo != SIGCHLD) ++num_stop_signals_;
+  }
+  for (size_t i = 0; i < children_.size(); ++i) {
+    children_[i].process->ReadOutput([&](absl::string_view line) {
+      printer_->PrintLine(static_cast<int>(i), children_[i].process->name(), line);
+    });
+  }
+}
+
+absl::Status ClusterLauncher::Serve() {
+  while (num_stop_signals_ == 0) {
+    // A signal or output wakes it; the limit covers what neither announces.
+    Pump(absl::Seconds(1));
+    for (Child& child : children_) {
+      if (child.end_reported || !child.process->has_ended()) continue;
+      child.end_reported = true;
+      const absl::Status ended = EndedError(child);
+      if (child.is_router) return ended;
+      printer_->PrintOwn(absl::StrCat(child.process->name(), " ended with ",
+                                      child.process->HowItEnded(), "; the others go on"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+void ClusterLauncher::StopChildren(const std::function<bool(const Child&)>& which,
+                                   absl::Duration timeout) {
+  const auto running = [&] {
+    std::vector<std::string> names;
+    for (Child& child : children_) {
+      if (which(child) && !child.process->has_ended()) names.push_back(child.process->name());
+    }
+    return names;
+  };
+  const auto signal_all = [&](int number) {
+    for (Child& child : children_) {
+      if (which(child)) child.process->Signal(number);
+    }
+  };
+  const int signals_before = num_stop_signals_;
+  signal_all(SIGTERM);
+  absl::Time deadline = MonotonicNow() + timeout;
+  bool killed = false;
+  while (!running().empty()) {
+    Pump(absl::Milliseconds(50));
+    const bool impatient = num_stop_signals_ > std::max(1, signals_before);
+    if (MonotonicNow() < deadline && (killed || !impatient)) continue;
+    if (killed) break;  // not even SIGKILL within its time: stuck in the kernel
+    if (!running().empty()) {
+      printer_->PrintOwn(absl::StrCat("killing ", absl::StrJoin(running(), ", ")));
+    }
+    signal_all(SIGKILL);
+    killed = true;
+    deadline = MonotonicNow() + kKillTimeout;
+  }
+  Pump(absl::ZeroDuration());
+}
+
+void ClusterLauncher::Stop() {
+  if (children_.empty()) return;
+  printer_->PrintOwn("stopping (again Ctrl-C: at once)");
+  StopChildren([](const Child& child) { return !child.is_router; }, options_.stop_timeout);
+  StopChildren([](const Child& child) { return child.is_router; }, kRouterStopTimeout);
+  printer_->PrintOwn("stopped");
+}
+
+}  // namespace sluice::cli

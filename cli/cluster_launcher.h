@@ -1,0 +1,91 @@
+// Runs a whole cluster on this machine as child processes: starts them in order, waits until they
+// are ready, prints their logs, stops them in order. Everything on the calling thread, which must
+// be the process's only one (it forks).
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "cli/child_process.h"
+#include "cli/log_printer.h"
+#include "cli/run_dir.h"
+
+namespace sluice::cli {
+
+struct ClusterOptions {
+  std::string bin_dir;  // where sluice-router and the workers are
+  std::string run_dir;
+  std::string model_dir;
+  std::string served_model_name;  // "": the router's default
+  int num_prefill = 1;
+  int num_decode = 1;
+  int num_both = 0;
+  std::string host = "127.0.0.1";  // of the public ports
+  int http_port = 8000;            // 0: any free
+  int grpc_port = 8001;
+  int threads_per_worker = 1;
+  std::string kv_cache_per_worker;       // as in configuration: "256MiB"
+  std::vector<std::string> router_args;  // appended as they are
+  std::vector<std::string> worker_args;
+  absl::Duration ready_timeout = absl::Seconds(120);
+  absl::Duration stop_timeout = absl::Seconds(35);  // longer than the workers' own drain
+};
+
+class ClusterLauncher {
+ public:
+  ClusterLauncher(ClusterOptions options, LogPrinter* printer);
+  ~ClusterLauncher();  // kills what still runs
+
+  // Starts all processes and waits until every one is ready. On failure the status names the
+  // process and holds its last lines; on a signal it is CANCELLED. Call Stop in any case.
+  absl::Status Start();
+  // Where the ready cluster listens.
+  const ClusterInfo& info() const { return info_; }
+  // Until SIGINT, SIGTERM or SIGHUP (OK), or the router ends by itself (an error). A worker that
+  // ends is reported, and the rest goes on.
+  absl::Status Serve();
+  // Workers first, so that they can drain while the router still delivers; then the router. Whoever
+  // does not end in time is killed; a further signal kills all at once.
+  void Stop();
+
+ private:
+  struct Child {
+    std::unique_ptr<ChildProcess> process;
+    std::string port_file;
+    PortFile ports;
+    bool is_router = false;
+    bool ready = false;
+    bool end_reported = false;
+  };
+
+  absl::Status Spawn(const std::string& name, const std::string& program,
+                     std::vector<std::string> args);
+  absl::Status SpawnWorkers();
+  // Pumps until `done` (checked after every event, and every 50 ms) returns true. CANCELLED on a
+  // signal, DEADLINE_EXCEEDED naming `what`, or the error of a child that ended.
+  absl::Status WaitUntil(const std::function<absl::StatusOr<bool>()>& done, absl::Time deadline,
+                         const std::string& what);
+  absl::StatusOr<bool> HavePorts(Child* child);
+  absl::StatusOr<bool> AllReady();
+  // Waits at most `timeout` for output, signals and ends of children, and prints what came.
+  void Pump(absl::Duration timeout);
+  // Signals children for which `which` holds and waits for their end.
+  void StopChildren(const std::function<bool(const Child&)>& which, absl::Duration timeout);
+  static absl::Status EndedError(const Child& child);
+
+  // Constant after construction.
+  const ClusterOptions options_;
+  LogPrinter* const printer_;
+  int signal_fd_ = -1;
+
+  std::vector<Child> children_;  // the router first
+  ClusterInfo info_;
+  int num_stop_signals_ = 0;
+  std::string last_progress_;
+};
+
+}  // namespace sluice::cli

@@ -1,0 +1,65 @@
+// sluice down: stops the cluster that `sluice up` runs.
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "cli/commands.h"
+#include "cli/run_dir.h"
+#include "common/clock.h"
+#include "common/status_macros.h"
+
+namespace sluice::cli {
+namespace {
+
+bool WaitForEnd(const std::string& run_dir, absl::Duration timeout) {
+  const absl::Time deadline = MonotonicNow() + timeout;
+  while (RunDirLock::IsHeld(run_dir)) {
+    if (MonotonicNow() > deadline) return false;
+    absl::SleepFor(absl::Milliseconds(50));
+  }
+  return true;
+}
+
+absl::Status Down(const std::string& run_dir, absl::Duration timeout) {
+  const absl::StatusOr<ClusterInfo> info = ReadClusterInfo(run_dir);
+  if (absl::IsNotFound(info.status())) {
+    return absl::NotFoundError(absl::StrCat(info.status().message(),
+                                            " (a cluster started elsewhere: name its --run-dir)"));
+  }
+  SLUICE_RETURN_IF_ERROR(info.status());
+  kill(info->pid, SIGTERM);
+  if (WaitForEnd(run_dir, timeout)) return absl::OkStatus();
+  // Its children die with it.
+  kill(info->pid, SIGKILL);
+  if (WaitForEnd(run_dir, absl::Seconds(5))) {
+    return absl::DeadlineExceededError("it did not stop in time and was killed");
+  }
+  return absl::InternalError(absl::StrCat("process ", info->pid, " cannot be stopped"));
+}
+
+}  // namespace
+
+void AddDown(CLI::App* app, int* exit_code) {
+  CLI::App* const down = app->add_subcommand("down", "Stop the cluster that `sluice up` runs");
+  auto run_dir = std::make_shared<std::string>(DefaultRunDir());
+  auto timeout_seconds = std::make_shared<double>(60);
+  down->add_option("--run-dir", *run_dir, "The --run-dir of its `sluice up`")
+      ->capture_default_str();
+  down->add_option("--timeout", *timeout_seconds, "Seconds after which it is killed")
+      ->check(CLI::Range(0.0, 3600.0))
+      ->capture_default_str();
+  down->footer(
+      "Requests that run are finished first, as far as the workers' drain_timeout allows.");
+  down->callback([run_dir, timeout_seconds, exit_code] {
+    const absl::Status status = Down(*run_dir, absl::Seconds(*timeout_seconds));
+    *exit_code = status.ok() ? 0 : Fail(status);
+    if (status.ok()) std::cout << "stopped" << std::endl;
+  });
+}
+
+}  // namespace sluice::cli

@@ -1,0 +1,66 @@
+#include "cli/http_probe.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+
+namespace sluice::cli {
+namespace {
+
+constexpr size_t kMaxAnswerBytes = 4096;
+
+// Sends `request` and reads until the peer closes; "" on any trouble.
+std::string Exchange(int fd, int port, const std::string& request) {
+  sockaddr_in address = {};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) return "";
+  if (send(fd, request.data(), request.size(), MSG_NOSIGNAL) !=
+      static_cast<ssize_t>(request.size())) {
+    return "";
+  }
+  std::string answer;
+  char buffer[1024];
+  while (answer.size() < kMaxAnswerBytes) {
+    const ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
+    if (got <= 0) break;
+    answer.append(buffer, static_cast<size_t>(got));
+  }
+  return answer;
+}
+
+}  // namespace
+
+absl::StatusOr<ProbeAnswer> ProbeHttp(int port, const std::string& path, absl::Duration timeout) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (fd < 0) return absl::UnavailableError("cannot make a socket");
+  const timeval limit = absl::ToTimeval(timeout);
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
+  setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
+  const std::string answer = Exchange(
+      fd, port,
+      absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"));
+  close(fd);
+
+  // "HTTP/1.1 200 OK"
+  const absl::string_view text = answer;
+  ProbeAnswer probe;
+  if (text.size() < 12 || !absl::SimpleAtoi(text.substr(9, 3), &probe.http_status)) {
+    return absl::UnavailableError(absl::StrCat("port ", port, " does not answer"));
+  }
+  const size_t body = text.find("\r\n\r\n");
+  if (body != absl::string_view::npos) {
+    probe.body = std::string(absl::StripTrailingAsciiWhitespace(text.substr(body + 4)));
+  }
+  return probe;
+}
+
+}  // namespace sluice::cli

@@ -1,0 +1,35 @@
+// Prints the children's log lines on the terminal, each after its process's name, in its own
+// colour. One thread. Never waits for a reader that does not read: lines are dropped and counted
+// instead, so a stopped terminal cannot stop a cluster.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/strings/string_view.h"
+
+namespace sluice::cli {
+
+class LogPrinter {
+ public:
+  // Writes to `fd`, which must outlive this. Colours only if asked.
+  LogPrinter(int fd, bool colours, size_t name_width);
+
+  // `index` chooses the colour.
+  void PrintLine(int index, absl::string_view name, absl::string_view line);
+  // A line of the launcher itself.
+  void PrintOwn(absl::string_view line);
+
+ private:
+  void Write(const std::string& text);
+
+  const int fd_;
+  const bool colours_;
+  const size_t name_width_;
+  int64_t num_dropped_lines_ = 0;
+};
+
+// Colours are for terminals, and for nobody who has set NO_COLOR (no-color.org).
+bool WantsColours(int fd);
+
+}  // namespace sluice::cli

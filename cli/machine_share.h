@@ -1,0 +1,25 @@
+// How several workers share one machine: processor cores and memory for KV blocks.
+#pragma once
+
+#include <cstdint>
+
+#include "absl/status/statusor.h"
+#include "common/config.h"
+
+namespace sluice::cli {
+
+struct Machine {
+  int num_cores = 1;              // that this process may use (affinity and cgroup quota)
+  uint64_t available_memory = 0;  // bytes, without swapping anything out
+};
+Machine ThisMachine();
+
+struct WorkerShare {
+  int threads = 1;
+  ByteSize kv_cache;
+};
+// An even share for each of `num_workers`: all cores, at least one thread each, and a quarter of
+// the available memory, 64 MiB to 1 GiB each. The rest is for weights and for everybody else.
+WorkerShare ShareMachine(const Machine& machine, int num_workers);
+
+}  // namespace sluice::cli

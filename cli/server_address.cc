@@ -1,0 +1,31 @@
+#include "cli/server_address.h"
+
+#include "absl/strings/str_cat.h"
+#include "cli/run_dir.h"
+
+namespace sluice::cli {
+
+void AddServerFlags(CLI::App* app, ServerFlags* flags) {
+  flags->run_dir = DefaultRunDir();
+  app->add_option("-s,--server", flags->server,
+                  "host:port of a router's gRPC; the cluster of --run-dir, else 127.0.0.1:8001");
+  app->add_option("--run-dir", flags->run_dir, "The --run-dir of `sluice up`")
+      ->capture_default_str();
+}
+
+std::string ServerAddress(const ServerFlags& flags) {
+  if (!flags.server.empty()) return flags.server;
+  const absl::StatusOr<ClusterInfo> info = ReadClusterInfo(flags.run_dir);
+  return info.ok() && !info->grpc_address.empty() ? info->grpc_address : "127.0.0.1:8001";
+}
+
+absl::Status ExplainRpcError(int grpc_code, const std::string& message,
+                             const std::string& address) {
+  const auto code = static_cast<absl::StatusCode>(grpc_code);
+  if (code != absl::StatusCode::kUnavailable) return absl::Status(code, message);
+  return absl::UnavailableError(
+      absl::StrCat("no answer from ", address, " (", message,
+                   "); `sluice up` starts a cluster, --server HOST:PORT names another one"));
+}
+
+}  // namespace sluice::cli

@@ -1,0 +1,25 @@
+// Which cluster a command talks to. Any thread.
+#pragma once
+
+#include <CLI/App.hpp>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace sluice::cli {
+
+struct ServerFlags {
+  std::string server;  // host:port of gRPC; "" means the cluster of run_dir
+  std::string run_dir;
+};
+
+// --server and --run-dir.
+void AddServerFlags(CLI::App* app, ServerFlags* flags);
+
+// --server; else the cluster that runs in --run-dir; else the default port of this machine.
+std::string ServerAddress(const ServerFlags& flags);
+
+// An RPC's error in words that say what to do.
+absl::Status ExplainRpcError(int grpc_code, const std::string& message, const std::string& address);
+
+}  // namespace sluice::cli

@@ -1,0 +1,89 @@
+// sluice status: workers, load, KV blocks by state, transports.
+#include <google/protobuf/util/json_util.h>
+#include <grpcpp/grpcpp.h>
+#include <unistd.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <iostream>
+#include <memory>
+#include <string>
+
+#include "absl/time/clock.h"
+#include "cli/commands.h"
+#include "cli/server_address.h"
+#include "cli/status_table.h"
+#include "common/status_macros.h"
+#include "services/rpc/grpc_options.h"
+#include "sluice/v1/generation.grpc.pb.h"
+
+namespace sluice::cli {
+namespace {
+
+constexpr char kExamples[] = R"(Examples:
+  sluice status
+  sluice status --watch
+  sluice status --json | jq '.workers[] | {worker_id, kv_blocks}'
+MB/S is what a transport moved per second while it was transferring.)";
+
+struct StatusFlags {
+  ServerFlags server;
+  bool json = false;
+  bool watch = false;
+  double interval_seconds = 1;
+};
+
+absl::StatusOr<v1::GetStatusResponse> GetStatus(v1::Generation::Stub* stub,
+                                                const std::string& address) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
+  v1::GetStatusResponse response;
+  const grpc::Status status = stub->GetStatus(&context, v1::GetStatusRequest(), &response);
+  if (!status.ok()) return ExplainRpcError(status.error_code(), status.error_message(), address);
+  return response;
+}
+
+std::string ToJson(const v1::GetStatusResponse& response) {
+  google::protobuf::util::JsonPrintOptions options;
+  options.always_print_primitive_fields = true;
+  options.preserve_proto_field_names = true;
+  std::string json;
+  // It fails only for messages with unknown Any types; there are none here.
+  (void)google::protobuf::util::MessageToJsonString(response, &json, options);
+  return json + "\n";
+}
+
+absl::Status Status(const StatusFlags& flags) {
+  const std::string address = ServerAddress(flags.server);
+  const std::unique_ptr<v1::Generation::Stub> stub =
+      v1::Generation::NewStub(rpc::MakeChannel(address));
+  while (true) {
+    SLUICE_ASSIGN_OR_RETURN(const v1::GetStatusResponse response, GetStatus(stub.get(), address));
+    if (flags.watch && !flags.json && isatty(STDOUT_FILENO)) std::cout << "\x1b[H\x1b[2J";
+    std::cout << (flags.json ? ToJson(response) : FormatStatus(response)) << std::flush;
+    if (!flags.watch) return absl::OkStatus();
+    if (!std::cout) return absl::OkStatus();  // whoever read it is gone
+    absl::SleepFor(absl::Seconds(flags.interval_seconds));
+  }
+}
+
+}  // namespace
+
+void AddStatus(CLI::App* app, int* exit_code) {
+  CLI::App* const command =
+      app->add_subcommand("status", "Workers, load, KV blocks and transports of a cluster");
+  auto flags = std::make_shared<StatusFlags>();
+  AddServerFlags(command, &flags->server);
+  command->add_flag("--json", flags->json, "The whole GetStatus message, one object a line");
+  command->add_flag("-w,--watch", flags->watch, "Again and again, until Ctrl-C");
+  command->add_option("--interval", flags->interval_seconds, "Seconds between two looks")
+      ->check(CLI::Range(0.1, 3600.0))
+      ->capture_default_str();
+  command->footer(kExamples);
+  command->callback([flags, exit_code] {
+    const absl::Status status = Status(*flags);
+    *exit_code = status.ok() ? 0 : Fail(status);
+  });
+}
+
+}  // namespace sluice::cli

@@ -1,0 +1,47 @@
+// AMX tile instructions, all eight tiles configured as 16 rows of 64 bytes. Written as assembly
+// with a memory clobber: GCC 12's intrinsics let the compiler move ordinary stores past a tile
+// load. Tile numbers must be literals, hence macros.
+//
+// SLUICE_TILE_DOT(c, a, b): C[m][n] += sum over k of A[m][2k] B[k][2n] + A[m][2k+1] B[k][2n+1],
+// bf16 into fp32, k ascending. Each row of C depends on its row of A alone.
+#pragma once
+
+#include <cstdint>
+
+#define SLUICE_TILE_LOAD(tile, base, stride_bytes) \
+  asm volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(base), "r"(stride_bytes) : "memory")
+#define SLUICE_TILE_STORE(tile, base, stride_bytes) \
+  asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(base), "r"(stride_bytes) : "memory")
+#define SLUICE_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile ::)
+#define SLUICE_TILE_DOT(c, a, b) asm volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #c ::)
+
+namespace sluice::cpu {
+namespace {
+
+constexpr int64_t kTileRows = 16;
+constexpr int64_t kTileBytes = 1024;   // 16 rows of 64 bytes
+constexpr int64_t kTileRowBytes = 64;  // 32 bf16 or 16 fp32
+constexpr int64_t kTileDepth = 32;     // bf16 elements of the inner dimension
+
+struct alignas(64) TileConfig {
+  uint8_t palette = 1;
+  uint8_t start_row = 0;
+  uint8_t reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+// The tiles hold state only inside this scope, so that a parked thread has none to save.
+class TileScope {
+ public:
+  TileScope() { asm volatile("ldtilecfg %0" ::"m"(kConfig) : "memory"); }
+  ~TileScope() { asm volatile("tilerelease" ::: "memory"); }
+  TileScope(const TileScope&) = delete;
+  TileScope& operator=(const TileScope&) = delete;
+
+ private:
+  static constexpr TileConfig kConfig{};
+};
+
+}  // namespace
+}  // namespace sluice::cpu

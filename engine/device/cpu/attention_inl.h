@@ -1,0 +1,196 @@
+// Attention over one partition of the latent cache (see AttentionArgs), for any vector type of
+// vec_portable.h's contract. Three passes: scores, softmax, weighted sum of the latents.
+#pragma once
+
+#include <cstdint>
+
+#include "engine/device/cpu/kernels.h"
+#include "engine/device/cpu/rows_inl.h"
+
+namespace sluice::cpu {
+namespace {
+
+// How a family reads 32 consecutive elements of a cache row or query for dot products, and 16 for
+// sums.
+template <class V>
+struct F32Cache {
+  using Element = float;
+  struct Chunk {
+    typename V::F first, second;
+  };
+  static Chunk LoadChunk(const float* p) { return {V::Load(p), V::Load(p + 16)}; }
+  static typename V::F Dot(typename V::F acc, const Chunk& a, const Chunk& b) {
+    return V::Fma(a.second, b.second, V::Fma(a.first, b.first, acc));
+  }
+  static typename V::F LoadValues(const float* p) { return V::Load(p); }
+};
+
+template <class V>
+struct Bf16Cache {
+  using Element = uint16_t;
+  using Chunk = typename V::Pairs;
+  static Chunk LoadChunk(const uint16_t* p) { return V::LoadPairs(p); }
+  static typename V::F Dot(typename V::F acc, const Chunk& a, const Chunk& b) {
+    return V::DotPairs(acc, a, b);
+  }
+  static typename V::F LoadValues(const uint16_t* p) { return V::LoadBf16(p); }
+};
+
+template <class Element>
+inline const Element* CacheRow(const AttentionArgs& args, int token) {
+  const int block = token / args.block_tokens;
+  return static_cast<const Element*>(args.row_base[block]) +
+         (token - block * args.block_tokens) * args.row_stride;
+}
+
+// scores[r, t] for kRows queries from `row` on and kKeys tokens from `token` on.
+template <class V, class Cache, int kRows, int kKeys>
+inline void ScoreTile(const AttentionArgs& args, int row, int token, float* scores) {
+  using Element = typename Cache::Element;
+  const Element* q = static_cast<const Element*>(args.q) + row * args.q_stride;
+  const Element* key[kKeys];
+  for (int t = 0; t < kKeys; ++t) key[t] = CacheRow<Element>(args, token + t);
+  typename V::F acc[kRows][kKeys];
+  for (auto& acc_row : acc) {
+    for (auto& lane : acc_row) lane = V::Zero();
+  }
+  for (int64_t d = 0; d < args.q_stride; d += 32) {
+    typename Cache::Chunk k[kKeys];
+    for (int t = 0; t < kKeys; ++t) k[t] = Cache::LoadChunk(key[t] + d);
+    for (int r = 0; r < kRows; ++r) {
+      const typename Cache::Chunk x = Cache::LoadChunk(q + r * args.q_stride + d);
+      for (int t = 0; t < kKeys; ++t) acc[r][t] = Cache::Dot(acc[r][t], x, k[t]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int t = 0; t < kKeys; ++t) {
+      scores[(row + r) * kPartitionTokens + token + t] = V::SumLanes(acc[r][t]) * args.scale;
+    }
+  }
+}
+
+template <class V, class Cache, int kKeys>
+inline void ScoreRows(const AttentionArgs& args, int token, float* scores) {
+  constexpr int kRows = V::kRows;
+  int row = 0;
+  for (; row + kRows <= args.rows; row += kRows) {
+    ScoreTile<V, Cache, kRows, kKeys>(args, row, token, scores);
+  }
+  for (; row < args.rows; ++row) ScoreTile<V, Cache, 1, kKeys>(args, row, token, scores);
+}
+
+template <class V, class Cache>
+inline void Scores(const AttentionArgs& args, float* scores) {
+  constexpr int kKeys = V::kPanels;
+  int token = 0;
+  for (; token + kKeys <= args.num_tokens; token += kKeys) {
+    ScoreRows<V, Cache, kKeys>(args, token, scores);
+  }
+  for (; token < args.num_tokens; ++token) ScoreRows<V, Cache, 1>(args, token, scores);
+}
+
+// scores -> probabilities in place, zero where a row may not look; fills args.max and args.sum.
+template <class V>
+inline void MaskedSoftmax(const AttentionArgs& args, float* scores) {
+  for (int r = 0; r < args.rows; ++r) {
+    float* row = scores + r * kPartitionTokens;
+    int visible = args.last[r] - args.first_token + 1;
+    visible = visible < 0 ? 0 : visible > args.num_tokens ? args.num_tokens : visible;
+    args.max[r] = 0;
+    args.sum[r] = 0;
+    if (visible > 0) {
+      args.max[r] = MaxRow<V>(row, visible);
+      args.sum[r] = ExpRow<V>(row, visible, args.max[r], /*padded=*/true);
+    }
+    for (int t = (visible + 15) / 16 * 16; t < kPartitionTokens; t += 16)
+      V::Store(row + t, V::Zero());
+  }
+}
+
+// out[r, c .. c + 16 * kVectors) = sum over tokens of probability * value, tokens ascending.
+template <class V, class Cache, int kRows, int kVectors>
+inline void ValueTile(const AttentionArgs& args, int row, int64_t column, const float* scores) {
+  using Element = typename Cache::Element;
+  typename V::F acc[kRows][kVectors];
+  for (auto& acc_row : acc) {
+    for (auto& lane : acc_row) lane = V::Zero();
+  }
+  for (int t = 0; t < args.num_tokens; ++t) {
+    const Element* value = CacheRow<Element>(args, t) + column;
+    typename V::F v[kVectors];
+    for (int i = 0; i < kVectors; ++i) v[i] = Cache::LoadValues(value + 16 * i);
+    for (int r = 0; r < kRows; ++r) {
+      const typename V::F p = V::Set(scores[(row + r) * kPartitionTokens + t]);
+      for (int i = 0; i < kVectors; ++i) acc[r][i] = V::Fma(p, v[i], acc[r][i]);
+    }
+  }
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kVectors; ++i) {
+      V::Store(args.out + (row + r) * args.out_stride + column + 16 * i, acc[r][i]);
+    }
+  }
+}
+
+template <class V, class Cache, int kVectors>
+inline void ValueRows(const AttentionArgs& args, int64_t column, const float* scores) {
+  constexpr int kRows = V::kRows;
+  int row = 0;
+  for (; row + kRows <= args.rows; row += kRows) {
+    ValueTile<V, Cache, kRows, kVectors>(args, row, column, scores);
+  }
+  for (; row < args.rows; ++row) ValueTile<V, Cache, 1, kVectors>(args, row, column, scores);
+}
+
+template <class V, class Cache>
+inline void Values(const AttentionArgs& args, const float* scores) {
+  constexpr int kVectors = V::kPanels;
+  const int64_t columns = (args.latent_dim + 15) / 16 * 16;
+  int64_t column = 0;
+  for (; column + 16 * kVectors <= columns; column += 16 * kVectors) {
+    ValueRows<V, Cache, kVectors>(args, column, scores);
+  }
+  for (; column < columns; column += 16) ValueRows<V, Cache, 1>(args, column, scores);
+}
+
+inline int64_t AttentionScratchBytes(int64_t /*q_stride*/, int64_t /*latent_dim*/) {
+  return static_cast<int64_t>(sizeof(float)) * kMaxAttentionRows * kPartitionTokens;
+}
+
+template <class V, class Cache>
+void Attention(const AttentionArgs& args) {
+  float* scores = static_cast<float*>(args.scratch);
+  Scores<V, Cache>(args, scores);
+  MaskedSoftmax<V>(args, scores);
+  Values<V, Cache>(args, scores);
+}
+
+template <class V>
+void AttentionMerge(float* out, float* max, float* sum, const float* part_out, float part_max,
+                    float part_sum, int64_t columns) {
+  if (part_sum == 0) return;
+  if (*sum == 0) {
+    for (int64_t i = 0; i < columns; i += 16) {
+      const int lanes = Lanes(columns, i);
+      V::StoreFirst(out + i, V::LoadFirst(part_out + i, lanes), lanes);
+    }
+    *max = part_max;
+    *sum = part_sum;
+    return;
+  }
+  const float new_max = *max > part_max ? *max : part_max;
+  float factors[16];
+  V::Store(factors, Exp<V>(V::Sub(V::Set(*max), V::Set(new_max))));
+  const float keep = factors[0];
+  V::Store(factors, Exp<V>(V::Sub(V::Set(part_max), V::Set(new_max))));
+  const float take = factors[0];
+  for (int64_t i = 0; i < columns; i += 16) {
+    const int lanes = Lanes(columns, i);
+    const typename V::F old = V::Mul(V::LoadFirst(out + i, lanes), V::Set(keep));
+    V::StoreFirst(out + i, V::Fma(V::LoadFirst(part_out + i, lanes), V::Set(take), old), lanes);
+  }
+  *sum = *sum * keep + part_sum * take;
+  *max = new_max;
+}
+
+}  // namespace
+}  // namespace sluice::cpu

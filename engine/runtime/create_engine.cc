@@ -1,0 +1,97 @@
+// Engine::Create: from a model folder and options to an engine that can run, or to an error that
+// says which stage refused and why.
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+#include "engine/device/cpu/isa.h"
+#include "engine/model/deepseek_model.h"
+#include "engine/model/deepseek_weights.h"
+#include "engine/runtime/available_memory.h"
+#include "engine/runtime/engine_impl.h"
+#include "engine/runtime/kv_sizing.h"
+
+namespace sluice {
+namespace {
+
+// Everything that can be refused before the weights are read.
+absl::StatusOr<ModelSpec> CheckOptions(const EngineOptions& options) {
+  SLUICE_RETURN_IF_ERROR(options.scheduler.Validate());
+  SLUICE_ASSIGN_OR_RETURN(ModelSpec spec, LoadModelSpec(options.model_dir));
+  if (options.scheduler.max_model_len > spec.max_position_embeddings) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "scheduler.max_model_len (", options.scheduler.max_model_len,
+        ") exceeds the model's max_position_embeddings (", spec.max_position_embeddings, ")"));
+  }
+  if (options.sampleable_vocab_size < 0 || options.sampleable_vocab_size > spec.vocab_size) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampleable_vocab_size (", options.sampleable_vocab_size,
+                     ") exceeds the model's vocab_size (", spec.vocab_size, ")"));
+  }
+  if (options.num_kv_blocks < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("num_kv_blocks must not be negative: ", options.num_kv_blocks));
+  }
+  return spec;
+}
+
+absl::StatusOr<KvSizing> SizeFromFreeMemory(const EngineOptions& options, const ModelSpec& spec,
+                                            const KvLayout& layout) {
+  KvSizingInput sizing;
+  sizing.block_bytes = layout.block_bytes();
+  SLUICE_ASSIGN_OR_RETURN(sizing.available_bytes, AvailableMemoryBytes());
+  sizing.max_position_embeddings = spec.max_position_embeddings;
+  sizing.num_kv_blocks = options.num_kv_blocks;
+  sizing.kv_cache_bytes = static_cast<int64_t>(options.kv_cache_bytes);
+  sizing.max_model_len = options.scheduler.max_model_len;
+  return SizeKvCache(sizing);
+}
+
+absl::StatusOr<EngineParts> Assemble(const EngineOptions& options) {
+  SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, CheckOptions(options));
+  SLUICE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
+
+  DeepseekLoadOptions load;
+  load.model_dir = options.model_dir;
+  load.dtype = options.dtype;
+  load.isa = IsaName(isa);
+  load.num_threads = options.num_threads;
+  load.on_progress = options.on_load_progress;
+  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<DeepseekWeights> weights,
+                          LoadDeepseekWeights(spec, load));
+
+  // After the weights, so that the share of free memory is a share of what is left.
+  const KvLayout layout = MakeKvLayout(spec, options.dtype);
+  SLUICE_ASSIGN_OR_RETURN(const KvSizing sizing, SizeFromFreeMemory(options, spec, layout));
+  if (options.scheduler.max_model_len == 0 && sizing.max_model_len < spec.max_position_embeddings) {
+    SLUICE_LOG(Warning) << "max_model_len is lowered from the model's "
+                        << spec.max_position_embeddings << " to " << sizing.max_model_len
+                        << ", what " << sizing.num_blocks << " KV blocks hold";
+  }
+
+  EngineParts parts;
+  parts.scheduler = options.scheduler;
+  parts.scheduler.max_model_len = sizing.max_model_len;
+  parts.sampleable_vocab_size = options.sampleable_vocab_size;
+  parts.isa = IsaName(isa);
+  parts.fingerprint =
+      MakeKvFingerprint(spec, layout, weights->model_digest, weights->backend->kernel_family());
+  SLUICE_ASSIGN_OR_RETURN(parts.kv_store, KvStore::Create(layout, sizing.num_blocks));
+  parts.model = CreateDeepseekModel(std::move(weights), parts.kv_store.get());
+  return parts;
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options) {
+  absl::StatusOr<EngineParts> parts = Assemble(options);
+  if (!parts.ok()) return Annotate(parts.status(), "engine");
+  SLUICE_LOG(Info) << "engine: " << parts->kv_store->num_blocks() << " KV blocks of "
+                   << parts->kv_store->layout().block_bytes() << " bytes, max_model_len "
+                   << parts->scheduler.max_model_len << ", " << parts->isa << " "
+                   << DTypeName(parts->kv_store->layout().dtype);
+  return std::make_unique<EngineImpl>(*std::move(parts));
+}
+
+}  // namespace sluice

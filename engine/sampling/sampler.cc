@@ -1,0 +1,198 @@
+#include "engine/sampling/sampler.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+#include "engine/sampling/exp_weights.h"
+#include "engine/sampling/logprobs.h"
+#include "engine/sampling/philox.h"
+
+namespace sluice {
+namespace {
+
+constexpr float kMasked = -std::numeric_limits<float>::infinity();
+
+struct RowMax {
+  float value = kMasked;
+  bool has_nan = false;
+};
+
+RowMax FindMax(absl::Span<const float> row) {
+  // Independent lanes, so that the compiler can use vectors; the maximum does not depend on the
+  // order.
+  constexpr size_t kLanes = 16;
+  float lanes[kLanes];
+  int num_nan[kLanes] = {};
+  std::fill_n(lanes, kLanes, kMasked);
+  size_t i = 0;
+  for (; i + kLanes <= row.size(); i += kLanes) {
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+      const float value = row[i + lane];
+      lanes[lane] = value > lanes[lane] ? value : lanes[lane];
+      num_nan[lane] |= value != value;
+    }
+  }
+  RowMax max;
+  for (; i < row.size(); ++i) {
+    max.value = std::max(max.value, row[i]);
+    max.has_nan |= std::isnan(row[i]);
+  }
+  for (size_t lane = 0; lane < kLanes; ++lane) {
+    max.value = std::max(max.value, lanes[lane]);
+    max.has_nan |= num_nan[lane] != 0;
+  }
+  return max;
+}
+
+}  // namespace
+
+absl::Status ValidateSamplingParams(const SamplingParams& params, int64_t vocab_size) {
+  const auto invalid = [](auto&&... what) {
+    return absl::InvalidArgumentError(absl::StrCat("sampling: ", what...));
+  };
+  // Written so that NaN is refused.
+  if (!(params.temperature >= 0 && std::isfinite(params.temperature))) {
+    return invalid("temperature must be finite and not negative");
+  }
+  if (!(params.top_p > 0 && params.top_p <= 1)) return invalid("top_p must be in (0, 1]");
+  if (params.top_k < 0) return invalid("top_k must not be negative");
+  if (!(params.min_p >= 0 && params.min_p <= 1)) return invalid("min_p must be in [0, 1]");
+  if (!(params.repetition_penalty > 0 && std::isfinite(params.repetition_penalty))) {
+    return invalid("repetition_penalty must be finite and positive");
+  }
+  if (!std::isfinite(params.presence_penalty)) return invalid("presence_penalty must be finite");
+  if (!std::isfinite(params.frequency_penalty)) return invalid("frequency_penalty must be finite");
+  for (const auto& [token, bias] : params.logit_bias) {
+    if (token < 0 || token >= vocab_size) {
+      return invalid("logit_bias of token ", token, ", the vocabulary has ", vocab_size);
+    }
+    if (!std::isfinite(bias)) return invalid("logit_bias of token ", token, " must be finite");
+  }
+  return absl::OkStatus();
+}
+
+Sampler::Sampler(int64_t vocab_size, int64_t sampleable_vocab_size)
+    : vocab_size_(static_cast<size_t>(vocab_size)),
+      sampleable_vocab_size_(static_cast<size_t>(sampleable_vocab_size)) {
+  SLUICE_CHECK(0 < sampleable_vocab_size && sampleable_vocab_size <= vocab_size);
+  adjusted_.resize(sampleable_vocab_size_);
+  scaled_.resize(sampleable_vocab_size_);
+  weights_.resize(sampleable_vocab_size_);
+  ids_.resize(sampleable_vocab_size_);
+}
+
+absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits,
+                                             const SamplingParams& params,
+                                             const TokenCounts* counts, int token_index) {
+  SLUICE_CHECK(logits.size() == vocab_size_);
+  const RowMax raw_max = FindMax(logits);
+  if (raw_max.has_nan || !std::isfinite(raw_max.value)) {
+    return absl::InternalError(
+        absl::StrCat("sampling: the logits of token ", token_index, " are not finite"));
+  }
+  const absl::Span<const float> sampleable = logits.first(sampleable_vocab_size_);
+  const absl::Span<const float> adjusted = Adjust(sampleable, params, counts, token_index);
+  const bool untouched = adjusted.data() == logits.data() && adjusted.size() == logits.size();
+  const RowMax max = untouched ? raw_max : FindMax(adjusted);
+  if (max.has_nan || !std::isfinite(max.value)) {
+    return absl::InternalError(absl::StrCat(
+        "sampling: bias, penalties and min_tokens leave no choice for token ", token_index));
+  }
+
+  SampledToken sampled;
+  if (params.temperature == 0) {
+    sampled.token = static_cast<TokenId>(std::find(adjusted.begin(), adjusted.end(), max.value) -
+                                         adjusted.begin());
+  } else {
+    sampled.token = Draw(adjusted, max.value, params, token_index);
+  }
+  if (params.num_top_logprobs >= 0) {
+    const double log_sum_exp = LogSumExp(logits, raw_max.value);
+    sampled.logprob = Logprob(logits[static_cast<size_t>(sampled.token)], log_sum_exp);
+    sampled.top = TopLogprobs(sampleable, log_sum_exp, params.num_top_logprobs);
+  }
+  return sampled;
+}
+
+absl::Span<const float> Sampler::Adjust(absl::Span<const float> logits,
+                                        const SamplingParams& params, const TokenCounts* counts,
+                                        int token_index) {
+  const bool masks_stop_tokens = token_index < params.min_tokens && !params.stop_token_ids.empty();
+  const bool has_penalties = TokenCounts::NeededBy(params);
+  if (params.logit_bias.empty() && !masks_stop_tokens && !has_penalties) return logits;
+
+  const absl::Span<float> row = absl::MakeSpan(adjusted_);
+  std::copy(logits.begin(), logits.end(), row.begin());
+  for (const auto& [token, bias] : params.logit_bias) {
+    if (static_cast<size_t>(token) < row.size()) row[static_cast<size_t>(token)] += bias;
+  }
+  if (masks_stop_tokens) {
+    for (const TokenId token : params.stop_token_ids) {
+      // A stop id outside the vocabulary never comes up: nothing to mask.
+      if (static_cast<size_t>(token) < row.size()) row[static_cast<size_t>(token)] = kMasked;
+    }
+  }
+  if (has_penalties) {
+    SLUICE_CHECK(counts != nullptr);
+    counts->ApplyPenalties(params, row);
+  }
+  return row;
+}
+
+TokenId Sampler::Draw(absl::Span<const float> logits, float max, const SamplingParams& params,
+                      int token_index) {
+  // The candidates: values[i] <= 0 belongs to token i, or to ids_[i] once some are dropped. Ids
+  // ascend, so ranking by index breaks ties as ranking by id does.
+  absl::Span<float> values = absl::MakeSpan(scaled_);
+  for (size_t i = 0; i < values.size(); ++i) values[i] = (logits[i] - max) / params.temperature;
+
+  const bool cuts_top_k = params.top_k > 0 && static_cast<size_t>(params.top_k) < values.size();
+  if (cuts_top_k) {
+    const RankCut::Last last = rank_cut_.FindMass(
+        values, [](size_t) { return 1.0; }, params.top_k);
+    size_t num_kept = 0;
+    for (size_t i = 0; i < values.size(); ++i) {
+      if (!last.Includes(values[i], i)) continue;
+      ids_[num_kept] = static_cast<TokenId>(i);
+      values[num_kept++] = values[i];
+    }
+    values = values.first(num_kept);
+  }
+
+  const absl::Span<float> weights = absl::MakeSpan(weights_).first(values.size());
+  double total = ExpWeights(values, 0, weights.data());
+  const bool cuts_by_probability = params.min_p > 0 || params.top_p < 1;
+  if (params.min_p > 0) {
+    // The best has weight 1.
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (weights[i] < params.min_p) weights[i] = 0;
+    }
+  }
+  if (params.top_p < 1) {
+    const RankCut::Last last = rank_cut_.FindFraction(
+        values, [&](size_t i) { return static_cast<double>(weights[i]); }, params.top_p);
+    for (size_t i = 0; i < weights.size(); ++i) {
+      if (!last.Includes(values[i], i)) weights[i] = 0;
+    }
+  }
+  if (cuts_by_probability) {
+    total = 0;
+    for (const float weight : weights) total += weight;
+  }
+
+  const double target = TokenUniform(params.seed, static_cast<uint64_t>(token_index)) * total;
+  double sum = 0;
+  size_t chosen = 0;
+  for (size_t i = 0; i < weights.size(); ++i) {
+    if (weights[i] == 0) continue;
+    chosen = i;  // the last one, should rounding leave the sum short of the target
+    sum += weights[i];
+    if (sum > target) break;
+  }
+  return cuts_top_k ? ids_[chosen] : static_cast<TokenId>(chosen);
+}
+
+}  // namespace sluice

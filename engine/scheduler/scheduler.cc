@@ -1,0 +1,455 @@
+#include "engine/scheduler/scheduler.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "common/check.h"
+
+namespace sluice {
+namespace {
+
+int64_t BlocksFor(int64_t num_tokens) { return (num_tokens + kBlockTokens - 1) / kBlockTokens; }
+
+bool ArrivedBefore(const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; }
+
+}  // namespace
+
+const char* SequencePhaseName(SequencePhase phase) {
+  switch (phase) {
+    case SequencePhase::kWaiting:
+      return "waiting";
+    case SequencePhase::kPrefilling:
+      return "prefilling";
+    case SequencePhase::kDecoding:
+      return "decoding";
+    case SequencePhase::kPinned:
+      return "sending";
+    case SequencePhase::kReserved:
+      return "receiving";
+    case SequencePhase::kQuarantined:
+      return "quarantined";
+  }
+  return "unknown";
+}
+
+Scheduler::Scheduler(const SchedulerOptions& options, std::string model_fingerprint,
+                     BlockManager* blocks)
+    : options_(options),
+      model_fingerprint_(std::move(model_fingerprint)),
+      ageing_tokens_per_step_(AgeingTokensPerStep(options.max_num_batched_tokens)),
+      blocks_(blocks) {
+  SLUICE_CHECK(options_.Validate().ok() && options_.max_model_len > 0);
+  running_.reserve(options_.max_num_seqs);
+  plan_.slices.reserve(options_.max_num_seqs);
+  prefill_candidates_.reserve(options_.max_num_seqs);
+}
+
+absl::Status Scheduler::Add(SequenceInput input, SequenceKind kind) {
+  SLUICE_CHECK(kind != SequenceKind::kReserved);
+  if (sequences_.contains(input.key)) {
+    return absl::AlreadyExistsError("scheduler: this request and attempt is in the engine already");
+  }
+  if (num_waiting() >= options_.max_num_waiting) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("scheduler: the waiting queue is full (", options_.max_num_waiting, ")"));
+  }
+  if (absl::Status fits = CheckCanEverFit(input, kind); !fits.ok()) return fits;
+  std::unique_ptr<Sequence> sequence = MakeSequence(std::move(input), kind);
+  AddToWaiting(sequence.get());
+  sequences_.emplace(sequence->key, std::move(sequence));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<const Sequence*> Scheduler::Reserve(SequenceInput input) {
+  if (sequences_.contains(input.key)) {
+    return absl::AlreadyExistsError("scheduler: this request and attempt is in the engine already");
+  }
+  if (absl::Status fits = CheckCanEverFit(input, SequenceKind::kReserved); !fits.ok()) return fits;
+  if (num_running() + num_reserved_ >= options_.max_num_seqs) {
+    return absl::ResourceExhaustedError(absl::StrCat("scheduler: ", num_running(),
+                                                     " sequences run and ", num_reserved_,
+                                                     " are reserved, of ", options_.max_num_seqs));
+  }
+  std::unique_ptr<Sequence> sequence = MakeSequence(std::move(input), SequenceKind::kReserved);
+  if (!AcquireBlocks(sequence.get(), BlockUse::kReceiving)) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("scheduler: not enough KV blocks for ", sequence->tokens.size(),
+                     " tokens and their answer: ", blocks_->num_allocatable(), " allocatable, ",
+                     promised_blocks_, " of them promised"));
+  }
+  sequence->phase = SequencePhase::kReserved;
+  ++num_reserved_;
+  const Sequence* result = sequence.get();
+  sequences_.emplace(sequence->key, std::move(sequence));
+  return result;
+}
+
+Sequence* Scheduler::Find(const SequenceKey& key) {
+  const auto it = sequences_.find(key);
+  return it == sequences_.end() ? nullptr : it->second.get();
+}
+
+void Scheduler::Activate(Sequence* sequence, TokenId first) {
+  SLUICE_CHECK(sequence->phase == SequencePhase::kReserved);
+  blocks_->ChangeUse(
+      absl::MakeConstSpan(sequence->block_table).subspan(sequence->num_computed / kBlockTokens),
+      BlockUse::kReceiving, BlockUse::kActive);
+  --num_reserved_;
+  sequence->num_computed = static_cast<int>(sequence->tokens.size());
+  PublishFullBlocks(sequence);
+  sequence->tokens.push_back(first);
+  sequence->phase = SequencePhase::kDecoding;
+  AddToRunning(sequence);
+}
+
+void Scheduler::Quarantine(Sequence* sequence) {
+  SLUICE_CHECK(sequence->phase == SequencePhase::kReserved);
+  blocks_->ChangeUse(
+      absl::MakeConstSpan(sequence->block_table).subspan(sequence->num_computed / kBlockTokens),
+      BlockUse::kReceiving, BlockUse::kQuarantined);
+  sequence->phase = SequencePhase::kQuarantined;
+}
+
+void Scheduler::Abandon(Sequence* sequence, int num_verified_tokens) {
+  SLUICE_CHECK(sequence->phase == SequencePhase::kReserved ||
+               sequence->phase == SequencePhase::kQuarantined);
+  const BlockUse use =
+      sequence->phase == SequencePhase::kReserved ? BlockUse::kReceiving : BlockUse::kQuarantined;
+  const int num_verified =
+      std::min(num_verified_tokens, static_cast<int>(sequence->tokens.size())) / kBlockTokens;
+  const int num_cached = sequence->num_computed / kBlockTokens;
+  const int num_good = std::max(num_verified, num_cached);
+  const auto table = absl::MakeConstSpan(sequence->block_table);
+  blocks_->ChangeUse(table.subspan(num_cached, num_good - num_cached), use, BlockUse::kActive);
+  sequence->num_computed = num_good * kBlockTokens;
+  PublishFullBlocks(sequence);
+  blocks_->Release(table.subspan(num_good), use);
+  sequence->block_table.resize(num_good);
+  ReleaseBlocks(sequence, BlockUse::kActive);
+  --num_reserved_;
+  Erase(sequence);
+}
+
+void Scheduler::Remove(Sequence* sequence) {
+  switch (sequence->phase) {
+    case SequencePhase::kWaiting:
+      RemoveFromWaiting(sequence);
+      break;
+    case SequencePhase::kPrefilling:
+    case SequencePhase::kDecoding:
+      RemoveFromRunning(sequence);
+      ReleaseBlocks(sequence, BlockUse::kActive);
+      break;
+    case SequencePhase::kPinned:
+      ReleaseBlocks(sequence, BlockUse::kSending);
+      break;
+    case SequencePhase::kReserved:
+    case SequencePhase::kQuarantined:
+      SLUICE_CHECK(!"a reservation is abandoned, not removed");
+  }
+  Erase(sequence);
+}
+
+const StepPlan& Scheduler::Plan() {
+  ++step_;
+  plan_.slices.clear();
+  plan_.preempted.clear();
+  plan_.num_decode_tokens = 0;
+  plan_.num_prefill_tokens = 0;
+  PlanDecodes();
+  PlanPrefills();
+  stalled_ = plan_.slices.empty();
+  return plan_;
+}
+
+void Scheduler::Advance(const PlannedSlice& slice) {
+  SLUICE_CHECK(slice.sequence->num_computed == slice.start);
+  slice.sequence->num_computed += slice.num_tokens;
+  PublishFullBlocks(slice.sequence);
+}
+
+void Scheduler::Append(Sequence* sequence, TokenId token) {
+  SLUICE_CHECK(sequence->num_uncomputed() == 0);
+  sequence->tokens.push_back(token);
+  if (sequence->kind != SequenceKind::kPrefill) sequence->phase = SequencePhase::kDecoding;
+}
+
+void Scheduler::Pin(Sequence* sequence) {
+  SLUICE_CHECK(sequence->kind == SequenceKind::kPrefill &&
+               sequence->phase == SequencePhase::kPrefilling);
+  RemoveFromRunning(sequence);
+  blocks_->ChangeUse(sequence->block_table, BlockUse::kActive, BlockUse::kSending);
+  sequence->phase = SequencePhase::kPinned;
+}
+
+int64_t Scheduler::QueuedPrefillTokens() const {
+  int64_t num_tokens = 0;
+  for (const Sequence* sequence : running_) {
+    if (sequence->phase == SequencePhase::kPrefilling) num_tokens += sequence->num_uncomputed();
+  }
+  for (const Sequence* sequence : waiting_) num_tokens += sequence->num_prefill_tokens;
+  return num_tokens;
+}
+
+std::vector<const Sequence*> Scheduler::Sequences() const {
+  std::vector<const Sequence*> all;
+  all.reserve(sequences_.size());
+  for (const auto& [key, sequence] : sequences_) all.push_back(sequence.get());
+  std::sort(all.begin(), all.end(), ArrivedBefore);
+  return all;
+}
+
+std::unique_ptr<Sequence> Scheduler::MakeSequence(SequenceInput input, SequenceKind kind) {
+  auto sequence = std::make_unique<Sequence>();
+  sequence->key = input.key;
+  sequence->kind = kind;
+  sequence->sampling = std::move(input.sampling);
+  sequence->tokens = std::move(input.tokens);
+  sequence->num_input_tokens = static_cast<int>(sequence->tokens.size());
+  sequence->num_prompt_tokens = sequence->num_input_tokens - input.num_output_tokens;
+  sequence->arrival = next_arrival_++;
+  sequence->arrival_step = step_;
+  sequence->root_hash = RootBlockHash(model_fingerprint_, input.tenant_salt);
+  sequence->block_hashes = BlockHashChain(sequence->root_hash, sequence->tokens);
+  // One allocation for the answer too, within reason.
+  sequence->tokens.reserve(sequence->tokens.size() +
+                           std::clamp(sequence->sampling.max_tokens, 0, 1024));
+  return sequence;
+}
+
+absl::Status Scheduler::CheckCanEverFit(const SequenceInput& input, SequenceKind kind) const {
+  const int64_t num_tokens = static_cast<int64_t>(input.tokens.size());
+  int64_t num_kv_tokens = num_tokens;
+  if (kind != SequenceKind::kPrefill) {
+    const int64_t final_length = std::min<int64_t>(
+        num_tokens - input.num_output_tokens + input.sampling.max_tokens, options_.max_model_len);
+    // The last token of an answer is never computed.
+    num_kv_tokens = std::max(num_tokens, final_length - 1);
+  }
+  if (BlocksFor(num_kv_tokens) <= blocks_->num_blocks()) return absl::OkStatus();
+  return absl::ResourceExhaustedError(
+      absl::StrCat("scheduler: prompt and answer may need ", BlocksFor(num_kv_tokens),
+                   " KV blocks, the pool has ", blocks_->num_blocks()));
+}
+
+int64_t Scheduler::ExpectedGrowthBlocks(const Sequence& sequence) const {
+  if (sequence.kind == SequenceKind::kPrefill) return 0;
+  const int64_t num_tokens = static_cast<int64_t>(sequence.tokens.size());
+  const int64_t num_to_come = std::min<int64_t>(
+      sequence.sampling.max_tokens - sequence.num_output_tokens(), options_.expected_output_tokens);
+  const int64_t final_length = std::min<int64_t>(num_tokens + num_to_come, options_.max_model_len);
+  return BlocksFor(std::max(num_tokens, final_length - 1)) - BlocksFor(num_tokens);
+}
+
+absl::Span<const BlockHash> Scheduler::ReusableChain(const Sequence& sequence) const {
+  // Somebody must compute the last token, since its logits give the next one: here, unless KV and
+  // next token come from outside.
+  const int num_reusable =
+      static_cast<int>(sequence.tokens.size()) - (sequence.kind == SequenceKind::kReserved ? 0 : 1);
+  return absl::MakeConstSpan(sequence.block_hashes).first(num_reusable / kBlockTokens);
+}
+
+int Scheduler::MatchedTokens(const Sequence& sequence) const {
+  return static_cast<int>(blocks_->MatchPrefix(ReusableChain(sequence)).num_blocks) * kBlockTokens;
+}
+
+bool Scheduler::AcquireBlocks(Sequence* sequence, BlockUse use) {
+  const absl::Span<const BlockHash> chain = ReusableChain(*sequence);
+  const BlockManager::PrefixMatch match = blocks_->MatchPrefix(chain);
+  const int64_t num_needed =
+      BlocksFor(static_cast<int64_t>(sequence->tokens.size())) - match.num_blocks;
+  const int64_t growth = ExpectedGrowthBlocks(*sequence);
+  if (num_needed + match.num_cached + growth + promised_blocks_ > blocks_->num_allocatable()) {
+    return false;
+  }
+  SLUICE_CHECK(sequence->block_table.empty());
+  sequence->block_table.reserve(match.num_blocks + num_needed + growth);
+  blocks_->AcquirePrefix(chain.first(match.num_blocks), &sequence->block_table);
+  SLUICE_CHECK(blocks_->Allocate(num_needed, use, &sequence->block_table));
+  sequence->promised_blocks_left = growth;
+  promised_blocks_ += growth;
+  sequence->num_published_blocks = static_cast<int>(match.num_blocks);
+  sequence->num_computed = static_cast<int>(match.num_blocks) * kBlockTokens;
+  sequence->num_prefill_tokens = sequence->num_uncomputed();
+  if (!sequence->was_admitted) {
+    sequence->was_admitted = true;
+    sequence->num_cached_tokens = sequence->num_computed;
+  }
+  return true;
+}
+
+bool Scheduler::Admit(Sequence* sequence) {
+  if (num_running() + num_reserved_ >= options_.max_num_seqs) return false;
+  if (!AcquireBlocks(sequence, BlockUse::kActive)) return false;
+  sequence->phase = SequencePhase::kPrefilling;
+  AddToRunning(sequence);
+  return true;
+}
+
+bool Scheduler::EnsureDecodeBlock(Sequence* sequence) {
+  const size_t num_needed = static_cast<size_t>(sequence->num_computed / kBlockTokens) + 1;
+  if (sequence->block_table.size() >= num_needed) return true;
+  while (!blocks_->Allocate(1, BlockUse::kActive, &sequence->block_table)) {
+    // `sequence` itself is preemptible, so there is a victim, and none older than `sequence`.
+    const auto victim = std::find_if(running_.rbegin(), running_.rend(), [](const Sequence* other) {
+      return other->kind != SequenceKind::kPrefill;
+    });
+    SLUICE_CHECK(victim != running_.rend() && !ArrivedBefore(*victim, sequence));
+    const bool preempts_itself = *victim == sequence;
+    Preempt(*victim);
+    if (preempts_itself) return false;
+  }
+  if (sequence->promised_blocks_left > 0) {
+    --sequence->promised_blocks_left;
+    --promised_blocks_;
+  }
+  return true;
+}
+
+void Scheduler::Preempt(Sequence* sequence) {
+  ++num_preemptions_;
+  RemoveFromRunning(sequence);
+  ReleaseBlocks(sequence, BlockUse::kActive);
+  if (sequence->kind == SequenceKind::kReserved) {
+    plan_.preempted.push_back(sequence->key);
+    Erase(sequence);
+    return;
+  }
+  sequence->phase = SequencePhase::kWaiting;
+  sequence->num_computed = 0;
+  sequence->num_published_blocks = 0;
+  AddToWaiting(sequence);
+}
+
+void Scheduler::PlanDecodes() {
+  // Oldest first, so that a victim is never one that this plan has served already.
+  for (size_t i = 0; i < running_.size(); ++i) {
+    Sequence* sequence = running_[i];
+    if (sequence->phase != SequencePhase::kDecoding) continue;
+    if (!EnsureDecodeBlock(sequence)) break;  // it was the last one
+    plan_.slices.push_back({sequence, sequence->num_computed, 1, true});
+    ++plan_.num_decode_tokens;
+  }
+}
+
+void Scheduler::PlanPrefills() {
+  bool short_prompts_wait = num_short_waiting_ > 0;
+  for (Sequence* sequence : running_) {
+    sequence->num_planned = 0;
+    if (sequence->phase == SequencePhase::kPrefilling && !IsLong(*sequence)) {
+      short_prompts_wait = true;
+    }
+  }
+  PrefillBudget budget;
+  budget.tokens = options_.max_num_batched_tokens - plan_.num_decode_tokens;
+  budget.long_prompt_tokens = short_prompts_wait ? budget.tokens / 2 : budget.tokens;
+  PlanPrefillRound(&budget);
+  // What the short prompts left over.
+  budget.long_prompt_tokens = budget.tokens;
+  if (short_prompts_wait) PlanPrefillRound(&budget);
+
+  for (Sequence* sequence : running_) {
+    if (sequence->phase != SequencePhase::kPrefilling || sequence->num_planned == 0) continue;
+    plan_.slices.push_back({sequence, sequence->num_computed, sequence->num_planned,
+                            sequence->num_planned == sequence->num_uncomputed()});
+    plan_.num_prefill_tokens += sequence->num_planned;
+  }
+}
+
+void Scheduler::PlanPrefillRound(PrefillBudget* budget) {
+  prefill_candidates_.clear();
+  for (Sequence* sequence : running_) {
+    if (sequence->phase != SequencePhase::kPrefilling) continue;
+    sequence->score = PrefillScore(*sequence, sequence->num_uncomputed(), ageing_tokens_per_step_);
+    prefill_candidates_.push_back(sequence);
+  }
+  std::sort(prefill_candidates_.begin(), prefill_candidates_.end(), GoesBefore());
+
+  // Merges the admitted prompts with the waiting queue, both in order.
+  auto next_admitted = prefill_candidates_.begin();
+  auto next_waiting = waiting_.begin();
+  while (budget->tokens > 0) {
+    Sequence* admitted = next_admitted == prefill_candidates_.end() ? nullptr : *next_admitted;
+    Sequence* waiting =
+        budget->admission_open && next_waiting != waiting_.end() ? *next_waiting : nullptr;
+    if (admitted == nullptr && waiting == nullptr) return;
+    const bool take_admitted =
+        admitted != nullptr && (waiting == nullptr || GoesBefore()(admitted, waiting));
+    Sequence* sequence = take_admitted ? admitted : waiting;
+    const int allowance =
+        IsLong(*sequence) ? std::min(budget->tokens, budget->long_prompt_tokens) : budget->tokens;
+    if (take_admitted) {
+      ++next_admitted;
+    } else if (allowance == 0) {
+      ++next_waiting;
+      continue;
+    } else {
+      // Out of the queue first: admission changes what its place is computed from.
+      const bool was_long = IsLong(*sequence);
+      if (!Admit(sequence)) {
+        budget->admission_open = false;
+        continue;
+      }
+      if (!was_long) --num_short_waiting_;
+      next_waiting = waiting_.erase(next_waiting);
+    }
+    const int num_tokens = std::min(sequence->num_uncomputed() - sequence->num_planned, allowance);
+    sequence->num_planned += num_tokens;
+    budget->tokens -= num_tokens;
+    if (IsLong(*sequence)) budget->long_prompt_tokens -= num_tokens;
+  }
+}
+
+void Scheduler::PublishFullBlocks(Sequence* sequence) {
+  int& next = sequence->num_published_blocks;
+  for (; (next + 1) * kBlockTokens <= sequence->num_computed; ++next) {
+    if (static_cast<size_t>(next) >= sequence->block_hashes.size()) {
+      const BlockHash& parent = next == 0 ? sequence->root_hash : sequence->block_hashes[next - 1];
+      sequence->block_hashes.push_back(ChildBlockHash(
+          parent,
+          absl::MakeConstSpan(sequence->tokens).subspan(next * kBlockTokens, kBlockTokens)));
+    }
+    blocks_->Publish(sequence->block_table[next], sequence->block_hashes[next]);
+  }
+}
+
+void Scheduler::AddToWaiting(Sequence* sequence) {
+  const int num_tokens = static_cast<int>(sequence->tokens.size());
+  sequence->num_prefill_tokens = num_tokens - MatchedTokens(*sequence);
+  sequence->num_planned = 0;
+  sequence->score = PrefillScore(*sequence, sequence->num_prefill_tokens, ageing_tokens_per_step_);
+  waiting_.insert(sequence);
+  if (!IsLong(*sequence)) ++num_short_waiting_;
+  stalled_ = false;
+}
+
+void Scheduler::RemoveFromWaiting(Sequence* sequence) {
+  if (!IsLong(*sequence)) --num_short_waiting_;
+  SLUICE_CHECK(waiting_.erase(sequence) == 1);
+}
+
+void Scheduler::AddToRunning(Sequence* sequence) {
+  running_.insert(std::lower_bound(running_.begin(), running_.end(), sequence, ArrivedBefore),
+                  sequence);
+}
+
+void Scheduler::RemoveFromRunning(Sequence* sequence) {
+  const auto it = std::lower_bound(running_.begin(), running_.end(), sequence, ArrivedBefore);
+  SLUICE_CHECK(it != running_.end() && *it == sequence);
+  running_.erase(it);
+}
+
+void Scheduler::ReleaseBlocks(Sequence* sequence, BlockUse use) {
+  blocks_->Release(sequence->block_table, use);
+  sequence->block_table.clear();
+  promised_blocks_ -= sequence->promised_blocks_left;
+  sequence->promised_blocks_left = 0;
+}
+
+void Scheduler::Erase(Sequence* sequence) {
+  stalled_ = false;
+  SLUICE_CHECK(sequences_.erase(sequence->key) == 1);
+}
+
+}  // namespace sluice

@@ -1,0 +1,164 @@
+#include "kvtransfer/channel/ucx_context.h"
+
+#include <dlfcn.h>
+#include <signal.h>
+#include <ucs/debug/debug.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "common/log.h"
+#include "common/status_macros.h"
+
+namespace sluice {
+namespace {
+
+// When its library is loaded, UCX installs handlers for fatal signals (off by default only since
+// 1.20) and offers no way to ask before. A crash is the program's own to report.
+void RemoveUcxSignalHandlers() {
+  for (int signal : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGABRT}) {
+    struct sigaction action;
+    if (sigaction(signal, nullptr, &action) != 0) continue;
+    void* handler = (action.sa_flags & SA_SIGINFO) != 0
+                        ? reinterpret_cast<void*>(action.sa_sigaction)
+                        : reinterpret_cast<void*>(action.sa_handler);
+    Dl_info info;
+    if (handler == reinterpret_cast<void*>(SIG_DFL) || dladdr(handler, &info) == 0) continue;
+    if (info.dli_fname != nullptr && std::strstr(info.dli_fname, "libucs") != nullptr) {
+      ucs_debug_disable_signal(signal);
+    }
+  }
+}
+
+// Whether shared memory may be among the transports of a UCX_TLS list.
+bool AllowsSharedMemory(const std::string& tls) {
+  if (tls.empty() || tls[0] == '^') return true;
+  for (absl::string_view name : absl::StrSplit(tls, ',')) {
+    if (name == "all" || name == "shm" || name == "sm" || name == "mm" || name == "posix" ||
+        name == "sysv") {
+      return true;
+    }
+  }
+  return false;
+}
+
+class Config {
+ public:
+  ~Config() {
+    if (config_ != nullptr) ucp_config_release(config_);
+  }
+  absl::Status Read() {
+    return UcxStatus(ucp_config_read(nullptr, nullptr, &config_), "reading the configuration");
+  }
+  absl::Status Set(const char* name, const std::string& value) {
+    return UcxStatus(ucp_config_modify(config_, name, value.c_str()),
+                     absl::StrCat("setting ", name, "=", value));
+  }
+  // The operator's environment wins.
+  absl::Status SetDefault(const char* name, const std::string& value) {
+    if (std::getenv(absl::StrCat("UCX_", name).c_str()) != nullptr) return absl::OkStatus();
+    return Set(name, value);
+  }
+  ucp_config_t* get() const { return config_; }
+
+ private:
+  ucp_config_t* config_ = nullptr;
+};
+
+absl::Status Configure(const UcxOptions& options, Config* config) {
+  SLUICE_RETURN_IF_ERROR(config->Read());
+  if (!options.tls.empty()) SLUICE_RETURN_IF_ERROR(config->Set("TLS", options.tls));
+  if (!options.net_devices.empty()) {
+    SLUICE_RETURN_IF_ERROR(config->Set("NET_DEVICES", options.net_devices));
+  }
+  // The receiver reads, or the payload comes in active messages that its own code places. Never a
+  // put by the sender: it could not be recalled.
+  SLUICE_RETURN_IF_ERROR(config->Set("RNDV_SCHEME", "get_zcopy"));
+  SLUICE_RETURN_IF_ERROR(
+      config->SetDefault("KEEPALIVE_INTERVAL",
+                         absl::StrCat(absl::ToInt64Milliseconds(options.keepalive_interval), "ms")));
+  // Shared memory hides that it can report failures, and mode PEER then falls back to TCP over the loopback.
+  const char* env_tls = std::getenv("UCX_TLS");
+  std::string tls = !options.tls.empty() ? options.tls : env_tls != nullptr ? env_tls : "";
+  if (AllowsSharedMemory(tls)) SLUICE_RETURN_IF_ERROR(config->Set("MM_ERROR_HANDLING", "y"));
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status UcxStatus(ucs_status_t status, const std::string& what) {
+  if (status == UCS_OK) return absl::OkStatus();
+  std::string text = absl::StrCat("UCX: ", what, ": ", ucs_status_string(status));
+  switch (status) {
+    case UCS_ERR_CANCELED:
+      return absl::CancelledError(text);
+    case UCS_ERR_NO_MEMORY:
+    case UCS_ERR_NO_RESOURCE:
+      return absl::ResourceExhaustedError(text);
+    case UCS_ERR_INVALID_PARAM:
+    case UCS_ERR_INVALID_ADDR:
+      return absl::InvalidArgumentError(text);
+    case UCS_ERR_NO_DEVICE:
+    case UCS_ERR_NO_ELEM:
+    case UCS_ERR_UNSUPPORTED:
+      return absl::FailedPreconditionError(text);
+    default:
+      return absl::UnavailableError(text);
+  }
+}
+
+absl::StatusOr<std::unique_ptr<UcxContext>> UcxContext::Create(const UcxOptions& options) {
+  std::unique_ptr<UcxContext> context(new UcxContext);
+  SLUICE_RETURN_IF_ERROR(context->Init(options));
+  return context;
+}
+
+absl::Status UcxContext::Init(const UcxOptions& options) {
+  RemoveUcxSignalHandlers();
+  Config config;
+  SLUICE_RETURN_IF_ERROR(Configure(options, &config));
+
+  ucp_params_t params = {};
+  params.field_mask = UCP_PARAM_FIELD_FEATURES;
+  // No RMA: with it the process would serve puts and gets of whoever reaches it.
+  params.features = UCP_FEATURE_AM | UCP_FEATURE_WAKEUP;
+  ucs_status_t status = ucp_init(&params, config.get(), &context_);
+  if (status != UCS_OK) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("UCX offers no transport for tls='", options.tls, "' net_devices='",
+                     options.net_devices, "': ", ucs_status_string(status)));
+  }
+  ucp_worker_params_t worker_params = {};
+  worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  worker_params.thread_mode = UCS_THREAD_MODE_SINGLE;
+  SLUICE_RETURN_IF_ERROR(
+      UcxStatus(ucp_worker_create(context_, &worker_params, &worker_), "creating a worker"));
+  SLUICE_RETURN_IF_ERROR(
+      UcxStatus(ucp_worker_get_efd(worker_, &event_fd_), "asking for the event descriptor"));
+
+  ucp_worker_attr_t attr = {};
+  attr.field_mask = UCP_WORKER_ATTR_FIELD_MAX_AM_HEADER;
+  SLUICE_RETURN_IF_ERROR(UcxStatus(ucp_worker_query(worker_, &attr), "querying the worker"));
+  max_am_header_bytes_ = attr.max_am_header;
+  return absl::OkStatus();
+}
+
+UcxContext::~UcxContext() {
+  if (worker_ != nullptr) ucp_worker_destroy(worker_);
+  if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+absl::StatusOr<std::string> UcxContext::WorkerAddress() const {
+  ucp_address_t* address = nullptr;
+  size_t size_bytes = 0;
+  SLUICE_RETURN_IF_ERROR(UcxStatus(ucp_worker_get_address(worker_, &address, &size_bytes),
+                                   "asking for the worker's address"));
+  std::string bytes(reinterpret_cast<const char*>(address), size_bytes);
+  ucp_worker_release_address(worker_, address);
+  return bytes;
+}
+
+}  // namespace sluice

@@ -1,0 +1,192 @@
+#include "services/decode_worker/decode_handler.h"
+
+#include "common/block_hash.h"
+#include "services/decode_worker/token_stream.h"
+
+namespace sluice::worker {
+namespace {
+
+constexpr char kStageTransfer[] = "kv_transfer";
+constexpr char kStageDecode[] = "decode";
+
+// Blocks free up as running answers end; asking much sooner finds the same pool.
+constexpr absl::Duration kRetryAfter = absl::Milliseconds(100);
+
+SampledToken ToSampledToken(const FirstToken& first) {
+  SampledToken token{first.token, first.logprob, {}};
+  for (const auto& [id, logprob] : first.top) token.top.push_back({id, logprob});
+  return token;
+}
+
+}  // namespace
+
+DecodeHandler::DecodeHandler(const HandlerContext& context) : HandlerBase(context) {}
+
+std::unique_ptr<RequestHandler> MakeDecodeHandler(const HandlerContext& context) {
+  return std::make_unique<DecodeHandler>(context);
+}
+
+void DecodeHandler::OnReserve(rpc::SessionId session, rpc::SequenceAttempt sequence) {
+  const SequenceKey key{sequence.request, sequence.attempt};
+  DecodeRecord* duplicate = nullptr;
+  if (!Admit(key, &duplicate)) {
+    // The grant may have been lost with a message; it is the same capability as before.
+    if (duplicate != nullptr && duplicate->session == session && !duplicate->ending &&
+        duplicate->state == DecodeRecord::State::kGranted) {
+      SendGrant(*duplicate);
+    }
+    return;
+  }
+  if (draining_) {
+    SendBusy(session, key, absl::UnavailableError("draining"));
+    return;
+  }
+
+  DecodeRecord record = MakeRecord(session, sequence);
+  const int num_tokens = static_cast<int>(sequence.tokens.size());
+  absl::StatusOr<Reservation> reservation =
+      context_.engine->Reserve(MakeInput(std::move(sequence)));
+  if (!reservation.ok()) {
+    if (absl::IsResourceExhausted(reservation.status())) {
+      SendBusy(session, key, reservation.status());
+    } else {
+      Refuse(session, key, reservation.status(), kStageDecode);
+    }
+    return;
+  }
+  record.cached_tokens = reservation->cached_tokens;
+  context_.metrics->PrefixLookup(num_tokens, record.cached_tokens);
+
+  ReceiveSpec spec;
+  spec.request = key.request;
+  spec.attempt = key.attempt;
+  spec.fingerprint = context_.engine->fingerprint().digest;
+  spec.begin_token = record.cached_tokens;
+  spec.end_token = num_tokens;
+  spec.block_bytes = static_cast<uint64_t>(context_.engine->layout().block_bytes());
+  spec.block_tokens = kBlockTokens;
+  for (const BlockId block : reservation->blocks) {
+    spec.blocks.push_back(context_.engine->BlockBytes(block));
+  }
+  table_.Insert(std::move(record));
+  context_.transfers->Reserve(std::move(spec));
+}
+
+void DecodeHandler::OnReserveAnswer(ReserveAnswer answer) {
+  DecodeRecord* record = table_.Find({answer.request, answer.attempt});
+  if (record == nullptr || record->state != DecodeRecord::State::kReserving) return;
+  if (!answer.transfer.ok()) {
+    context_.engine->AbandonReservation(record->key, 0);
+    Finish(*record, record->ending ? Ending(*record->ending)
+                                   : Ending::Failed(answer.transfer.status(), kStageTransfer));
+    return;
+  }
+  record->transfer = *answer.transfer;
+  record->state = DecodeRecord::State::kGranted;
+  if (record->ending) {
+    TearDown(*record);  // what arrived while the capability was being minted
+  } else {
+    SendGrant(*record);
+  }
+}
+
+void DecodeHandler::OnTransferEvent(const TransferEvent& event) {
+  if (const auto* received = std::get_if<Received>(&event)) OnReceived(*received);
+  if (const auto* ended = std::get_if<ReceiveEnded>(&event)) OnReceiveEnded(*ended);
+}
+
+void DecodeHandler::OnReceived(const Received& event) {
+  DecodeRecord* record = table_.Find({event.request, event.attempt});
+  if (record == nullptr || record->transfer != event.transfer ||
+      record->state != DecodeRecord::State::kGranted || record->ending) {
+    return;  // being torn down: ReceiveEnded gives the blocks back
+  }
+  if (absl::Status activated = context_.engine->Activate(record->key, ToSampledToken(event.first));
+      !activated.ok()) {
+    // Verified KV that the engine will not take: keep it as prefix when the receive is closed.
+    TearDownOnce(*record, Ending::Failed(std::move(activated), kStageDecode));
+    return;
+  }
+  record->state = DecodeRecord::State::kActive;
+  context_.routers->SendKvReady(record->session,
+                                {record->key.request, record->key.attempt, event.exposed});
+}
+
+void DecodeHandler::OnReceiveEnded(const ReceiveEnded& event) {
+  DecodeRecord* record = table_.Find({event.request, event.attempt});
+  if (record == nullptr || record->transfer != event.transfer ||
+      record->state != DecodeRecord::State::kGranted) {
+    return;  // active, or ended since: the blocks are the engine's
+  }
+  context_.engine->AbandonReservation(record->key, event.verified_tokens);
+  if (record->ending) {
+    Finish(*record, Ending(*record->ending));
+    return;
+  }
+  absl::Status why = event.status;
+  if (why.ok()) why = absl::InternalError("the transfer ended without a result");
+  Finish(*record, Ending::Failed(std::move(why), kStageTransfer));
+}
+
+void DecodeHandler::OnStep(const StepResult& result, const StepInterval&) {
+  TokensByRouter tokens;
+  for (const TokenProduced& produced : result.tokens) {
+    if (DecodeRecord* record = table_.Find(produced.key)) {
+      tokens[record->session].push_back(
+          {produced.key.request, produced.key.attempt, produced.index, produced.token});
+    }
+  }
+  SendTokens(tokens);
+  for (const SequenceEnded& ended : result.ended) {
+    DecodeRecord* record = table_.Find(ended.key);
+    if (record == nullptr) continue;
+    if (ended.reason == EndReason::kPreempted) {
+      context_.metrics->Preempted();
+      context_.routers->SendPreempted(record->session, record->key);
+      table_.Erase(*record);
+    } else {
+      Finish(*record, EndingOf(ended));
+    }
+  }
+}
+
+void DecodeHandler::TearDown(DecodeRecord& record) {
+  switch (record.state) {
+    case DecodeRecord::State::kReserving:
+      return;  // continued by OnReserveAnswer
+    case DecodeRecord::State::kGranted: {
+      const absl::Status& why = record.ending->status;
+      context_.engine->QuarantineReservation(record.key);
+      context_.transfers->CancelReceive(record.transfer,
+                                        why.ok() ? absl::CancelledError("cancelled") : why);
+      return;  // continued by OnReceiveEnded
+    }
+    case DecodeRecord::State::kActive:
+      context_.engine->Cancel(record.key);
+      Finish(record, Ending(*record.ending));
+  }
+}
+
+std::string DecodeHandler::StageOf(const DecodeRecord& record) const {
+  return record.state == DecodeRecord::State::kActive ? kStageDecode : kStageTransfer;
+}
+
+void DecodeHandler::SendGrant(const DecodeRecord& record) {
+  rpc::GrantTerms grant;
+  grant.request = record.key.request;
+  grant.attempt = record.key.attempt;
+  grant.transfer = record.transfer;
+  grant.incarnation = context_.self;
+  grant.cached_tokens = record.cached_tokens;
+  grant.lease = context_.lease;
+  context_.routers->SendGrant(record.session, grant);
+}
+
+void DecodeHandler::SendBusy(rpc::SessionId session, const SequenceKey& key,
+                             const absl::Status& why) {
+  // Not remembered as ended: the router may ask again with the same attempt.
+  context_.routers->SendBusy(session,
+                             {key.request, key.attempt, std::string(why.message()), kRetryAfter});
+}
+
+}  // namespace sluice::worker

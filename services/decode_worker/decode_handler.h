@@ -1,0 +1,50 @@
+// Decode role: grants room for a request's KV, takes it in, and generates. Engine thread only.
+//
+// Life of an attempt:
+//   Reserve -> reserving (the transfer thread mints the capability) -> granted -> Received ->
+//   active -> ended Cancel, deadline, lost router before Received: aborting until ReceiveEnded,
+//   then freed
+// Invariant: a reservation's blocks go back to the engine only after ReceiveEnded (or when no
+// transfer was ever opened), because until then the network may write to them.
+#pragma once
+
+#include <memory>
+
+#include "services/worker_runtime/handler_base.h"
+
+namespace sluice::worker {
+
+struct DecodeRecord : RequestRecord {
+  enum class State {
+    kReserving,  // the engine has reserved; the transfer is being opened
+    kGranted,    // the router knows; KV may be arriving
+    kActive,     // KV complete; the engine generates
+  };
+  State state = State::kReserving;
+  TransferId transfer;
+  int cached_tokens = 0;
+};
+
+class DecodeHandler final : public HandlerBase<DecodeRecord> {
+ public:
+  explicit DecodeHandler(const HandlerContext& context);
+
+  void OnReserve(rpc::SessionId session, rpc::SequenceAttempt sequence) override;
+  void OnReserveAnswer(ReserveAnswer answer) override;
+  void OnTransferEvent(const TransferEvent& event) override;
+  void OnStep(const StepResult& result, const StepInterval& interval) override;
+
+ protected:
+  void TearDown(DecodeRecord& record) override;
+  std::string StageOf(const DecodeRecord& record) const override;
+
+ private:
+  void SendGrant(const DecodeRecord& record);
+  void SendBusy(rpc::SessionId session, const SequenceKey& key, const absl::Status& why);
+  void OnReceived(const Received& event);
+  void OnReceiveEnded(const ReceiveEnded& event);
+};
+
+std::unique_ptr<RequestHandler> MakeDecodeHandler(const HandlerContext& context);
+
+}  // namespace sluice::worker

@@ -1,0 +1,178 @@
+#include "services/prefill_worker/prefill_handler.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "common/block_hash.h"
+
+namespace sluice::worker {
+namespace {
+
+constexpr char kStagePrefill[] = "prefill";
+constexpr char kStageTransfer[] = "kv_transfer";
+
+// Rows of a partial block beyond its tokens may still hold another request's KV; they leave this
+// worker as zeros. `block` is [group][layer][block_tokens][row bytes].
+void ZeroTail(const KvLayout& layout, int num_tokens, absl::Span<uint8_t> block) {
+  uint8_t* base = block.data();
+  for (const CacheGroup& group : layout.groups) {
+    const int64_t row = group.bytes_per_token_and_layer;
+    for (int64_t layer = 0; layer < group.num_layers; ++layer) {
+      std::memset(base + num_tokens * row, 0,
+                  static_cast<size_t>((layout.block_tokens - num_tokens) * row));
+      base += layout.block_tokens * row;
+    }
+  }
+}
+
+FirstToken ToFirstToken(const SampledToken& token) {
+  FirstToken first;
+  first.token = token.token;
+  first.logprob = token.logprob;
+  for (const TokenLogprob& top : token.top) first.top.emplace_back(top.token, top.logprob);
+  return first;
+}
+
+}  // namespace
+
+PrefillHandler::PrefillHandler(const HandlerContext& context) : HandlerBase(context) {}
+
+std::unique_ptr<RequestHandler> MakePrefillHandler(const HandlerContext& context) {
+  return std::make_unique<PrefillHandler>(context);
+}
+
+void PrefillHandler::OnPrefill(rpc::SessionId session, rpc::PrefillOrder order) {
+  const SequenceKey key{order.sequence.request, order.sequence.attempt};
+  PrefillRecord* duplicate = nullptr;
+  if (!Admit(key, &duplicate)) return;
+  if (draining_) {
+    Refuse(session, key, absl::UnavailableError("the prefill worker is draining"), kStagePrefill);
+    return;
+  }
+  if (order.fingerprint != context_.engine->fingerprint().digest) {
+    Refuse(session, key,
+           absl::FailedPreconditionError(absl::StrCat("decode worker ", order.decode_worker_id,
+                                                      " has another model, layout or kernels")),
+           kStagePrefill);
+    return;
+  }
+
+  PrefillRecord record = MakeRecord(session, order.sequence);
+  record.transfer = order.grant.transfer;
+  record.cached_by_peer = order.grant.cached_tokens;
+  record.num_tokens = static_cast<int>(order.sequence.tokens.size());
+
+  SendSpec spec;
+  spec.transfer = order.grant.transfer;
+  spec.request = key.request;
+  spec.attempt = key.attempt;
+  spec.peer_address = std::move(order.kv_address);
+  spec.peer_incarnation = order.grant.incarnation;
+  spec.fingerprint = std::move(order.fingerprint);
+  spec.begin_token = record.cached_by_peer;
+  spec.end_token = record.num_tokens;
+  spec.block_bytes = static_cast<uint64_t>(context_.engine->layout().block_bytes());
+  spec.block_tokens = kBlockTokens;
+
+  if (absl::Status added = context_.engine->AddPrefill(MakeInput(std::move(order.sequence)));
+      !added.ok()) {
+    Refuse(session, key, std::move(added), kStagePrefill);
+    return;
+  }
+  table_.Insert(std::move(record));
+  // Binding early takes the round trip out of the first offer's way.
+  context_.transfers->StartSend(std::move(spec));
+}
+
+void PrefillHandler::OnStep(const StepResult& result, const StepInterval& interval) {
+  for (const SequenceKey& key : result.started) {
+    if (PrefillRecord* record = table_.Find(key)) record->compute_began = interval.begin;
+  }
+  for (const ChunkComputed& chunk : result.chunks) {
+    PrefillRecord* record = table_.Find(chunk.key);
+    if (record != nullptr && !record->ending) OfferChunk(*record, chunk);
+  }
+
+  TokensByRouter tokens;
+  for (const TokenProduced& produced : result.tokens) {
+    PrefillRecord* record = table_.Find(produced.key);
+    if (record == nullptr) continue;
+    record->has_token = true;
+    if (record->ending) continue;
+    const absl::Time began = std::min(record->compute_began, interval.begin);
+    rpc::OutputTokenEvent event{produced.key.request, produced.key.attempt, produced.index,
+                                produced.token};
+    event.stages = rpc::StageDurations{began - record->arrived, interval.end - began};
+    event.cached_tokens = produced.cached_tokens;
+    tokens[record->session].push_back(std::move(event));
+    context_.metrics->QueueTime(began - record->arrived);
+    context_.metrics->PrefixLookup(record->num_tokens, produced.cached_tokens);
+    context_.transfers->FinishSend(record->transfer, ToFirstToken(produced.token));
+  }
+  SendTokens(tokens);
+
+  for (const SequenceEnded& ended : result.ended) {
+    PrefillRecord* record = table_.Find(ended.key);
+    if (record == nullptr) continue;
+    absl::Status why = ended.status;
+    if (why.ok()) why = absl::InternalError("the engine gave no reason");
+    TearDownOnce(*record, Ending::Failed(std::move(why), kStagePrefill));
+  }
+}
+
+void PrefillHandler::OfferChunk(PrefillRecord& record, const ChunkComputed& chunk) {
+  const int begin = std::max(chunk.begin, record.cached_by_peer);
+  if (begin >= chunk.end) return;
+  std::vector<absl::Span<const uint8_t>> blocks;
+  const int first = (begin - chunk.begin) / kBlockTokens;
+  for (size_t i = first; i < chunk.blocks.size(); ++i) {
+    const absl::Span<uint8_t> bytes = context_.engine->BlockBytes(chunk.blocks[i]);
+    const int block_begin = chunk.begin + static_cast<int>(i) * kBlockTokens;
+    const int num_tokens = std::min(kBlockTokens, chunk.end - block_begin);
+    if (num_tokens < kBlockTokens) ZeroTail(context_.engine->layout(), num_tokens, bytes);
+    blocks.push_back(bytes);
+  }
+  record.offered = true;
+  context_.transfers->Offer(record.transfer, begin, chunk.end, std::move(blocks));
+}
+
+void PrefillHandler::OnTransferEvent(const TransferEvent& event) {
+  if (const auto* ended = std::get_if<SendEnded>(&event)) OnSendEnded(*ended);
+}
+
+void PrefillHandler::OnSendEnded(const SendEnded& event) {
+  PrefillRecord* record = table_.Find({event.request, event.attempt});
+  if (record == nullptr || record->transfer != event.transfer) return;
+  LeaveEngine(*record);
+  if (record->ending) {
+    Finish(*record, Ending(*record->ending));
+  } else if (event.status.ok()) {
+    Finish(*record, {rpc::RequestEndReason::kHandedOver, {}, ""});
+  } else {
+    Finish(*record, Ending::Failed(event.status, kStageTransfer));
+  }
+}
+
+void PrefillHandler::TearDown(PrefillRecord& record) {
+  // Nothing was offered: no one reads the blocks, so stop computing now instead of after the
+  // decode worker's answer.
+  if (!record.offered) LeaveEngine(record);
+  const Ending& ending = *record.ending;
+  context_.transfers->CancelSend(
+      record.transfer, ending.status.ok() ? absl::CancelledError("cancelled") : ending.status);
+}
+
+void PrefillHandler::LeaveEngine(PrefillRecord& record) {
+  if (std::exchange(record.left_engine, true)) return;
+  if (record.has_token) {
+    context_.engine->Release(record.key);
+  } else {
+    context_.engine->Cancel(record.key);
+  }
+}
+
+std::string PrefillHandler::StageOf(const PrefillRecord& record) const {
+  return record.has_token ? kStageTransfer : kStagePrefill;
+}
+
+}  // namespace sluice::worker

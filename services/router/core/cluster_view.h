@@ -1,0 +1,35 @@
+// What routing knows of the cluster at one moment. An immutable value, made by Membership; policies
+// are pure functions of it.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "services/router/core/messages.h"
+
+namespace sluice::router {
+
+struct WorkerView {
+  SessionId session;
+  std::string worker_id;
+  WorkerRole role = WorkerRole::kBoth;
+  std::string fingerprint;
+  int max_model_len = 0;
+  int max_num_seqs = 0;
+  int kv_block_tokens = 0;
+
+  // The larger of what the worker reports (other routers' requests included) and what this router
+  // has given it (which may not be in a report yet).
+  int requests = 0;
+  int64_t queued_prefill_tokens = 0;
+  // Free or evictable blocks, less those promised to requests since the last report.
+  int64_t available_blocks = 0;
+  double prefill_tokens_per_second = 0;  // 0: not known
+};
+
+struct ClusterView {
+  std::vector<WorkerView> workers;  // ready ones, by worker_id
+};
+
+}  // namespace sluice::router

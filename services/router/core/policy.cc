@@ -1,0 +1,125 @@
+#include "services/router/core/policy.h"
+
+#include <algorithm>
+#include <tuple>
+
+namespace sluice::router {
+namespace {
+
+bool IsExcluded(const RouteQuery& query, SessionId session) {
+  return std::find(query.excluded.begin(), query.excluded.end(), session) != query.excluded.end();
+}
+
+// One more token than there is must fit, else there is nothing to decode.
+bool Fits(const WorkerView& worker, const RouteQuery& query) {
+  return query.num_tokens < worker.max_model_len;
+}
+
+bool HasPrefillPeer(const ClusterView& view, const WorkerView& decode) {
+  return std::any_of(view.workers.begin(), view.workers.end(), [&](const WorkerView& worker) {
+    return worker.role == WorkerRole::kPrefill && worker.fingerprint == decode.fingerprint;
+  });
+}
+
+int64_t BlocksNeeded(const WorkerView& worker, const RouteQuery& query) {
+  const int block_tokens = std::max(1, worker.kv_block_tokens);
+  return (query.num_tokens + block_tokens) / block_tokens;  // room for one more token
+}
+
+// Smaller is better. No worker_id in it: workers are in that order already, and the first wins.
+auto DecodeCost(const WorkerView& worker, const RouteQuery& query) {
+  const bool lacks_blocks = worker.available_blocks < BlocksNeeded(worker, query);
+  const double load = static_cast<double>(worker.requests) / std::max(1, worker.max_num_seqs);
+  return std::make_tuple(lacks_blocks, load, -worker.available_blocks);
+}
+
+const WorkerView* BestForDecode(const std::vector<const WorkerView*>& candidates,
+                                const RouteQuery& query) {
+  const auto best = std::min_element(candidates.begin(), candidates.end(),
+                                     [&](const WorkerView* a, const WorkerView* b) {
+                                       return DecodeCost(*a, query) < DecodeCost(*b, query);
+                                     });
+  return best == candidates.end() ? nullptr : *best;
+}
+
+}  // namespace
+
+DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query) {
+  std::vector<const WorkerView*> paired, both;
+  bool saw_decode = false, saw_capable = false, saw_fitting = false;
+  for (const WorkerView& worker : view.workers) {
+    if (worker.role == WorkerRole::kPrefill) continue;
+    const bool is_both = worker.role == WorkerRole::kBoth;
+    saw_decode = true;
+    if (!is_both && !HasPrefillPeer(view, worker)) continue;
+    saw_capable = true;
+    if (!Fits(worker, query)) continue;
+    saw_fitting = true;
+    if (IsExcluded(query, worker.session)) continue;
+    (is_both ? both : paired).push_back(&worker);
+  }
+  if (const WorkerView* best = BestForDecode(paired, query)) return {best, NoRoute::kNone};
+  if (const WorkerView* best = BestForDecode(both, query)) return {best, NoRoute::kNone};
+  if (!saw_decode) return {nullptr, NoRoute::kNoDecode};
+  if (!saw_capable) return {nullptr, NoRoute::kNoPrefill};
+  return {nullptr, saw_fitting ? NoRoute::kAllExcluded : NoRoute::kTooLong};
+}
+
+PrefillChoice ChoosePrefillWorker(const ClusterView& view, const RouteQuery& query,
+                                  const std::string& fingerprint, const PrefixMatch& match,
+                                  double default_tokens_per_second) {
+  PrefillChoice best;
+  best.none = NoRoute::kNoPrefill;
+  for (const WorkerView& worker : view.workers) {
+    if (worker.role != WorkerRole::kPrefill || worker.fingerprint != fingerprint) continue;
+    if (!Fits(worker, query)) {
+      if (best.none == NoRoute::kNoPrefill) best.none = NoRoute::kTooLong;
+      continue;
+    }
+    if (IsExcluded(query, worker.session)) {
+      if (best.worker == nullptr) best.none = NoRoute::kAllExcluded;
+      continue;
+    }
+    const int matched = match ? match(worker) : 0;
+    // The last token is always computed: its logits choose the answer's first token.
+    const int cached = std::min(matched * worker.kv_block_tokens, query.num_tokens - 1);
+    const double rate = worker.prefill_tokens_per_second > 0 ? worker.prefill_tokens_per_second
+                                                             : default_tokens_per_second;
+    const double seconds =
+        static_cast<double>(worker.queued_prefill_tokens + query.num_tokens - cached) / rate;
+    if (best.worker == nullptr || seconds < best.estimated_seconds ||
+        (seconds == best.estimated_seconds && matched > best.matched_blocks)) {
+      best = {&worker, NoRoute::kNone, matched, seconds};
+    }
+  }
+  return best;
+}
+
+std::string MissingRole(const ClusterView& view) {
+  bool prefill = false, decode = false;
+  for (const WorkerView& worker : view.workers) {
+    if (worker.role == WorkerRole::kBoth) return "";
+    if (worker.role == WorkerRole::kPrefill) prefill = true;
+    if (worker.role == WorkerRole::kDecode) {
+      if (HasPrefillPeer(view, worker)) return "";
+      decode = true;
+    }
+  }
+  if (!prefill && !decode) return "no ready prefill worker and no ready decode worker";
+  if (!prefill) return "no ready prefill worker";
+  if (!decode) return "no ready decode worker";
+  return "no ready prefill worker is compatible with a ready decode worker";
+}
+
+RejectReason MissingRoleReason(const ClusterView& view) {
+  switch (ChooseDecodeWorker(view, {}).none) {
+    case NoRoute::kNoDecode:
+      return RejectReason::kNoDecode;
+    case NoRoute::kNoPrefill:
+      return RejectReason::kNoPrefill;
+    default:
+      return RejectReason::kNone;
+  }
+}
+
+}  // namespace sluice::router

@@ -1,0 +1,449 @@
+#include "services/router/core/request_flow.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+
+namespace sluice::router {
+namespace {
+
+const char* StageName(Stage stage) { return kStageNames[static_cast<int>(stage)]; }
+
+Stage ParseStage(const std::string& name, Stage fallback) {
+  for (int i = 0; i < static_cast<int>(Stage::kNumStages); ++i) {
+    if (name == kStageNames[i]) return static_cast<Stage>(i);
+  }
+  return fallback;
+}
+
+// Whether the same request could fare better on another worker.
+bool IsCurable(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kOutOfRange:
+    case absl::StatusCode::kUnimplemented:
+    case absl::StatusCode::kPermissionDenied:
+    case absl::StatusCode::kUnauthenticated:
+      return false;
+    default:
+      return true;
+  }
+}
+
+}  // namespace
+
+RequestFlow::RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::Time now)
+    : spec_(std::move(spec)),
+      submitted_at_(now),
+      deadline_(std::min(spec_.deadline, now + options.request_timeout)),
+      journal_(options.max_held_tokens),
+      phase_deadline_(now + options.queue_timeout),
+      last_emit_at_(now) {}
+
+void RequestFlow::Admit(const FlowContext& ctx) {
+  admitted_at_ = ctx.now;
+  stages_["admission"] = ctx.now - submitted_at_;
+  Plan(ctx);
+}
+
+void RequestFlow::OnGranted(const FlowContext& ctx, const Granted& event) {
+  const bool stale = event.key.attempt != attempt_;
+  if (stale || phase_ != Phase::kReserving || !IsLeg(LegKind::kDecode, event.session)) {
+    ctx.counters.CountStale(stale ? StaleReason::kStaleAttempt : StaleReason::kWrongWorker);
+    // Whoever gave up on this grant has sent Cancel; should a worker have missed it, its blocks
+    // would stay reserved until the lease ends.
+    if (stale) ctx.actions.push_back(SendCancel{event.session, event.key, "stale grant"});
+    return;
+  }
+  SendPrefillTo(ctx, event.grant);
+}
+
+void RequestFlow::OnBusy(const FlowContext& ctx, const AnsweredBusy& event) {
+  if (!IsCurrent(ctx, event.session, event.key.attempt)) return;
+  if (phase_ != Phase::kReserving || !IsLeg(LegKind::kDecode, event.session)) {
+    ctx.counters.CountStale(StaleReason::kWrongWorker);
+    return;
+  }
+  busy_retry_after_ = std::max(busy_retry_after_, event.retry_after);
+  excluded_.push_back(event.session);
+  DropLeg(ctx, LegKind::kDecode, /*cancel=*/false);
+  Plan(ctx);
+}
+
+void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedToken token) {
+  if (!IsCurrent(ctx, session, token.key.attempt)) return;
+  if (phase_ == Phase::kReserving) {
+    ctx.counters.CountStale(StaleReason::kWrongWorker);
+    return;
+  }
+  const bool from_decode = IsLeg(LegKind::kDecode, session);
+  const bool is_first = token.index == base_index_ && !first_token_seen_;
+  const bool first_of_request = journal_.size() == 0;
+  std::vector<SampledToken> ready;
+  const Journal::Outcome outcome = token.index >= spec_.sampling.max_tokens
+                                       ? Journal::Outcome::kTooFar
+                                       : journal_.Take(token.index, std::move(token.token), &ready);
+  if (outcome == Journal::Outcome::kDuplicate) {
+    ctx.counters.CountStale(StaleReason::kDuplicateToken);
+    return;
+  }
+  if (outcome == Journal::Outcome::kTooFar) {
+    RetryAfterFailure(ctx, CurrentStage(), RetryReason::kFailed,
+                      absl::InternalError(absl::StrCat("worker sent token ", token.index, " when ",
+                                                       journal_.size(), " was next (stage ",
+                                                       StageName(CurrentStage()), ")")));
+    return;
+  }
+  if (is_first) {
+    first_token_seen_ = true;
+    RecordFirstToken(ctx, token);
+  }
+  if (from_decode && !colocated_ && !decode_token_seen_) {
+    decode_token_seen_ = kv_arrived_ = true;
+    if (kv_arrived_at_.has_value()) stages_.try_emplace("first_step", ctx.now - *kv_arrived_at_);
+  }
+  UpdatePhase();
+  if (outcome == Journal::Outcome::kHeld) {
+    gap_deadline_ = std::min(gap_deadline_, ctx.now + ctx.options.first_token_gap_timeout);
+    return;
+  }
+  if (!journal_.has_gap()) gap_deadline_ = absl::InfiniteFuture();
+  ctx.actions.push_back(
+      EmitTokens{spec_.id, std::move(ready), first_of_request, ctx.now - last_emit_at_});
+  last_emit_at_ = ctx.now;
+  if (end_reason_.has_value()) FinishWhenDelivered(ctx);
+}
+
+void RequestFlow::OnKvArrived(const FlowContext& ctx, const KvArrived& event) {
+  if (!IsCurrent(ctx, event.session, event.key.attempt)) return;
+  if (colocated_ || kv_arrived_ || !prefill_.has_value() ||
+      !IsLeg(LegKind::kDecode, event.session)) {
+    ctx.counters.CountStale(StaleReason::kWrongWorker);
+    return;
+  }
+  kv_arrived_ = true;
+  kv_arrived_at_ = ctx.now;
+  stages_.try_emplace("kv_transfer", event.exposed_transfer);
+  UpdatePhase();
+}
+
+void RequestFlow::OnPreempted(const FlowContext& ctx, const AttemptPreempted& event) {
+  if (!IsCurrent(ctx, event.session, event.key.attempt)) return;
+  if (phase_ == Phase::kReserving || !IsLeg(LegKind::kDecode, event.session)) {
+    ctx.counters.CountStale(StaleReason::kWrongWorker);
+    return;
+  }
+  const std::string worker_id = decode_->worker_id;
+  DropLeg(ctx, LegKind::kDecode, /*cancel=*/false);
+  if (FinishIfComplete(ctx)) return;
+  if (++preemptions_ > ctx.options.max_preemptions) {
+    Fail(ctx,
+         absl::ResourceExhaustedError(absl::StrCat("decode worker ", worker_id,
+                                                   " ran out of KV blocks; the request was "
+                                                   "preempted ",
+                                                   preemptions_, " times (stage decode)")),
+         RejectReason::kKvExhausted);
+    return;
+  }
+  ctx.counters.CountRetry(Stage::kDecode, RetryReason::kPreempted);
+  EndAttempt(ctx, "preempted");
+  Plan(ctx);
+}
+
+void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& event) {
+  const bool is_answer_to_cancel =
+      event.reason == AttemptEndReason::kCancelled || event.reason == AttemptEndReason::kHandedOver;
+  if (event.key.attempt != attempt_ && is_answer_to_cancel) return;
+  if (!IsCurrent(ctx, event.session, event.key.attempt)) return;
+  const LegKind kind =
+      IsLeg(LegKind::kDecode, event.session) ? LegKind::kDecode : LegKind::kPrefill;
+  const std::string who = absl::StrCat(colocated_                 ? ""
+                                       : kind == LegKind::kDecode ? "decode "
+                                                                  : "prefill ",
+                                       "worker ", leg(kind)->worker_id);
+  const Stage stage = ParseStage(event.stage, CurrentStage());
+  DropLeg(ctx, kind, /*cancel=*/false);
+  if (kind == LegKind::kPrefill && first_token_seen_ && kv_arrived_) {
+    return;  // its part was done, whatever it says
+  }
+
+  switch (event.reason) {
+    case AttemptEndReason::kStop:
+    case AttemptEndReason::kLength:
+      end_reason_ = event.reason;
+      if (kind == LegKind::kPrefill) {
+        // The answer ends with its first token; there is nothing to decode.
+        DropLeg(ctx, LegKind::kDecode, /*cancel=*/true, "ended at the first token");
+      } else {
+        kv_arrived_ = true;
+      }
+      FinishWhenDelivered(ctx);
+      return;
+    case AttemptEndReason::kHandedOver:
+      if (kind == LegKind::kPrefill && first_token_seen_) return;
+      excluded_.push_back(event.session);
+      RetryAfterFailure(ctx, stage, RetryReason::kFailed,
+                        absl::InternalError(absl::StrCat(
+                            who, " handed over without a first token (stage prefill)")));
+      return;
+    case AttemptEndReason::kCancelled:
+      excluded_.push_back(event.session);
+      RetryAfterFailure(ctx, stage, RetryReason::kFailed,
+                        absl::AbortedError(absl::StrCat(who, " gave the request up (stage ",
+                                                        StageName(stage), ")")));
+      return;
+    case AttemptEndReason::kFailed:
+      excluded_.push_back(event.session);
+      if (event.status.code() == absl::StatusCode::kResourceExhausted && !first_token_seen_) {
+        // Its queue or pool is full: no failure, try another or wait.
+        EndAttempt(ctx, "worker is full");
+        Plan(ctx);
+        return;
+      }
+      RetryAfterFailure(
+          ctx, stage, RetryReason::kFailed,
+          absl::Status(event.status.code(), absl::StrCat(who, ": ", event.status.message(),
+                                                         " (stage ", StageName(stage), ")")));
+      return;
+  }
+}
+
+void RequestFlow::OnWorkerLost(const FlowContext& ctx, SessionId session,
+                               const std::string& reason) {
+  if (!Involves(session)) return;
+  const Stage stage = CurrentStage();
+  const bool is_decode = IsLeg(LegKind::kDecode, session);
+  const LegKind kind = is_decode ? LegKind::kDecode : LegKind::kPrefill;
+  const std::string what = absl::StrCat(colocated_  ? ""
+                                        : is_decode ? "decode "
+                                                    : "prefill ",
+                                        "worker ", leg(kind)->worker_id, " was lost (stage ",
+                                        StageName(stage), "): ", reason);
+  DropLeg(ctx, kind, /*cancel=*/false);
+  if (!is_decode && first_token_seen_ && kv_arrived_) return;  // it had done its part
+  RetryAfterFailure(ctx, stage, RetryReason::kWorkerLost, absl::InternalError(what));
+}
+
+void RequestFlow::Cancel(const FlowContext& ctx) {
+  DropLegs(ctx, "cancelled by the client");
+  GenerationResult result;
+  result.end = GenerationEnd::kCancelled;
+  result.status = absl::CancelledError("cancelled by the client");
+  Finish(ctx, std::move(result));
+}
+
+void RequestFlow::OnTimer(const FlowContext& ctx) {
+  if (ctx.now >= deadline_) {
+    const Stage stage = CurrentStage();
+    const std::string where =
+        decode_.has_value() ? absl::StrCat(" on worker ", decode_->worker_id) : "";
+    Fail(ctx,
+         absl::DeadlineExceededError(absl::StrCat(
+             "the request's deadline passed after ", absl::FormatDuration(ctx.now - submitted_at_),
+             where, " (stage ", StageName(stage), ", ", journal_.size(), " tokens sent)")));
+    return;
+  }
+  if (phase_ == Phase::kQueued && ctx.now >= phase_deadline_) {
+    const ClusterView view = ctx.membership.View(ctx.now);
+    const std::string missing = MissingRole(view);
+    if (!missing.empty()) {
+      Fail(ctx, absl::UnavailableError(absl::StrCat(missing, " (stage admission)")),
+           MissingRoleReason(view));
+    } else {
+      Fail(ctx,
+           absl::ResourceExhaustedError(absl::StrCat("queued for ",
+                                                     absl::FormatDuration(ctx.now - submitted_at_),
+                                                     " without a place (stage admission)")),
+           RejectReason::kQueueTimeout);
+    }
+  } else if (phase_ == Phase::kWaiting && ctx.now >= retry_at_) {
+    Plan(ctx);
+  } else if (phase_ == Phase::kReserving && ctx.now >= phase_deadline_) {
+    const absl::Status status = absl::InternalError(
+        absl::StrCat("decode worker ", decode_->worker_id, " did not answer Reserve within ",
+                     absl::FormatDuration(ctx.options.reserve_timeout), " (stage reserve)"));
+    excluded_.push_back(decode_->session);
+    RetryAfterFailure(ctx, Stage::kReserve, RetryReason::kTimeout, status);
+  } else if (ctx.now >= gap_deadline_) {
+    RetryAfterFailure(
+        ctx, Stage::kPrefill, RetryReason::kTimeout,
+        absl::InternalError(absl::StrCat("token ", journal_.size(), " did not arrive within ",
+                                         absl::FormatDuration(ctx.options.first_token_gap_timeout),
+                                         " of a later one (stage prefill)")));
+  }
+}
+
+absl::Time RequestFlow::next_timer() const {
+  if (ended()) return absl::InfiniteFuture();
+  return std::min({deadline_, phase_deadline_, retry_at_, gap_deadline_});
+}
+
+bool RequestFlow::Involves(SessionId session) const {
+  return IsLeg(LegKind::kDecode, session) || IsLeg(LegKind::kPrefill, session);
+}
+
+void RequestFlow::Fail(const FlowContext& ctx, absl::Status status, RejectReason reject) {
+  DropLegs(ctx, std::string(status.message()));
+  GenerationResult result;
+  result.end = GenerationEnd::kFailed;
+  if (status.code() == absl::StatusCode::kResourceExhausted ||
+      status.code() == absl::StatusCode::kUnavailable) {
+    result.retry_after = ctx.options.retry_after;
+  }
+  result.status = std::move(status);
+  Finish(ctx, std::move(result), reject);
+}
+
+void RequestFlow::DropLeg(const FlowContext& ctx, LegKind kind, bool cancel,
+                          const std::string& reason) {
+  std::optional<Leg>& dropped = leg(kind);
+  if (!dropped.has_value()) return;
+  ctx.membership.AddAssigned(dropped->session, -1, -dropped->prefill_tokens, 0);
+  if (cancel) {
+    ctx.actions.push_back(SendCancel{dropped->session, {spec_.id, attempt_}, reason});
+  }
+  dropped.reset();
+}
+
+void RequestFlow::DropLegs(const FlowContext& ctx, const std::string& reason) {
+  DropLeg(ctx, LegKind::kPrefill, /*cancel=*/true, reason);
+  DropLeg(ctx, LegKind::kDecode, /*cancel=*/true, reason);
+}
+
+void RequestFlow::EndAttempt(const FlowContext& ctx, const std::string& reason) {
+  DropLegs(ctx, reason);
+  journal_.DropHeld();
+  ++attempt_.value;
+}
+
+void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryReason reason,
+                                    absl::Status status) {
+  if (FinishIfComplete(ctx)) return;
+  const bool lost = reason == RetryReason::kWorkerLost;
+  ++(lost ? lost_workers_ : failures_);
+  if (!ctx.options.recovery || !IsCurable(status)) {
+    Fail(ctx, std::move(status));
+    return;
+  }
+  if (lost_workers_ >= ctx.options.max_lost_workers || failures_ >= ctx.options.max_failures) {
+    Fail(ctx, absl::Status(status.code(),
+                           absl::StrCat("gave up after ", lost_workers_, " lost workers and ",
+                                        failures_, " failures: ", status.message())));
+    return;
+  }
+  ctx.counters.CountRetry(stage, reason);
+  EndAttempt(ctx, std::string(status.message()));
+  Plan(ctx);
+}
+
+bool RequestFlow::FinishIfComplete(const FlowContext& ctx) {
+  if (journal_.size() == 0) return false;
+  const std::vector<TokenId>& stops = spec_.sampling.stop_token_ids;
+  GenerationResult result;
+  if (std::find(stops.begin(), stops.end(), journal_.tokens().back()) != stops.end()) {
+    result.end = GenerationEnd::kStop;
+  } else if (journal_.size() >= spec_.sampling.max_tokens || num_tokens() >= max_model_len_) {
+    result.end = GenerationEnd::kLength;
+  } else {
+    return false;
+  }
+  DropLegs(ctx, "the answer is complete");
+  Finish(ctx, std::move(result));
+  return true;
+}
+
+void RequestFlow::FinishWhenDelivered(const FlowContext& ctx) {
+  if (!first_token_seen_ && prefill_.has_value()) {
+    gap_deadline_ = std::min(gap_deadline_, ctx.now + ctx.options.first_token_gap_timeout);
+    return;
+  }
+  if (!first_token_seen_ || journal_.has_gap()) {
+    RetryAfterFailure(
+        ctx, Stage::kDecode, RetryReason::kFailed,
+        absl::InternalError(absl::StrCat("the answer ended, but token ", journal_.size(),
+                                         " never came (stage decode)")));
+    return;
+  }
+  // The prefill worker hears of the end of the handoff from the decode worker.
+  DropLeg(ctx, LegKind::kPrefill, /*cancel=*/!kv_arrived_, "ended");
+  GenerationResult result;
+  result.end =
+      *end_reason_ == AttemptEndReason::kStop ? GenerationEnd::kStop : GenerationEnd::kLength;
+  Finish(ctx, std::move(result));
+}
+
+void RequestFlow::Finish(const FlowContext& ctx, GenerationResult result, RejectReason reject) {
+  phase_ = Phase::kEnded;
+  if (reject != RejectReason::kNone) ctx.counters.CountRoute(RouteDecision::kRejected);
+  result.cached_tokens = cached_tokens_;
+  result.stages = std::move(stages_);
+  ctx.actions.push_back(EndRequest{spec_.id, std::move(result), reject, ctx.now - submitted_at_,
+                                   num_prompt_tokens(), journal_.size()});
+}
+
+bool RequestFlow::IsCurrent(const FlowContext& ctx, SessionId session, Attempt attempt) const {
+  if (attempt != attempt_) {
+    ctx.counters.CountStale(StaleReason::kStaleAttempt);
+    return false;
+  }
+  if (!Involves(session)) {
+    ctx.counters.CountStale(StaleReason::kWrongWorker);
+    return false;
+  }
+  return true;
+}
+
+bool RequestFlow::IsLeg(LegKind kind, SessionId session) const {
+  const std::optional<Leg>& which = kind == LegKind::kDecode ? decode_ : prefill_;
+  return which.has_value() && which->session == session;
+}
+
+Stage RequestFlow::CurrentStage() const {
+  switch (phase_) {
+    case Phase::kQueued:
+      return Stage::kAdmission;
+    case Phase::kWaiting:
+    case Phase::kReserving:
+      return Stage::kReserve;
+    case Phase::kPrefill:
+      return Stage::kPrefill;
+    case Phase::kTransfer:
+      return Stage::kKvTransfer;
+    case Phase::kDecodeQueue:
+    case Phase::kDecode:
+    case Phase::kEnded:
+      return Stage::kDecode;
+  }
+  return Stage::kDecode;
+}
+
+void RequestFlow::UpdatePhase() {
+  if (!first_token_seen_) {
+    phase_ = Phase::kPrefill;
+  } else if (colocated_ || decode_token_seen_) {
+    phase_ = Phase::kDecode;
+  } else {
+    phase_ = kv_arrived_ ? Phase::kDecodeQueue : Phase::kTransfer;
+  }
+}
+
+void RequestFlow::RecordFirstToken(const FlowContext& ctx, const ProducedToken& token) {
+  waiting_since_ = absl::InfiniteFuture();
+  excluded_.clear();
+  Leg& computed_by = colocated_ || !prefill_.has_value() ? *decode_ : *prefill_;
+  ctx.membership.AddAssigned(computed_by.session, 0, -computed_by.prefill_tokens, 0);
+  computed_by.prefill_tokens = 0;
+  if (stages_.contains("prefill")) return;  // a later attempt
+  // The four add up to the time to first token as seen here, whatever the clocks of others say; the
+  // way to the worker and back is in prefill_queue.
+  const absl::Duration elapsed = ctx.now - sent_at_;
+  const absl::Duration compute =
+      std::clamp(token.compute_time, absl::ZeroDuration(), std::max(elapsed, absl::ZeroDuration()));
+  stages_["route"] = sent_at_ - admitted_at_;
+  stages_["prefill"] = compute;
+  stages_["prefill_queue"] = elapsed - compute;
+  cached_tokens_ = std::clamp(token.cached_tokens, 0, num_prompt_tokens());
+}
+
+}  // namespace sluice::router

@@ -1,0 +1,177 @@
+// One request from Submit to its end: reserve, prefill, handoff, tokens, and another attempt when
+// something on the way fails. A state machine: each method is one event, answers come as actions in
+// FlowContext, time is given. No threads, no clock, no locks; RouterCore owns the flows.
+//
+// Phases of an attempt (a worker of role `both` goes from kPrefill to kDecode directly):
+//
+//   kQueued -> kReserving -> kPrefill -> kTransfer -> kDecodeQueue -> kDecode -> ended
+//                 |  ^                                 (any failure, loss or preemption)
+//                 v  |                                            |
+//               kWaiting  <---------------------------------------+
+//
+// Invariants:
+//   1. A leg (decode_, prefill_) is set exactly while that worker may hold something of the current
+//      attempt. Whoever drops a leg that the worker has not ended itself sends it Cancel.
+//   2. Tokens reach the client through journal_ only, so each index goes out once and in order,
+//   whatever
+//      the number of attempts.
+//   3. Each phase but kPrefill..kDecode has a timer of its own; all have the request's deadline.
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+#include "absl/time/time.h"
+#include "common/block_hash.h"
+#include "services/router/core/core_counters.h"
+#include "services/router/core/core_options.h"
+#include "services/router/core/journal.h"
+#include "services/router/core/membership.h"
+#include "services/router/core/messages.h"
+#include "services/router/core/policy.h"
+#include "services/router/core/prefix_index.h"
+
+namespace sluice::router {
+
+// What a flow uses of the core while it handles one event.
+struct FlowContext {
+  const CoreOptions& options;
+  Membership& membership;
+  const PrefixIndex& prefixes;
+  CoreCounters& counters;
+  std::vector<Action>& actions;
+  absl::Time now;
+};
+
+class RequestFlow {
+ public:
+  enum class Phase {
+    kQueued,       // waiting for a place among the running requests
+    kWaiting,      // no worker can take it now; tried again at retry_at_
+    kReserving,    // Reserve sent
+    kPrefill,      // Prefill or Run sent
+    kTransfer,     // first token seen, KV on its way
+    kDecodeQueue,  // the decode worker has all KV
+    kDecode,       // and has sent a token
+    kEnded,
+  };
+
+  // `deadline` is absolute; InfiniteFuture: none.
+  RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::Time now);
+
+  // Leaves the queue and plans the first attempt.
+  void Admit(const FlowContext& ctx);
+
+  // Messages of workers. Those that do not belong to the current attempt are counted and dropped.
+  void OnGranted(const FlowContext& ctx, const Granted& event);
+  void OnBusy(const FlowContext& ctx, const AnsweredBusy& event);
+  void OnToken(const FlowContext& ctx, SessionId session, ProducedToken token);
+  void OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& event);
+  void OnPreempted(const FlowContext& ctx, const AttemptPreempted& event);
+  void OnKvArrived(const FlowContext& ctx, const KvArrived& event);
+  // A worker is no longer a member; the membership still knows its name.
+  void OnWorkerLost(const FlowContext& ctx, SessionId session, const std::string& reason);
+
+  void Cancel(const FlowContext& ctx);
+  // REQUIRES: next_timer() <= ctx.now.
+  void OnTimer(const FlowContext& ctx);
+  // Ends with this status now, freeing everything at workers.
+  void Fail(const FlowContext& ctx, absl::Status status, RejectReason reject = RejectReason::kNone);
+
+  Phase phase() const { return phase_; }
+  bool ended() const { return phase_ == Phase::kEnded; }
+  absl::Time next_timer() const;
+  bool Involves(SessionId session) const;
+  RequestId id() const { return spec_.id; }
+  int num_prompt_tokens() const { return static_cast<int>(spec_.prompt.size()); }
+
+ private:
+  struct Leg {
+    SessionId session;
+    std::string worker_id;
+    int64_t prefill_tokens = 0;  // counted in the membership until the first token
+  };
+  enum class LegKind { kDecode, kPrefill };
+
+  // -- Planning (request_flow_plan.cc)
+  // Chooses workers and sends Reserve or Run; or waits, or gives up.
+  void Plan(const FlowContext& ctx);
+  void WaitForWorkers(const FlowContext& ctx, NoRoute why);
+  void SendPrefillTo(const FlowContext& ctx, const Grant& grant);
+  SequenceStart MakeSequence(const FlowContext& ctx) const;
+  PrefixMatch MatchPrefixes(const ClusterView& view, const WorkerInfo& decode,
+                            const PrefixIndex& prefixes) const;
+  int num_tokens() const { return num_prompt_tokens() + journal_.size(); }
+  void SetLeg(const FlowContext& ctx, LegKind kind, const WorkerView& worker,
+              int64_t prefill_tokens);
+
+  // -- Ending and starting over
+  // Forgets a leg; `cancel`: the worker has not ended it by itself.
+  void DropLeg(const FlowContext& ctx, LegKind kind, bool cancel, const std::string& reason = "");
+  void DropLegs(const FlowContext& ctx, const std::string& reason);
+  // The current attempt is over for a reason that another attempt may cure.
+  void EndAttempt(const FlowContext& ctx, const std::string& reason);
+  void RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryReason reason,
+                         absl::Status status);
+  // If the answer is complete though its last worker could not say so, ends it; true then.
+  bool FinishIfComplete(const FlowContext& ctx);
+  void FinishWhenDelivered(const FlowContext& ctx);
+  void Finish(const FlowContext& ctx, GenerationResult result,
+              RejectReason reject = RejectReason::kNone);
+
+  bool IsCurrent(const FlowContext& ctx, SessionId session, Attempt attempt) const;
+  bool IsLeg(LegKind kind, SessionId session) const;
+  std::optional<Leg>& leg(LegKind kind) { return kind == LegKind::kDecode ? decode_ : prefill_; }
+  Stage CurrentStage() const;
+  // REQUIRES: Prefill or Run was sent.
+  void UpdatePhase();
+  void RecordFirstToken(const FlowContext& ctx, const ProducedToken& token);
+  void ReleasePrefillTokens(const FlowContext& ctx);
+
+  // Constant after construction.
+  const GenerationSpec spec_;
+  const absl::Time submitted_at_;
+  const absl::Time deadline_;
+
+  Phase phase_ = Phase::kQueued;
+  Journal journal_;
+
+  // Current attempt.
+  Attempt attempt_{1};
+  std::optional<Leg> decode_;  // also of a worker of role `both`
+  std::optional<Leg> prefill_;
+  bool colocated_ = false;
+  int base_index_ = 0;  // index of its first token
+  bool first_token_seen_ = false;
+  bool kv_arrived_ = false;  // said so, or has sent a token
+  bool decode_token_seen_ = false;
+  std::optional<absl::Time> kv_arrived_at_;  // when it said so
+  // What the decode worker said, while the prefill worker's first token is still on its way.
+  std::optional<AttemptEndReason> end_reason_;
+
+  // Over all attempts.
+  std::vector<SessionId> excluded_;  // answered Busy in this round, or failed
+  int lost_workers_ = 0;
+  int failures_ = 0;
+  int preemptions_ = 0;
+  int max_model_len_ = 0;  // of the attempt's workers, the smallest
+
+  // Timers of the phase; InfiniteFuture: off.
+  absl::Time retry_at_ = absl::InfiniteFuture();
+  absl::Time phase_deadline_ = absl::InfiniteFuture();
+  absl::Time gap_deadline_ = absl::InfiniteFuture();
+  // When kWaiting gives up, by cause; set when waiting starts, cleared by progress.
+  absl::Time waiting_since_ = absl::InfiniteFuture();
+  absl::Duration retry_pause_;
+  absl::Duration busy_retry_after_;  // the longest one asked for in this round
+
+  // For results and metrics.
+  absl::Time admitted_at_, sent_at_;
+  absl::Time last_emit_at_;  // or of Submit
+  int cached_tokens_ = 0;
+  absl::btree_map<std::string, absl::Duration> stages_;
+};
+
+}  // namespace sluice::router

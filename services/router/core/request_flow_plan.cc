@@ -1,0 +1,145 @@
+// RequestFlow: choosing workers for an attempt and starting it there.
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "services/router/core/request_flow.h"
+
+namespace sluice::router {
+
+void RequestFlow::Plan(const FlowContext& ctx) {
+  retry_at_ = phase_deadline_ = gap_deadline_ = absl::InfiniteFuture();
+  base_index_ = journal_.size();
+  first_token_seen_ = kv_arrived_ = decode_token_seen_ = false;
+  kv_arrived_at_.reset();
+  end_reason_.reset();
+
+  const ClusterView view = ctx.membership.View(ctx.now);
+  const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_});
+  if (choice.worker == nullptr) {
+    WaitForWorkers(ctx, choice.none);
+    return;
+  }
+  max_model_len_ = choice.worker->max_model_len;
+  colocated_ = choice.worker->role == WorkerRole::kBoth;
+  if (colocated_) {
+    SetLeg(ctx, LegKind::kDecode, *choice.worker, num_tokens());
+    sent_at_ = ctx.now;
+    phase_ = Phase::kPrefill;
+    ctx.counters.CountRoute(RouteDecision::kColocated);
+    ctx.actions.push_back(SendRun{decode_->session, MakeSequence(ctx)});
+  } else {
+    SetLeg(ctx, LegKind::kDecode, *choice.worker, 0);
+    phase_ = Phase::kReserving;
+    phase_deadline_ = ctx.now + ctx.options.reserve_timeout;
+    ctx.actions.push_back(SendReserve{decode_->session, MakeSequence(ctx)});
+  }
+}
+
+void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
+  if (why == NoRoute::kTooLong) {
+    Fail(ctx,
+         absl::InvalidArgumentError(absl::StrCat(
+             "This model's maximum context length is ", ctx.membership.MaxModelLen(ctx.now),
+             " tokens, but the request has ", num_tokens(), " before its next token")),
+         RejectReason::kTooLong);
+    return;
+  }
+  const bool busy = why == NoRoute::kAllExcluded;
+  if (waiting_since_ == absl::InfiniteFuture()) {
+    waiting_since_ = ctx.now;
+    retry_pause_ = ctx.options.min_retry_pause;
+  }
+  const absl::Time give_up_at =
+      waiting_since_ + (busy ? ctx.options.capacity_timeout : ctx.options.no_worker_timeout);
+  if (ctx.now >= give_up_at) {
+    if (busy) {
+      Fail(ctx,
+           absl::ResourceExhaustedError(
+               absl::StrCat("no worker could take ", num_tokens(), " tokens within ",
+                            absl::FormatDuration(ctx.now - waiting_since_), " (stage reserve)")),
+           RejectReason::kKvExhausted);
+    } else {
+      const bool no_decode = why == NoRoute::kNoDecode;
+      Fail(ctx,
+           absl::UnavailableError(
+               absl::StrCat("no ready ", no_decode ? "decode" : "prefill", " worker for ",
+                            absl::FormatDuration(ctx.now - waiting_since_), " (stage reserve)")),
+           no_decode ? RejectReason::kNoDecode : RejectReason::kNoPrefill);
+    }
+    return;
+  }
+  const absl::Duration pause = std::clamp(std::max(retry_pause_, busy_retry_after_),
+                                          ctx.options.min_retry_pause, ctx.options.max_retry_pause);
+  retry_pause_ = std::min(2 * retry_pause_, ctx.options.max_retry_pause);
+  busy_retry_after_ = absl::ZeroDuration();
+  phase_ = Phase::kWaiting;
+  phase_deadline_ = absl::InfiniteFuture();
+  retry_at_ = std::min(ctx.now + pause, give_up_at);
+  excluded_.clear();  // the next round asks everybody again
+}
+
+void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
+  const WorkerInfo& decode = ctx.membership.Find(decode_->session)->info;
+  const ClusterView view = ctx.membership.View(ctx.now);
+  const PrefixMatch match = MatchPrefixes(view, decode, ctx.prefixes);
+  const PrefillChoice choice =
+      ChoosePrefillWorker(view, {num_tokens(), excluded_}, decode.fingerprint, match,
+                          ctx.options.default_prefill_tokens_per_second);
+  if (choice.worker == nullptr) {
+    // Decode blocks must not wait for a prefill worker: others could use them.
+    EndAttempt(ctx, "no prefill worker");
+    WaitForWorkers(ctx, choice.none);
+    return;
+  }
+  max_model_len_ = std::min(max_model_len_, choice.worker->max_model_len);
+  const int64_t cached = int64_t{choice.matched_blocks} * choice.worker->kv_block_tokens;
+  SetLeg(ctx, LegKind::kPrefill, *choice.worker, std::max<int64_t>(1, num_tokens() - cached));
+  sent_at_ = ctx.now;
+  phase_ = Phase::kPrefill;
+  phase_deadline_ = absl::InfiniteFuture();
+  ctx.counters.CountRoute(RouteDecision::kDisaggregated);
+  ctx.actions.push_back(SendPrefill{prefill_->session, MakeSequence(ctx), grant, decode.kv_address,
+                                    decode.worker_id, decode.fingerprint});
+}
+
+SequenceStart RequestFlow::MakeSequence(const FlowContext& ctx) const {
+  SequenceStart sequence;
+  sequence.key = {spec_.id, attempt_};
+  sequence.tokens.reserve(num_tokens());
+  sequence.tokens = spec_.prompt;
+  sequence.tokens.insert(sequence.tokens.end(), journal_.tokens().begin(), journal_.tokens().end());
+  sequence.num_output_tokens = journal_.size();
+  sequence.tenant_salt = spec_.tenant_salt;
+  sequence.sampling = spec_.sampling;
+  if (deadline_ != absl::InfiniteFuture()) {
+    sequence.time_left = std::max(deadline_ - ctx.now, absl::ZeroDuration());
+  }
+  return sequence;
+}
+
+PrefixMatch RequestFlow::MatchPrefixes(const ClusterView& view, const WorkerInfo& decode,
+                                       const PrefixIndex& prefixes) const {
+  // Hashing a prompt is not free, and with one candidate it changes nothing.
+  const auto is_candidate = [](const WorkerView& worker) {
+    return worker.role == WorkerRole::kPrefill;
+  };
+  if (std::count_if(view.workers.begin(), view.workers.end(), is_candidate) < 2 ||
+      decode.kv_block_tokens != kBlockTokens) {
+    return nullptr;
+  }
+  std::vector<TokenId> tokens = spec_.prompt;
+  tokens.insert(tokens.end(), journal_.tokens().begin(), journal_.tokens().end());
+  return [&prefixes,
+          chain = BlockHashChain(RootBlockHash(decode.fingerprint, spec_.tenant_salt), tokens)](
+             const WorkerView& worker) { return prefixes.MatchedBlocks(worker.session, chain); };
+}
+
+void RequestFlow::SetLeg(const FlowContext& ctx, LegKind kind, const WorkerView& worker,
+                         int64_t prefill_tokens) {
+  const int64_t blocks = num_tokens() / std::max(1, worker.kv_block_tokens) + 1;
+  leg(kind) = Leg{worker.session, worker.worker_id, prefill_tokens};
+  ctx.membership.AddAssigned(worker.session, 1, prefill_tokens, blocks);
+}
+
+}  // namespace sluice::router

@@ -1,0 +1,232 @@
+#include "services/router/fleet/dispatcher_thread.h"
+
+#include <algorithm>
+
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "common/log.h"
+
+namespace sluice::router {
+namespace {
+
+GenerationResult Refusal(absl::Status status, std::optional<absl::Duration> retry_after) {
+  GenerationResult result;
+  result.end = GenerationEnd::kFailed;
+  result.status = std::move(status);
+  result.retry_after = retry_after;
+  return result;
+}
+
+}  // namespace
+
+DispatcherThread::DispatcherThread(DispatcherOptions options, DispatcherObserver* observer)
+    : options_(std::move(options)),
+      observer_(observer),
+      started_at_(MonotonicNow()),
+      core_(options_.core),
+      snapshot_(std::make_shared<const ClusterSnapshot>()),
+      snapshot_at_(started_at_),
+      not_ready_reason_("starting") {}
+
+DispatcherThread::~DispatcherThread() { Stop(); }
+
+void DispatcherThread::Start(FleetPort* port) {
+  port_ = port;
+  Publish(MonotonicNow());
+  thread_ = std::thread([this] { Run(); });
+}
+
+void DispatcherThread::Stop() {
+  {
+    absl::MutexLock lock(&mu_);
+    stopped_ = true;
+    mailbox_.stop = true;
+  }
+  if (thread_.joinable()) thread_.join();
+}
+
+void DispatcherThread::StartDrain() {
+  absl::MutexLock lock(&mu_);
+  draining_ = true;
+  mailbox_.drain = true;
+}
+
+bool DispatcherThread::WaitUntilIdle(absl::Duration timeout) {
+  absl::MutexLock lock(&mu_);
+  const auto idle = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+    return stopped_ || (!busy_ && mailbox_.empty());
+  };
+  return mu_.AwaitWithTimeout(absl::Condition(&idle), timeout);
+}
+
+void DispatcherThread::Submit(GenerationSpec spec, std::shared_ptr<GenerationSink> sink) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (!stopped_) {
+      if (static_cast<int>(mailbox_.submissions.size()) < options_.max_mailbox_requests) {
+        mailbox_.submissions.emplace_back(std::move(spec), std::move(sink));
+      } else {
+        mailbox_.refused.push_back(std::move(sink));
+      }
+      return;
+    }
+  }
+  // There is no dispatcher thread any more.
+  sink->OnEnd(Refusal(absl::UnavailableError("the router is shutting down"), std::nullopt));
+}
+
+void DispatcherThread::Cancel(RequestId id) {
+  absl::MutexLock lock(&mu_);
+  if (!stopped_) mailbox_.cancels.insert(id);
+}
+
+void DispatcherThread::OnWorkerEvent(SessionId session, Event event) {
+  absl::MutexLock lock(&mu_);
+  if (!stopped_) mailbox_.worker_events.emplace_back(session, std::move(event));
+}
+
+ClusterSnapshot DispatcherThread::Snapshot() const {
+  std::shared_ptr<const ClusterSnapshot> published;
+  absl::Time published_at;
+  {
+    absl::MutexLock lock(&mu_);
+    published = snapshot_;
+    published_at = snapshot_at_;
+  }
+  const absl::Time now = MonotonicNow();
+  ClusterSnapshot snapshot = *published;
+  for (WorkerSnapshot& worker : snapshot.workers) worker.heartbeat_age += now - published_at;
+  snapshot.requests_queued = num_queued_.load(std::memory_order_relaxed);
+  snapshot.requests_running = num_running_.load(std::memory_order_relaxed);
+  snapshot.uptime = now - started_at_;
+  return snapshot;
+}
+
+std::string DispatcherThread::NotReadyReason() const {
+  absl::MutexLock lock(&mu_);
+  if (stopped_) return "shutting down";
+  return draining_ ? "draining" : not_ready_reason_;
+}
+
+void DispatcherThread::Run() {
+  absl::Time last_run = MonotonicNow();
+  absl::Time next_tick = last_run;
+  // Between two runs the thread sleeps at most tick_interval; much longer means that this process
+  // was stopped or starved, and the workers' messages lie unread in their sockets.
+  const absl::Duration stall = options_.tick_interval + options_.core.worker_timeout / 4;
+  while (true) {
+    Mailbox mail = WaitForMail(std::min(next_tick, core_.NextTimer(last_run)));
+    const absl::Time now = MonotonicNow();
+    if (now - last_run > stall) {
+      SLUICE_LOG(Warning) << "the router did not run for " << absl::FormatDuration(now - last_run);
+      Step(RouterResumed{}, now);
+    }
+    last_run = now;
+    const bool stop = mail.stop;
+    HandleMail(std::move(mail), now);
+    if (stop) {
+      EndAll(now);
+      return;
+    }
+    if (core_.NextTimer(now) <= now) {
+      readiness_changed_ = true;
+      Step(Tick{}, now);
+    }
+    if (now >= next_tick) {
+      port_->Tick(now);
+      if (observer_ != nullptr) observer_->OnTick(core_, now);
+      readiness_changed_ = true;
+      next_tick = now + options_.tick_interval;
+    }
+    num_queued_.store(core_.num_queued(), std::memory_order_relaxed);
+    num_running_.store(core_.num_running(), std::memory_order_relaxed);
+    if (std::exchange(readiness_changed_, false)) Publish(now);
+    absl::MutexLock lock(&mu_);
+    busy_ = !sinks_.empty();
+  }
+}
+
+DispatcherThread::Mailbox DispatcherThread::WaitForMail(absl::Time until) {
+  const absl::Duration timeout = until - MonotonicNow();
+  absl::MutexLock lock(&mu_);
+  mu_.AwaitWithTimeout(absl::Condition(this, &DispatcherThread::HasMailLocked), timeout);
+  busy_ = true;
+  return std::exchange(mailbox_, Mailbox());
+}
+
+void DispatcherThread::HandleMail(Mailbox mail, absl::Time now) {
+  if (mail.drain) Step(DrainStarted{}, now);
+  for (const auto& sink : mail.refused) {
+    EndRequest ended;
+    ended.result = Refusal(absl::ResourceExhaustedError("queue full (stage admission)"),
+                           options_.core.retry_after);
+    ended.reject = RejectReason::kQueueFull;
+    if (observer_ != nullptr) observer_->OnEnd(ended);
+    sink->OnEnd(ended.result);
+  }
+  for (Submission& submission : mail.submissions) Accept(std::move(submission), now);
+  for (auto& [session, event] : mail.worker_events) {
+    if (!std::holds_alternative<TokensProduced>(event)) readiness_changed_ = true;
+    Step(std::move(event), now);
+    port_->Handled(session);
+  }
+  // A cancel comes after the submission it names.
+  for (const RequestId& id : mail.cancels) Step(RequestCancelled{id}, now);
+}
+
+void DispatcherThread::Accept(Submission submission, absl::Time now) {
+  auto& [spec, sink] = submission;
+  const auto [it, is_new] = sinks_.emplace(spec.id, sink);
+  if (!is_new) {
+    sink->OnEnd(Refusal(absl::AlreadyExistsError(
+                            absl::StrCat("request ", spec.id.ToString(), " is running already")),
+                        std::nullopt));
+    return;
+  }
+  Step(RequestSubmitted{std::move(spec)}, now);
+}
+
+void DispatcherThread::Step(Event event, absl::Time now) {
+  CarryOut(core_.Step(std::move(event), now));
+}
+
+void DispatcherThread::CarryOut(std::vector<Action> actions) {
+  for (Action& action : actions) {
+    if (const auto* emitted = std::get_if<EmitTokens>(&action)) {
+      if (observer_ != nullptr) observer_->OnTokens(*emitted);
+      if (const auto it = sinks_.find(emitted->id); it != sinks_.end()) {
+        it->second->OnTokens(emitted->tokens);
+      }
+    } else if (const auto* ended = std::get_if<EndRequest>(&action)) {
+      if (observer_ != nullptr) observer_->OnEnd(*ended);
+      if (const auto it = sinks_.find(ended->id); it != sinks_.end()) {
+        // Out of the table first: the sink may be destroyed by its OnEnd.
+        const std::shared_ptr<GenerationSink> sink = std::move(it->second);
+        sinks_.erase(it);
+        sink->OnEnd(ended->result);
+      }
+    } else {
+      port_->Send(std::move(action));
+    }
+  }
+}
+
+void DispatcherThread::EndAll(absl::Time now) {
+  // The clients learn the reason; the workers get a Cancel each.
+  auto sinks = std::exchange(sinks_, {});
+  for (auto& [id, sink] : sinks) {
+    sink->OnEnd(Refusal(absl::UnavailableError("the router is shutting down"), std::nullopt));
+    Step(RequestCancelled{id}, now);
+  }
+}
+
+void DispatcherThread::Publish(absl::Time now) {
+  auto snapshot = std::make_shared<const ClusterSnapshot>(core_.Snapshot(now));
+  std::string reason = core_.NotReadyReason(now);
+  absl::MutexLock lock(&mu_);
+  snapshot_ = std::move(snapshot);
+  snapshot_at_ = now;
+  not_ready_reason_ = std::move(reason);
+}
+
+}  // namespace sluice::router

@@ -1,0 +1,120 @@
+// The thread that owns the router's core. Everything from outside (the fronts' requests, the
+// workers' messages) comes through one mailbox; the thread takes what is there, steps the core, and
+// carries its actions out: tokens to sinks, messages to the fleet port. It sleeps until something
+// comes or a timer of the core is due.
+//
+// Bounds of the mailbox: a session has at most its read window of events in it; submitted requests
+// are at most `max_mailbox_requests`, beyond which only the sink is kept, to be refused.
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
+#include "absl/synchronization/mutex.h"
+#include "absl/time/time.h"
+#include "services/router/core/dispatcher.h"
+#include "services/router/core/router_core.h"
+#include "services/router/fleet/fleet_port.h"
+
+namespace sluice::router {
+
+// Told what happens, for metrics. Called on the dispatcher thread; must be quick.
+class DispatcherObserver {
+ public:
+  virtual ~DispatcherObserver() = default;
+  virtual void OnTokens(const EmitTokens& emitted) = 0;
+  virtual void OnEnd(const EndRequest& ended) = 0;
+  // Several times a second.
+  virtual void OnTick(const RouterCore& core, absl::Time now) = 0;
+};
+
+struct DispatcherOptions {
+  CoreOptions core;
+  int max_mailbox_requests = 4096;
+  // How often the port ticks and the snapshot is renewed.
+  absl::Duration tick_interval = absl::Milliseconds(100);
+};
+
+class DispatcherThread final : public Dispatcher, public FleetListener {
+ public:
+  // `observer` may be null; else it must outlive this.
+  DispatcherThread(DispatcherOptions options, DispatcherObserver* observer);
+  ~DispatcherThread() override;  // stops
+
+  // `port` must live until Stop has returned.
+  void Start(FleetPort* port);
+  // Ends what still runs with UNAVAILABLE, frees it at the workers, and joins. Idempotent.
+  void Stop();
+
+  // From now on new requests are refused and NotReadyReason says so.
+  void StartDrain();
+  // True when no request was left within `timeout`.
+  bool WaitUntilIdle(absl::Duration timeout);
+
+  // Dispatcher
+  void Submit(GenerationSpec spec, std::shared_ptr<GenerationSink> sink) override;
+  void Cancel(RequestId id) override;
+  ClusterSnapshot Snapshot() const override;
+  std::string NotReadyReason() const override;
+
+  // FleetListener
+  void OnWorkerEvent(SessionId session, Event event) override;
+
+ private:
+  using Submission = std::pair<GenerationSpec, std::shared_ptr<GenerationSink>>;
+  struct Mailbox {
+    std::vector<Submission> submissions;
+    std::vector<std::shared_ptr<GenerationSink>> refused;
+    absl::flat_hash_set<RequestId> cancels;
+    std::vector<std::pair<SessionId, Event>> worker_events;
+    bool drain = false;
+    bool stop = false;
+    bool empty() const {
+      return submissions.empty() && refused.empty() && cancels.empty() && worker_events.empty() &&
+             !drain && !stop;
+    }
+  };
+
+  void Run();
+  Mailbox WaitForMail(absl::Time until);
+  bool HasMailLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !mailbox_.empty(); }
+  void HandleMail(Mailbox mail, absl::Time now);
+  void Step(Event event, absl::Time now);
+  void CarryOut(std::vector<Action> actions);
+  void Accept(Submission submission, absl::Time now);
+  void EndAll(absl::Time now);
+  void Publish(absl::Time now);
+
+  // Constant after construction.
+  const DispatcherOptions options_;
+  DispatcherObserver* const observer_;
+  const absl::Time started_at_;
+
+  // Owned by thread_ while it runs.
+  RouterCore core_;
+  FleetPort* port_ = nullptr;
+  absl::flat_hash_map<RequestId, std::shared_ptr<GenerationSink>> sinks_;
+  bool readiness_changed_ = false;
+
+  std::thread thread_;
+
+  std::atomic<int> num_queued_{0};
+  std::atomic<int> num_running_{0};
+
+  mutable absl::Mutex mu_;
+  Mailbox mailbox_ ABSL_GUARDED_BY(mu_);
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  bool stopped_ ABSL_GUARDED_BY(mu_) = false;
+  bool busy_ ABSL_GUARDED_BY(mu_) = false;  // the thread has mail in hand or requests running
+  std::shared_ptr<const ClusterSnapshot> snapshot_ ABSL_GUARDED_BY(mu_);
+  absl::Time snapshot_at_ ABSL_GUARDED_BY(mu_);
+  std::string not_ready_reason_ ABSL_GUARDED_BY(mu_);
+};
+
+}  // namespace sluice::router

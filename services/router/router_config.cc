@@ -1,0 +1,93 @@
+#include "services/router/router_config.h"
+
+#include <filesystem>
+
+#include "absl/strings/str_cat.h"
+
+namespace sluice::router {
+
+void AddRouterConfig(ConfigSchema* schema, RouterConfig* config) {
+  schema->Add(
+      "model", &config->model,
+      "Folder of the model: config.json, tokenizer.json, generation_config.json. The router "
+      "reads no weights.");
+  schema->Add("served_model_name", &config->served_model_name,
+              "Name clients use and workers must serve. Empty: the model folder's name.");
+
+  schema->Add("http_host", &config->http_host,
+              "Address of the OpenAI-compatible HTTP server. 0.0.0.0 opens it to the network.");
+  schema->Add("http_port", &config->http_port, "Port of the HTTP server; 0 takes a free one.", 0,
+              65535);
+  schema->Add("grpc_host", &config->grpc_host, "Address of the public gRPC server.");
+  schema->Add("grpc_port", &config->grpc_port,
+              "Port of the public gRPC server; 0 takes a free one.", 0, 65535);
+  schema->Add("fleet_host", &config->fleet_host,
+              "Address that workers dial. Unencrypted: only on an isolated network.");
+  schema->Add("fleet_port", &config->fleet_port, "Port that workers dial; 0 takes a free one.", 0,
+              65535);
+  schema->Add("admin_host", &config->admin_host, "Address of the metrics and probes.");
+  schema->Add("admin_port", &config->admin_port,
+              "Port of /metrics, /livez, /readyz and /startupz; 0 takes a free one.", 0, 65535);
+  schema->Add("port_file", &config->port_file,
+              "Where to write the process id and the ports in use, as JSON, once all of them "
+              "listen. Empty: nowhere.");
+
+  schema->Add("max_queued_requests", &config->max_queued_requests,
+              "Requests that may wait for a place; more are answered 429.", 0, 1'000'000);
+  schema->Add("max_running_requests", &config->max_running_requests,
+              "Requests on workers at once. Raise it with the decode workers' capacity.", 1,
+              1'000'000);
+  schema->Add("queue_timeout", &config->queue_timeout,
+              "A request that still waits after this long is answered 429.");
+  schema->Add("request_timeout", &config->request_timeout,
+              "A request without an earlier deadline of its own ends after this long.");
+  schema->Add("max_body", &config->max_body, "Largest HTTP request body; larger ones get 413.");
+
+  schema->Add(
+      "recovery", &config->recovery,
+      "Continue answers on other workers when a worker is lost. Without it they end with an "
+      "error.");
+  schema->Add(
+      "worker_timeout", &config->worker_timeout,
+      "A worker that is silent for this long is lost. Workers report every 200 ms; raise it "
+      "on starved machines.");
+  schema->Add("no_worker_timeout", &config->no_worker_timeout,
+              "How long an accepted request waits for a ready worker when there is none.");
+
+  schema->Add("drain_timeout", &config->drain_timeout,
+              "What running answers are given to finish after SIGTERM.");
+  schema->AddChoice("log_level", &config->log_level, {"debug", "info", "warning", "error"},
+                    "Least important messages to log.");
+  schema->Add("log_json", &config->log_json, "One JSON object a line, for log collectors.");
+}
+
+absl::Status FinishRouterConfig(RouterConfig* config) {
+  if (config->model.empty()) {
+    return absl::InvalidArgumentError("model is required: the folder of the model to serve");
+  }
+  if (config->served_model_name.empty()) {
+    const std::filesystem::path path = std::filesystem::path(config->model).lexically_normal();
+    config->served_model_name =
+        (path.has_filename() ? path : path.parent_path()).filename().string();
+  }
+  struct Limit {
+    const char* key;
+    absl::Duration value;
+  };
+  for (const Limit& limit : {Limit{"queue_timeout", config->queue_timeout},
+                             Limit{"request_timeout", config->request_timeout},
+                             Limit{"worker_timeout", config->worker_timeout}}) {
+    if (limit.value <= absl::ZeroDuration()) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(limit.key, " must be positive, not ", absl::FormatDuration(limit.value)));
+    }
+  }
+  if (config->worker_timeout < absl::Milliseconds(400)) {
+    return absl::InvalidArgumentError(absl::StrCat("worker_timeout is ",
+                                                   absl::FormatDuration(config->worker_timeout),
+                                                   ", less than two reports of a worker (400ms)"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace sluice::router

@@ -1,0 +1,184 @@
+// The client commands' inner parts, against a server in this process.
+#include <gmock/gmock.h>
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_split.h"
+#include "absl/synchronization/notification.h"
+#include "cli/chat_client.h"
+#include "cli/server_address.h"
+#include "cli/status_table.h"
+#include "cli/terminal.h"
+
+namespace sluice::cli {
+namespace {
+
+using ::testing::HasSubstr;
+
+// Thinks "hm", then repeats the last message; "forever" never ends, "fail" fails.
+class EchoService final : public v1::Generation::Service {
+ public:
+  grpc::Status Chat(grpc::ServerContext* context, const v1::ChatRequest* request,
+                    grpc::ServerWriter<v1::ChatResponse>* writer) override {
+    requests.push_back(*request);
+    const std::string text = request->messages(request->messages_size() - 1).content();
+    if (text == "fail") return {grpc::StatusCode::RESOURCE_EXHAUSTED, "too many questions"};
+    v1::ChatResponse response;
+    response.set_reasoning_delta("hm");
+    writer->Write(response);
+    response.Clear();
+    response.set_text_delta(text);
+    writer->Write(response);
+    while (text == "forever" && !context->IsCancelled()) {
+      absl::SleepFor(absl::Milliseconds(5));
+    }
+    response.Clear();
+    response.set_finished(v1::FINISH_REASON_STOP);
+    response.mutable_usage()->set_completion_tokens(3);
+    writer->Write(response);
+    return grpc::Status::OK;
+  }
+
+  std::vector<v1::ChatRequest> requests;
+};
+
+class ChatClientTest : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(&service_);
+    server_ = builder.BuildAndStart();
+    ASSERT_NE(server_, nullptr);
+    address_ = absl::StrCat("127.0.0.1:", port);
+  }
+  void TearDown() override { server_->Shutdown(); }
+
+  ChatClient::Sink Collect() {
+    ChatClient::Sink sink;
+    sink.on_reasoning = [this](absl::string_view text) { absl::StrAppend(&reasoning_, text); };
+    sink.on_text = [this](absl::string_view text) { absl::StrAppend(&text_, text); };
+    return sink;
+  }
+
+  EchoService service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::string address_;
+  std::string reasoning_;
+  std::string text_;
+};
+
+TEST_F(ChatClientTest, KeepsTheConversation) {
+  v1::ChatRequest defaults;
+  v1::ChatMessage* const system = defaults.add_messages();
+  system->set_role("system");
+  system->set_content("Be brief.");
+  ChatClient client(address_, defaults, absl::Seconds(20));
+  const auto stats = client.Ask("one", Collect());
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  EXPECT_EQ(stats->num_tokens, 3);
+  EXPECT_EQ(stats->finished, v1::FINISH_REASON_STOP);
+  EXPECT_GT(stats->time_to_first_token_seconds, 0);
+  EXPECT_EQ(reasoning_, "hm");
+  EXPECT_EQ(text_, "one");
+
+  ASSERT_TRUE(client.Ask("two", Collect()).ok());
+  const v1::ChatRequest& second = service_.requests.back();
+  ASSERT_EQ(second.messages_size(), 4);
+  EXPECT_EQ(second.messages(0).content(), "Be brief.");
+  EXPECT_EQ(second.messages(1).content(), "one");
+  EXPECT_EQ(second.messages(2).role(), "assistant");
+  EXPECT_EQ(second.messages(2).content(), "one");
+  EXPECT_EQ(second.messages(3).content(), "two");
+
+  client.Reset();
+  ASSERT_TRUE(client.Ask("three", Collect()).ok());
+  EXPECT_EQ(service_.requests.back().messages_size(), 2);
+}
+
+TEST_F(ChatClientTest, CancelEndsTheAnswerAndKeepsWhatCame) {
+  ChatClient client(address_, {}, absl::Seconds(20));
+  EXPECT_FALSE(client.Cancel());
+  absl::Notification begun;
+  ChatClient::Sink sink = Collect();
+  sink.on_text = [&](absl::string_view) { begun.Notify(); };
+  std::thread canceller([&] {
+    begun.WaitForNotification();
+    EXPECT_TRUE(client.Cancel());
+  });
+  const auto stats = client.Ask("forever", sink);
+  canceller.join();
+  ASSERT_TRUE(stats.ok()) << stats.status();
+  EXPECT_TRUE(stats->cancelled);
+  ASSERT_TRUE(client.Ask("next", Collect()).ok());
+  EXPECT_EQ(service_.requests.back().messages_size(), 3);
+}
+
+TEST_F(ChatClientTest, AFailedQuestionIsTakenBack) {
+  ChatClient client(address_, {}, absl::Seconds(20));
+  const auto stats = client.Ask("fail", Collect());
+  EXPECT_EQ(stats.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(stats.status().message(), "too many questions");
+  ASSERT_TRUE(client.Ask("next", Collect()).ok());
+  EXPECT_EQ(service_.requests.back().messages_size(), 1);
+}
+
+TEST(ServerAddress, ExplainsWhatToDo) {
+  const absl::Status status = ExplainRpcError(grpc::StatusCode::UNAVAILABLE, "refused", "here:1");
+  EXPECT_THAT(std::string(status.message()), HasSubstr("`sluice up` starts a cluster"));
+  ServerFlags flags;
+  flags.run_dir = "/nonexistent";
+  EXPECT_EQ(ServerAddress(flags), "127.0.0.1:8001");
+  flags.server = "there:2";
+  EXPECT_EQ(ServerAddress(flags), "there:2");
+}
+
+TEST(Terminal, ControlCharactersDoNotPass) {
+  EXPECT_EQ(TerminalSafe("a\tb\nc é 你"), "a\tb\nc é 你");
+  EXPECT_EQ(TerminalSafe("\x1b[2Jx\x07\x7f\r"), "\uFFFD[2Jx\uFFFD\uFFFD\uFFFD");
+  EXPECT_EQ(TerminalSafe("\u009b31m"), "\uFFFD31m");
+}
+
+TEST(StatusTable, OneLineAWorkerAndATransport) {
+  v1::GetStatusResponse status;
+  status.set_model("deepseek-tiny");
+  status.set_version("0.1.0");
+  EXPECT_THAT(FormatStatus(status), HasSubstr("no workers are attached"));
+
+  v1::WorkerStatus* const worker = status.add_workers();
+  worker->set_worker_id("decode-0\x1b[31m");
+  worker->set_role("decode");
+  worker->set_state("ready");
+  worker->set_running_requests(7);
+  worker->mutable_kv_blocks()->set_total(1234);
+  worker->mutable_kv_blocks()->set_quarantined(5);
+  worker->set_isa("avx2");
+  worker->set_dtype("bf16");
+  v1::TransportStatus* const transport = worker->add_transports();
+  transport->set_peer("prefill-0");
+  transport->set_direction("recv");
+  transport->set_transport("shm");
+  transport->set_bytes(3 << 20);
+  transport->set_bytes_per_second(2.5e9);
+
+  const std::string text = FormatStatus(status);
+  EXPECT_THAT(text, HasSubstr("deepseek-tiny"));
+  EXPECT_THAT(text, HasSubstr("1234"));
+  EXPECT_THAT(text, HasSubstr("bf16/avx2"));
+  EXPECT_THAT(text, HasSubstr("2500.0"));
+  EXPECT_THAT(text, HasSubstr("3.0"));
+  EXPECT_THAT(text, testing::Not(HasSubstr("\x1b")));
+  // The heading's columns stand over the values.
+  const std::vector<std::string> lines = absl::StrSplit(text, '\n');
+  EXPECT_EQ(lines[2].find("STATE"), lines[3].find("ready"));
+}
+
+}  // namespace
+}  // namespace sluice::cli

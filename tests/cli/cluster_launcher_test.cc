@@ -1,0 +1,233 @@
+// `sluice up` over stand-ins for the programs: order, readiness, failures, and that nobody is left
+// behind.
+#include "cli/cluster_launcher.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/strings/match.h"
+#include "absl/time/clock.h"
+#include "cli/machine_share.h"
+#include "cli/run_dir.h"
+#include "common/clock.h"
+#include "tests/cli/fake_programs.h"
+
+namespace sluice::cli {
+namespace {
+
+using ::testing::AllOf;
+using ::testing::HasSubstr;
+
+class ClusterLauncherTest : public ::testing::Test {
+ protected:
+  void Prepare(const std::string& behaviour) {
+    programs_ = std::make_unique<FakePrograms>(behaviour);
+    options_.bin_dir = programs_->dir();
+    options_.run_dir = programs_->run_dir();
+    options_.model_dir = "/some/model";
+    options_.http_port = 0;
+    options_.grpc_port = 0;
+    options_.kv_cache_per_worker = "64MiB";
+    options_.worker_args = {"--dtype", "f32"};
+    lock_ = RunDirLock::Take(options_.run_dir).value();
+    log_ = tmpfile();
+    printer_ = std::make_unique<LogPrinter>(fileno(log_), /*colours=*/false, 9);
+  }
+  ~ClusterLauncherTest() override {
+    if (log_ != nullptr) fclose(log_);
+  }
+
+  // What was printed so far. Leaves the file's position alone: the launcher appends there.
+  std::string Log() const {
+    std::string text(1 << 20, '\0');
+    const ssize_t got = pread(fileno(log_), text.data(), text.size(), 0);
+    text.resize(got > 0 ? static_cast<size_t>(got) : 0);
+    return text;
+  }
+
+  static bool Lives(int pid) { return kill(pid, 0) == 0; }
+
+  std::unique_ptr<FakePrograms> programs_;
+  ClusterOptions options_;
+  std::unique_ptr<RunDirLock> lock_;
+  FILE* log_ = nullptr;
+  std::unique_ptr<LogPrinter> printer_;
+};
+
+TEST_F(ClusterLauncherTest, StartsServesAndStopsInOrder) {
+  Prepare("");
+  options_.num_both = 1;
+  ClusterLauncher launcher(options_, printer_.get());
+  const absl::Status started = launcher.Start();
+  ASSERT_TRUE(started.ok()) << started;
+  EXPECT_EQ(launcher.info().http_address, "127.0.0.1:4711");
+  EXPECT_EQ(launcher.info().grpc_address, "127.0.0.1:4712");
+
+  kill(getpid(), SIGTERM);
+  EXPECT_TRUE(launcher.Serve().ok());
+  launcher.Stop();
+  EXPECT_EQ(programs_->Find("router", "start"), 0);
+  for (const char* worker : {"prefill-0", "decode-0", "both-0"}) {
+    EXPECT_GT(programs_->Find(worker, "end"), 0) << worker;
+    EXPECT_LT(programs_->Find(worker, "end"), programs_->Find("router", "term")) << worker;
+  }
+  EXPECT_GT(programs_->Find("router", "end"), 0);
+  for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
+  EXPECT_THAT(Log(), AllOf(HasSubstr("router    | router says hello: --model /some/model"),
+                           HasSubstr("decode-0  | decode-0 says hello: --model /some/model --role "
+                                     "decode --worker-id decode-0 --routers 127.0.0.1:4713 "
+                                     "--admin-port 0 --threads 1 --kv-cache 64MiB --dtype f32"),
+                           HasSubstr("ready after")));
+}
+
+TEST_F(ClusterLauncherTest, ReportsWhoDiesAtStartWithItsLastWords) {
+  Prepare("decode-0:die");
+  ClusterLauncher launcher(options_, printer_.get());
+  const absl::Status started = launcher.Start();
+  EXPECT_EQ(started.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(std::string(started.message()), AllOf(HasSubstr("decode-0 ended with exit code 3"),
+                                                    HasSubstr("cannot find the moon")));
+  launcher.Stop();
+  for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
+}
+
+TEST_F(ClusterLauncherTest, GivesUpOnWhoIsNeverReady) {
+  Prepare("prefill-0:never-ready");
+  options_.ready_timeout = absl::Seconds(3);
+  ClusterLauncher launcher(options_, printer_.get());
+  const absl::Status started = launcher.Start();
+  EXPECT_EQ(started.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(started.message()), HasSubstr("prefill-0 (waits for a blessing)"));
+  launcher.Stop();
+}
+
+TEST_F(ClusterLauncherTest, NamesAMissingProgram) {
+  Prepare("");
+  std::filesystem::remove(programs_->dir() + "/sluice-prefill-worker");
+  ClusterLauncher launcher(options_, printer_.get());
+  const absl::Status started = launcher.Start();
+  EXPECT_EQ(started.code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(started.message()),
+              AllOf(HasSubstr("sluice-prefill-worker"), HasSubstr("No such file")));
+  launcher.Stop();
+}
+
+TEST_F(ClusterLauncherTest, ASignalWhileStartingCancels) {
+  Prepare("prefill-0:never-ready");
+  ClusterLauncher launcher(options_, printer_.get());
+  kill(getpid(), SIGINT);
+  EXPECT_TRUE(absl::IsCancelled(launcher.Start()));
+  launcher.Stop();
+}
+
+TEST_F(ClusterLauncherTest, KillsWhoDoesNotStop) {
+  Prepare("decode-0:ignore-term");
+  options_.stop_timeout = absl::Seconds(1);
+  ClusterLauncher launcher(options_, printer_.get());
+  ASSERT_TRUE(launcher.Start().ok());
+  launcher.Stop();
+  EXPECT_THAT(Log(), HasSubstr("killing decode-0"));
+  EXPECT_GT(programs_->Find("router", "end"), 0);
+  for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
+}
+
+TEST_F(ClusterLauncherTest, AWorkersEndIsReportedAndTheOthersGoOn) {
+  Prepare("prefill-0:die-later");
+  ClusterLauncher launcher(options_, printer_.get());
+  ASSERT_TRUE(launcher.Start().ok());
+  programs_->LetDie();
+  std::thread stopper([&] {
+    const absl::Time deadline = MonotonicNow() + absl::Seconds(20);
+    // The launcher reports it in the log; only then is it asked to stop.
+    while (MonotonicNow() < deadline) {
+      absl::SleepFor(absl::Milliseconds(20));
+      if (absl::StrContains(Log(), "the others go on")) break;
+    }
+    kill(getpid(), SIGTERM);
+  });
+  EXPECT_TRUE(launcher.Serve().ok());
+  stopper.join();
+  EXPECT_THAT(Log(), HasSubstr("prefill-0 ended with exit code 7; the others go on"));
+  launcher.Stop();
+  EXPECT_GT(programs_->Find("decode-0", "end"), 0);
+}
+
+TEST_F(ClusterLauncherTest, TheRoutersEndIsTheEnd) {
+  Prepare("router:die-later");
+  ClusterLauncher launcher(options_, printer_.get());
+  ASSERT_TRUE(launcher.Start().ok());
+  programs_->LetDie();
+  const absl::Status end = launcher.Serve();
+  EXPECT_EQ(end.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(std::string(end.message()), HasSubstr("router ended with exit code 7"));
+  launcher.Stop();
+}
+
+TEST_F(ClusterLauncherTest, ChildrenDieWithTheLauncher) {
+  Prepare("");
+  const pid_t launcher_pid = fork();
+  if (launcher_pid == 0) {
+    ClusterLauncher launcher(options_, printer_.get());
+    if (launcher.Start().ok()) (void)launcher.Serve();
+    _exit(1);
+  }
+  const absl::Time deadline = MonotonicNow() + absl::Seconds(30);
+  while (programs_->Events().size() < 3 && MonotonicNow() < deadline) {
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  ASSERT_EQ(programs_->Events().size(), 3u);
+  kill(launcher_pid, SIGKILL);
+  waitpid(launcher_pid, nullptr, 0);
+  for (const FakePrograms::Event& event : programs_->Events()) {
+    while (Lives(event.pid) && MonotonicNow() < deadline) absl::SleepFor(absl::Milliseconds(20));
+    EXPECT_FALSE(Lives(event.pid)) << event.name;
+  }
+}
+
+TEST(RunDir, OneClusterAFolder) {
+  const FakePrograms programs;
+  EXPECT_FALSE(RunDirLock::IsHeld(programs.run_dir()));
+  EXPECT_TRUE(absl::IsNotFound(ReadClusterInfo(programs.run_dir()).status()));
+  {
+    const auto lock = RunDirLock::Take(programs.run_dir()).value();
+    EXPECT_TRUE(absl::IsAlreadyExists(RunDirLock::Take(programs.run_dir()).status()));
+    ASSERT_TRUE(WriteClusterInfo(programs.run_dir(), {1234, "a:1", "b:2", "c:3"}).ok());
+    const ClusterInfo info = ReadClusterInfo(programs.run_dir()).value();
+    EXPECT_EQ(info.pid, 1234);
+    EXPECT_EQ(info.grpc_address, "b:2");
+  }
+  EXPECT_TRUE(absl::IsNotFound(ReadClusterInfo(programs.run_dir()).status()));
+  EXPECT_TRUE(RunDirLock::Take(programs.run_dir()).ok());
+}
+
+TEST(RunDir, KeepsStrangersFiles) {
+  const FakePrograms programs;
+  std::filesystem::create_directories(programs.run_dir());
+  std::ofstream(programs.run_dir() + "/mine.json") << "{}";
+  std::ofstream(programs.run_dir() + "/router.ports.json") << "{}";
+  const auto lock = RunDirLock::Take(programs.run_dir()).value();
+  EXPECT_TRUE(std::filesystem::exists(programs.run_dir() + "/mine.json"));
+  EXPECT_FALSE(std::filesystem::exists(programs.run_dir() + "/router.ports.json"));
+}
+
+TEST(MachineShare, SharesCoresAndAQuarterOfTheMemory) {
+  constexpr uint64_t kGiB = uint64_t{1} << 30;
+  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2).threads, 1);
+  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2).kv_cache.bytes, kGiB / 2);
+  EXPECT_EQ(ShareMachine({1, kGiB / 16}, 3).threads, 1);
+  EXPECT_EQ(ShareMachine({1, kGiB / 16}, 3).kv_cache.bytes, kGiB / 16);  // at least 64 MiB
+  EXPECT_EQ(ShareMachine({64, 512 * kGiB}, 2).threads, 32);
+  EXPECT_EQ(ShareMachine({64, 512 * kGiB}, 2).kv_cache.bytes, kGiB);  // at most 1 GiB
+  EXPECT_GE(ThisMachine().num_cores, 1);
+  EXPECT_GT(ThisMachine().available_memory, 0u);
+}
+
+}  // namespace
+}  // namespace sluice::cli

@@ -1,0 +1,86 @@
+// How many blocks a worker takes, and what it refuses.
+#include "engine/runtime/kv_sizing.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "engine/runtime/available_memory.h"
+
+namespace sluice {
+namespace {
+
+using ::testing::HasSubstr;
+
+constexpr int64_t kMiB = 1 << 20;
+constexpr int64_t kGiB = 1 << 30;
+
+KvSizingInput Input() {
+  KvSizingInput input;
+  input.block_bytes = kMiB;
+  input.available_bytes = 4 * kGiB;
+  input.max_position_embeddings = 4096;  // 64 blocks
+  return input;
+}
+
+TEST(KvSizingTest, TakesAQuarterAndAtMostTwoGiB) {
+  KvSizingInput input = Input();
+  EXPECT_EQ(SizeKvCache(input)->num_blocks, 1024);
+  EXPECT_EQ(SizeKvCache(input)->max_model_len, 4096);
+  input.available_bytes = 64 * kGiB;
+  EXPECT_EQ(SizeKvCache(input)->num_blocks, 2048);
+}
+
+TEST(KvSizingTest, TakesMoreForOneSequenceIfThatIsCheapOrAsked) {
+  KvSizingInput input = Input();
+  input.max_position_embeddings = 64 * 1500;
+  EXPECT_EQ(SizeKvCache(input)->num_blocks, 1516);
+  input.max_position_embeddings = 64 * 3000;
+  EXPECT_EQ(SizeKvCache(input)->num_blocks, 1024);  // more than half of all memory: shorter instead
+  EXPECT_EQ(SizeKvCache(input)->max_model_len, 64 * 1024);
+  input.max_model_len = 64 * 3000;
+  EXPECT_EQ(SizeKvCache(input)->num_blocks, 3016);
+  input.max_position_embeddings = input.max_model_len = 64 * 5000;
+  EXPECT_EQ(SizeKvCache(input).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(KvSizingTest, FollowsTheConfiguration) {
+  KvSizingInput input = Input();
+  input.kv_cache_bytes = 100 * kMiB + 5;
+  EXPECT_EQ(SizeKvCache(input)->num_blocks, 100);
+  input.num_kv_blocks = 10;
+  EXPECT_EQ(SizeKvCache(input)->num_blocks, 10);
+  EXPECT_EQ(SizeKvCache(input)->max_model_len, 640);
+  input.max_model_len = 640;
+  EXPECT_EQ(SizeKvCache(input)->max_model_len, 640);
+  input.max_model_len = 641;
+  EXPECT_THAT(std::string(SizeKvCache(input).status().message()), HasSubstr("max_model_len (641)"));
+}
+
+TEST(KvSizingTest, RefusesTheImpossible) {
+  KvSizingInput input = Input();
+  input.max_model_len = 4097;
+  EXPECT_EQ(SizeKvCache(input).status().code(), absl::StatusCode::kInvalidArgument);
+  input = Input();
+  input.num_kv_blocks = 5000;
+  EXPECT_THAT(std::string(SizeKvCache(input).status().message()), HasSubstr("available"));
+  input = Input();
+  input.kv_cache_bytes = 1000;  // less than a block
+  EXPECT_EQ(SizeKvCache(input).status().code(), absl::StatusCode::kResourceExhausted);
+  input = Input();
+  input.available_bytes = kMiB / 2;
+  EXPECT_EQ(SizeKvCache(input).status().code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST(AvailableMemoryTest, SmallerOfKernelAndControlGroup) {
+  const char* meminfo = "MemTotal:       16000 kB\nMemAvailable:    8000 kB\nBuffers: 1 kB\n";
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, "", ""), 8000 * 1024);
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, "max\n", "5\n"), 8000 * 1024);
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, "1000000\n", "400000\n"), 600000);
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, "1000\n", "4000\n"), 0);
+  EXPECT_FALSE(ParseAvailableMemory("MemTotal: 16000 kB\n", "", "").ok());
+  EXPECT_TRUE(AvailableMemoryBytes().ok());
+  EXPECT_GT(*AvailableMemoryBytes(), 0);
+}
+
+}  // namespace
+}  // namespace sluice

@@ -1,0 +1,552 @@
+// The UCX channel over shared memory and over TCP on the loopback: two channels in one process, and a peer in
+// another process that can be stopped and killed. `ucx_channel_test --peer TLS` is that peer.
+#include "kvtransfer/channel/ucx_channel.h"
+
+#include <dlfcn.h>
+#include <signal.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <cstring>
+#include <functional>
+#include <iostream>
+#include <map>
+#include <numeric>
+#include <thread>
+
+#include "absl/strings/escaping.h"
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "common/clock.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "kvtransfer/channel/ucx_lanes.h"
+
+namespace sluice {
+namespace {
+
+constexpr absl::Duration kPatience = absl::Seconds(20);
+
+std::vector<uint8_t> Pattern(size_t size_bytes, uint32_t seed) {
+  std::vector<uint8_t> bytes(size_bytes);
+  uint32_t state = seed * 2654435761u + 1;
+  for (uint8_t& byte : bytes) {
+    state = state * 1664525u + 1013904223u;
+    byte = static_cast<uint8_t>(state >> 24);
+  }
+  return bytes;
+}
+
+bool AllAre(const std::vector<uint8_t>& bytes, uint8_t value) {
+  return std::all_of(bytes.begin(), bytes.end(), [value](uint8_t b) { return b == value; });
+}
+
+UcxOptions OptionsFor(const std::string& tls) {
+  UcxOptions options;
+  options.tls = tls;
+  if (tls == "tcp") options.net_devices = "lo";
+  return options;
+}
+
+// A channel with its events sorted into boxes.
+class Node {
+ public:
+  explicit Node(const UcxOptions& options) {
+    absl::StatusOr<std::unique_ptr<KvChannel>> created = CreateUcxChannel(options);
+    if (!created.ok()) {
+      ADD_FAILURE() << created.status();
+      std::abort();
+    }
+    channel = *std::move(created);
+  }
+  void Poll() {
+    std::vector<ChannelEvent> events;
+    channel->Poll(&events);
+    for (ChannelEvent& event : events) {
+      switch (event.kind) {
+        case ChannelEvent::Kind::kMessage:
+          messages.push_back(std::move(event));
+          break;
+        case ChannelEvent::Kind::kSendDone:
+          sent[event.operation] = event.status;
+          break;
+        case ChannelEvent::Kind::kReceiveDone:
+          received[event.operation] = event.status;
+          break;
+        case ChannelEvent::Kind::kPeerFailed:
+          failed.push_back(event.status);
+          break;
+      }
+    }
+  }
+  bool WaitUntil(const std::function<bool()>& done, Node* other = nullptr,
+                 absl::Duration patience = kPatience) {
+    absl::Time deadline = MonotonicNow() + patience;
+    while (MonotonicNow() < deadline) {
+      Poll();
+      if (other != nullptr) other->Poll();
+      if (done()) return true;
+      if (other == nullptr) channel->WaitForActivity(absl::Milliseconds(20));
+    }
+    return false;
+  }
+  bool WaitForMessages(size_t count, Node* other = nullptr) {
+    return WaitUntil([&] { return messages.size() >= count; }, other);
+  }
+
+  std::unique_ptr<KvChannel> channel;
+  std::vector<ChannelEvent> messages;
+  std::map<OperationId, absl::Status> sent;
+  std::map<OperationId, absl::Status> received;
+  std::vector<absl::Status> failed;
+};
+
+// --- the other process ---
+
+// Obeys headers: "take" receives and answers with a digest, "drop" refuses, "hold" ignores, "send N" sends N bytes,
+// "send-stop N" sends and stops itself, "exit".
+int RunPeer(const std::string& tls) {
+  signal(SIGPIPE, SIG_IGN);
+  Node node(OptionsFor(tls));
+  std::cout << "ADDRESS " << absl::BytesToHexString(node.channel->LocalAddress()) << std::endl;
+  std::string line;
+  std::getline(std::cin, line);
+  absl::StatusOr<PeerId> parent = node.channel->Connect(absl::HexStringToBytes(line));
+  if (!parent.ok()) return 3;
+  std::vector<std::vector<uint8_t>> buffers;  // alive until the end
+  uint64_t operation = 0;
+  // No longer than any test waits, should the parent die.
+  for (absl::Time end = MonotonicNow() + absl::Seconds(60); MonotonicNow() < end;) {
+    node.Poll();
+    for (ChannelEvent& message : node.messages) {
+      uint64_t size_bytes = 0;
+      if (message.header == "exit") return 0;
+      if (message.header == "take") {
+        buffers.emplace_back(message.payload_bytes);
+        OperationId id(++operation);
+        if (!node.channel->Receive(message.payload, {absl::MakeSpan(buffers.back())}, id).ok() ||
+            !node.WaitUntil([&] { return node.received.contains(id); })) {
+          return 4;
+        }
+        uint64_t sum = std::accumulate(buffers.back().begin(), buffers.back().end(), uint64_t{0});
+        (void)node.channel->Send(*parent, absl::StrCat("took ", sum), {}, OperationId(++operation));
+      } else if (message.header == "drop") {
+        node.channel->Drop(message.payload);
+        (void)node.channel->Send(*parent, "dropped", {}, OperationId(++operation));
+      } else if (absl::StartsWith(message.header, "send") &&
+                 absl::SimpleAtoi(message.header.substr(message.header.find(' ') + 1),
+                                  &size_bytes)) {
+        buffers.push_back(Pattern(size_bytes, 7));
+        (void)node.channel->Send(*parent, "data", {absl::MakeConstSpan(buffers.back())},
+                                 OperationId(++operation));
+        if (absl::StartsWith(message.header, "send-stop")) {
+          for (int i = 0; i < 20; ++i) {
+            node.Poll();
+            usleep(2000);
+          }
+          raise(SIGSTOP);
+        }
+      }
+    }
+    node.messages.clear();
+    node.channel->WaitForActivity(absl::Milliseconds(100));
+  }
+  return 0;
+}
+
+class PeerProcess {
+ public:
+  explicit PeerProcess(const std::string& tls, const std::string& parent_address) {
+    int to_child[2], from_child[2];
+    if (pipe(to_child) != 0 || pipe(from_child) != 0) std::abort();
+    pid_ = fork();
+    if (pid_ == 0) {
+      dup2(to_child[0], STDIN_FILENO);
+      dup2(from_child[1], STDOUT_FILENO);
+      close(to_child[1]);
+      close(from_child[0]);
+      execl("/proc/self/exe", "ucx_channel_test", "--peer", tls.c_str(), nullptr);
+      _exit(127);
+    }
+    close(to_child[0]);
+    close(from_child[1]);
+    FILE* out = fdopen(from_child[0], "r");
+    char line[8192];
+    while (fgets(line, sizeof(line), out) != nullptr) {
+      if (std::strncmp(line, "ADDRESS ", 8) != 0) continue;  // UCX warns on stdout
+      std::string hex(line + 8);
+      hex.pop_back();
+      address_ = absl::HexStringToBytes(hex);
+      break;
+    }
+    out_ = out;
+    std::string answer = absl::BytesToHexString(parent_address) + "\n";
+    if (write(to_child[1], answer.data(), answer.size()) < 0) std::abort();
+    close(to_child[1]);
+  }
+  ~PeerProcess() {
+    Kill();
+    fclose(out_);
+  }
+  void WaitUntilStopped() { waitpid(pid_, nullptr, WUNTRACED); }
+  void Signal(int signal) { kill(pid_, signal); }
+  void Kill() {
+    if (pid_ <= 0) return;
+    kill(pid_, SIGKILL);
+    waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+  }
+  const std::string& address() const { return address_; }
+
+ private:
+  pid_t pid_ = 0;
+  FILE* out_ = nullptr;
+  std::string address_;
+};
+
+class UcxChannelTest : public ::testing::TestWithParam<std::string> {
+ protected:
+  UcxOptions Options() const { return OptionsFor(GetParam()); }
+  std::string Expected() const { return GetParam() == "tcp" ? "tcp" : "shm"; }
+};
+
+TEST_P(UcxChannelTest, MovesEverySizeUnchanged) {
+  Node a(Options()), b(Options());
+  PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+  PeerId to_a = *b.channel->Connect(a.channel->LocalAddress());
+  EXPECT_EQ(*a.channel->Connect(b.channel->LocalAddress()), to_b);
+  uint64_t operation = 0;
+  for (size_t size_bytes : {size_t{1}, size_t{100}, size_t{8000}, size_t{32 << 10},
+                            size_t{(32 << 10) + 1}, size_t{1 << 20}, size_t{8 << 20}}) {
+    std::vector<uint8_t> source = Pattern(size_bytes, static_cast<uint32_t>(size_bytes));
+    std::vector<uint8_t> destination(size_bytes);
+    OperationId id(++operation);
+    b.messages.clear();
+    ASSERT_TRUE(a.channel->Send(to_b, "header", {absl::MakeConstSpan(source)}, id).ok());
+    ASSERT_TRUE(b.WaitForMessages(1, &a)) << size_bytes;
+    ChannelEvent& message = b.messages[0];
+    EXPECT_EQ(message.header, "header");
+    EXPECT_EQ(message.peer, to_a);
+    ASSERT_EQ(message.payload_bytes, size_bytes);
+    ASSERT_TRUE(b.channel->Receive(message.payload, {absl::MakeSpan(destination)}, id).ok());
+    ASSERT_TRUE(b.WaitUntil([&] { return b.received.contains(id) && a.sent.contains(id); }, &a));
+    EXPECT_TRUE(b.received[id].ok()) << b.received[id];
+    EXPECT_TRUE(a.sent[id].ok()) << a.sent[id];
+    EXPECT_EQ(source, destination) << size_bytes;
+  }
+  ASSERT_EQ(a.channel->Transports().size(), 1u);
+  PeerTransport transport = a.channel->Transports()[0];
+  EXPECT_EQ(transport.transport, Expected()) << transport.lanes;
+  EXPECT_GT(transport.bytes_sent, uint64_t{9 << 20});
+  EXPECT_GT(transport.busy_sending, absl::ZeroDuration());
+}
+
+TEST_P(UcxChannelTest, GathersAndScattersDifferently) {
+  Node a(Options()), b(Options());
+  PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+  ASSERT_TRUE(b.channel->Connect(a.channel->LocalAddress()).ok());
+  uint64_t operation = 0;
+  for (size_t size_bytes : {size_t{3000}, size_t{1} << 20, size_t{3} << 20}) {
+    std::vector<uint8_t> source = Pattern(size_bytes, 5);
+    std::vector<uint8_t> destination(size_bytes);
+    std::vector<absl::Span<const uint8_t>> gather;
+    std::vector<absl::Span<uint8_t>> scatter;
+    for (size_t at = 0, step = 517; at < size_bytes; at += step, step = step * 3 % 70001 + 1) {
+      gather.push_back(absl::MakeConstSpan(source).subspan(at, step));
+    }
+    for (size_t at = 0, step = 40009; at < size_bytes; at += step, step = step * 5 % 90001 + 1) {
+      scatter.push_back(absl::MakeSpan(destination).subspan(at, step));
+    }
+    OperationId id(++operation);
+    b.messages.clear();
+    ASSERT_TRUE(a.channel->Send(to_b, "h", gather, id).ok());
+    ASSERT_TRUE(b.WaitForMessages(1, &a));
+    ASSERT_TRUE(b.channel->Receive(b.messages[0].payload, scatter, id).ok());
+    ASSERT_TRUE(b.WaitUntil([&] { return b.received.contains(id) && a.sent.contains(id); }, &a));
+    EXPECT_TRUE(b.received[id].ok()) << b.received[id];
+    EXPECT_EQ(source, destination);
+  }
+}
+
+TEST_P(UcxChannelTest, EveryOperationOfManyEnds) {
+  Node a(Options()), b(Options());
+  PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+  ASSERT_TRUE(b.channel->Connect(a.channel->LocalAddress()).ok());
+  constexpr uint64_t kCount = 300;
+  std::vector<std::vector<uint8_t>> sources, destinations(kCount);
+  for (uint64_t i = 0; i < kCount; ++i) {
+    sources.push_back(Pattern(i % 3 == 0 ? 0 : i % 3 == 1 ? 500 + i : 100000 + i,
+                              static_cast<uint32_t>(i)));
+    ASSERT_TRUE(a.channel
+                    ->Send(to_b, absl::StrCat(i), {absl::MakeConstSpan(sources.back())},
+                           OperationId(i + 1))
+                    .ok());
+  }
+  size_t handled = 0, dropped = 0;
+  ASSERT_TRUE(b.WaitUntil(
+      [&] {
+        for (; handled < b.messages.size(); ++handled) {
+          ChannelEvent& message = b.messages[handled];
+          uint64_t i = std::stoull(message.header);
+          if (message.payload_bytes == 0) continue;
+          if (i % 5 == 0) {
+            b.channel->Drop(message.payload);
+            ++dropped;
+            continue;
+          }
+          destinations[i].resize(message.payload_bytes);
+          (void)b.channel->Receive(message.payload, {absl::MakeSpan(destinations[i])},
+                                   OperationId(i + 1));
+        }
+        return a.sent.size() == kCount && b.received.size() + dropped == kCount * 2 / 3;
+      },
+      &a));
+  for (uint64_t i = 0; i < kCount; ++i) {
+    if (i % 5 == 0) continue;
+    EXPECT_EQ(destinations[i], sources[i]) << i;
+  }
+}
+
+TEST_P(UcxChannelTest, RefusesWhatIsNotItsOwn) {
+  Node a(Options()), b(Options());
+  EXPECT_EQ(a.channel->Connect("nonsense").status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_EQ(a.channel->Connect(b.channel->LocalAddress().substr(0, 12)).status().code(),
+            absl::StatusCode::kInvalidArgument);
+  EXPECT_FALSE(a.channel->Send(PeerId(99), "h", {}, OperationId(1)).ok());
+  EXPECT_FALSE(a.channel->Receive(PayloadId(99), {}, OperationId(1)).ok());
+  PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+  std::string longest(a.channel->max_header_bytes(), 'x');
+  EXPECT_FALSE(a.channel->Send(to_b, longest + "x", {}, OperationId(1)).ok());
+  ASSERT_TRUE(a.channel->Send(to_b, longest, {}, OperationId(2)).ok());
+  ASSERT_TRUE(b.WaitForMessages(1, &a));
+  EXPECT_EQ(b.messages[0].header, longest);
+}
+
+// The heart of receiver-driven transfer: once our receive has ended, nobody writes to its memory, even
+// though the sender is alive and knows nothing.
+TEST_P(UcxChannelTest, NothingIsWrittenAfterTheReceiveEnded) {
+  int interrupted = 0;
+  std::vector<uint8_t> source(32 << 20, 0x55);
+  std::vector<uint8_t> destination(source.size());
+  for (size_t bytes_before : {0, 1, 1 << 20, 8 << 20}) {
+    std::fill(destination.begin(), destination.end(), 0);
+    Node a(Options()), b(Options());
+    PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+    PeerId to_a = *b.channel->Connect(a.channel->LocalAddress());
+    OperationId id(1);
+    ASSERT_TRUE(a.channel->Send(to_b, "h", {absl::MakeConstSpan(source)}, id).ok());
+    ASSERT_TRUE(b.WaitForMessages(1, &a));
+    ASSERT_TRUE(b.channel->Receive(b.messages[0].payload, {absl::MakeSpan(destination)}, id).ok());
+    // The transports write in order, so this stops in the middle.
+    ASSERT_TRUE(b.WaitUntil(
+        [&] { return bytes_before == 0 || destination[bytes_before - 1] != 0; }, &a));
+    b.channel->Disconnect(to_a);
+    ASSERT_TRUE(b.WaitUntil([&] { return b.received.contains(id); }));
+    interrupted += !b.received[id].ok();
+    std::fill(destination.begin(), destination.end(), 0xee);  // the memory has a new owner
+    absl::Time end = MonotonicNow() + absl::Milliseconds(300);
+    while (MonotonicNow() < end) {
+      a.Poll();
+      b.Poll();
+    }
+    EXPECT_TRUE(AllAre(destination, 0xee)) << bytes_before;
+    a.channel->Disconnect(to_b);
+    EXPECT_TRUE(a.WaitUntil([&] { return a.sent.contains(id); }));
+  }
+  EXPECT_GE(interrupted, 2) << "too few receives were pending for this to prove anything";
+}
+
+TEST_P(UcxChannelTest, ConnectsAgainAfterDisconnect) {
+  Node a(Options()), b(Options());
+  for (int round = 0; round < 3; ++round) {
+    PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+    PeerId to_a = *b.channel->Connect(a.channel->LocalAddress());
+    std::vector<uint8_t> source = Pattern(200000, 3), destination(200000);
+    OperationId id(static_cast<uint64_t>(round) + 1);
+    b.messages.clear();
+    ASSERT_TRUE(a.channel->Send(to_b, "h", {absl::MakeConstSpan(source)}, id).ok());
+    ASSERT_TRUE(b.WaitForMessages(1, &a)) << round;
+    ASSERT_TRUE(b.channel->Receive(b.messages[0].payload, {absl::MakeSpan(destination)}, id).ok());
+    ASSERT_TRUE(b.WaitUntil([&] { return b.received.contains(id) && a.sent.contains(id); }, &a));
+    EXPECT_TRUE(b.received[id].ok()) << b.received[id];
+    EXPECT_EQ(source, destination);
+    a.channel->Disconnect(to_b);
+    b.channel->Disconnect(to_a);
+    b.WaitUntil([] { return false; }, &a, absl::Milliseconds(50));
+  }
+}
+
+TEST_P(UcxChannelTest, NamesAnUnexpectedTransport) {
+  UcxOptions picky = Options();
+  picky.expect_transport = Expected() == "tcp" ? "shm" : "tcp";
+  Node a(picky), b(Options());
+  PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+  ASSERT_TRUE(a.channel->Send(to_b, "h", {}, OperationId(1)).ok());
+  ASSERT_TRUE(a.WaitUntil([&] { return !a.failed.empty(); }, &b));
+  EXPECT_EQ(a.failed[0].code(), absl::StatusCode::kFailedPrecondition);
+  EXPECT_THAT(std::string(a.failed[0].message()),
+              ::testing::HasSubstr(absl::StrCat("is '", Expected(), "'")));
+}
+
+TEST_P(UcxChannelTest, WakesFromAnotherThread) {
+  Node a(Options());
+  absl::Duration slowest;
+  for (int i = 0; i < 5; ++i) {
+    absl::Time woken;
+    std::thread waker([&] {
+      usleep(30000);
+      woken = MonotonicNow();
+      a.channel->Wake();
+    });
+    absl::Time begin = MonotonicNow();
+    // It may return early for reasons of its own.
+    while (MonotonicNow() - begin < absl::Milliseconds(29)) {
+      a.channel->WaitForActivity(absl::Seconds(10));
+      a.Poll();
+    }
+    absl::Time end = MonotonicNow();
+    waker.join();
+    slowest = std::max(slowest, end - woken);
+  }
+  EXPECT_LT(slowest, absl::Seconds(1));
+}
+
+TEST_P(UcxChannelTest, SleepsWhenIdle) {
+  Node a(Options()), b(Options());
+  PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+  ASSERT_TRUE(b.channel->Connect(a.channel->LocalAddress()).ok());
+  ASSERT_TRUE(a.channel->Send(to_b, "h", {}, OperationId(1)).ok());
+  ASSERT_TRUE(b.WaitForMessages(1, &a));
+  auto cpu = [] {
+    rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return absl::DurationFromTimeval(usage.ru_utime) + absl::DurationFromTimeval(usage.ru_stime);
+  };
+  absl::Duration before = cpu();
+  absl::Time end = MonotonicNow() + absl::Milliseconds(1500);
+  int wakeups = 0;
+  while (MonotonicNow() < end) {
+    a.Poll();
+    a.channel->WaitForActivity(end - MonotonicNow());
+    ++wakeups;
+  }
+  EXPECT_LT(wakeups, 100);
+  EXPECT_LT(cpu() - before, absl::Milliseconds(300));
+}
+
+TEST_P(UcxChannelTest, TalksToAnotherProcess) {
+  Node a(Options());
+  PeerProcess peer(GetParam(), a.channel->LocalAddress());
+  PeerId to_peer = *a.channel->Connect(peer.address());
+  std::vector<uint8_t> source = Pattern(4 << 20, 9);
+  uint64_t sum = std::accumulate(source.begin(), source.end(), uint64_t{0});
+  ASSERT_TRUE(a.channel->Send(to_peer, "take", {absl::MakeConstSpan(source)}, OperationId(1)).ok());
+  ASSERT_TRUE(a.WaitForMessages(1));
+  EXPECT_EQ(a.messages[0].header, absl::StrCat("took ", sum));
+  ASSERT_TRUE(a.channel->Send(to_peer, "drop", {absl::MakeConstSpan(source)}, OperationId(2)).ok());
+  ASSERT_TRUE(a.WaitUntil([&] { return a.sent.contains(OperationId(2)); }));
+  ASSERT_TRUE(a.channel->Send(to_peer, "send 3000000", {}, OperationId(3)).ok());
+  ASSERT_TRUE(a.WaitForMessages(3));
+  std::vector<uint8_t> destination(3000000);
+  ASSERT_TRUE(
+      a.channel->Receive(a.messages[2].payload, {absl::MakeSpan(destination)}, OperationId(4)).ok());
+  ASSERT_TRUE(a.WaitUntil([&] { return a.received.contains(OperationId(4)); }));
+  EXPECT_EQ(destination, Pattern(3000000, 7));
+  ASSERT_EQ(a.channel->Transports().size(), 1u);
+  EXPECT_EQ(a.channel->Transports()[0].transport, Expected());
+}
+
+TEST_P(UcxChannelTest, PendingSendEndsWhenThePeerIsKilled) {
+  Node a(Options());
+  PeerProcess peer(GetParam(), a.channel->LocalAddress());
+  PeerId to_peer = *a.channel->Connect(peer.address());
+  std::vector<uint8_t> source = Pattern(4 << 20, 9);
+  ASSERT_TRUE(a.channel->Send(to_peer, "hold", {absl::MakeConstSpan(source)}, OperationId(1)).ok());
+  a.WaitUntil([] { return false; }, nullptr, absl::Milliseconds(200));
+  ASSERT_FALSE(a.sent.contains(OperationId(1)));
+  peer.Kill();
+  // UCX notices by itself, or (as the agent does when heartbeats stay away) we disconnect.
+  a.WaitUntil([&] { return !a.failed.empty(); }, nullptr, absl::Seconds(2));
+  a.channel->Disconnect(to_peer);
+  EXPECT_TRUE(a.WaitUntil([&] { return a.sent.contains(OperationId(1)); }, nullptr,
+                          absl::Seconds(3)));
+  EXPECT_FALSE(a.sent[OperationId(1)].ok());
+}
+
+TEST_P(UcxChannelTest, PendingReceiveEndsWhenThePeerIsStoppedOrKilled) {
+  for (int signal : {SIGSTOP, SIGKILL}) {
+    Node a(Options());
+    PeerProcess peer(GetParam(), a.channel->LocalAddress());
+    PeerId to_peer = *a.channel->Connect(peer.address());
+    ASSERT_TRUE(a.channel->Send(to_peer, "send-stop 4000000", {}, OperationId(1)).ok());
+    ASSERT_TRUE(a.WaitForMessages(1));
+    peer.WaitUntilStopped();  // its half of the rendezvous will not come
+    std::vector<uint8_t> destination(4000000);
+    ASSERT_TRUE(a.channel
+                    ->Receive(a.messages[0].payload, {absl::MakeSpan(destination)}, OperationId(2))
+                    .ok());
+    a.WaitUntil([] { return false; }, nullptr, absl::Milliseconds(200));
+    if (signal == SIGKILL) {
+      peer.Kill();
+      a.WaitUntil([&] { return !a.failed.empty(); }, nullptr, absl::Seconds(2));
+    }
+    a.channel->Disconnect(to_peer);
+    EXPECT_TRUE(a.WaitUntil([&] { return a.received.contains(OperationId(2)); }, nullptr,
+                            absl::Seconds(3)));
+    EXPECT_FALSE(a.received[OperationId(2)].ok());
+    std::fill(destination.begin(), destination.end(), 0xee);
+    peer.Signal(SIGCONT);
+    a.WaitUntil([] { return false; }, nullptr, absl::Milliseconds(300));
+    EXPECT_TRUE(AllAre(destination, 0xee));
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Transports, UcxChannelTest, ::testing::Values("tcp", "shm", "all"),
+                         [](const auto& info) { return info.param; });
+
+TEST(UcxChannel, LeavesFatalSignalsAlone) {
+  Node a(OptionsFor("tcp"));
+  struct sigaction action;
+  ASSERT_EQ(sigaction(SIGSEGV, nullptr, &action), 0);
+  Dl_info info;
+  void* handler = reinterpret_cast<void*>(action.sa_sigaction);
+  if (handler != nullptr && dladdr(handler, &info) != 0 && info.dli_fname != nullptr) {
+    EXPECT_THAT(std::string(info.dli_fname), ::testing::Not(::testing::HasSubstr("libucs")));
+  }
+}
+
+TEST(UcxChannel, RefusesImpossibleOptions) {
+  UcxOptions options;
+  options.tls = "no_such_transport";
+  EXPECT_EQ(CreateUcxChannel(options).status().code(), absl::StatusCode::kFailedPrecondition);
+  options.tls = "tcp";
+  options.expect_transport = "pigeon";
+  EXPECT_EQ(CreateUcxChannel(options).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(UcxLanes, ReadsThePrint) {
+  std::string lanes = LanesOf(
+      "#\n# UCP endpoint\n#               peer: <no debug data>\n"
+      "#   lane[0]:  2:rc_mlx5/mlx5_0:1.0 md[3]  -> md[3]/ib/sysdev[0] rma_bw#0 am am_bw#0\n"
+      "#   lane[1]: 12:tcp/eth0.0 md[1]  -> md[1]/tcp/sysdev[255] keepalive wireup\n");
+  EXPECT_EQ(lanes,
+            "rc_mlx5/mlx5_0:1.0 rma_bw#0 am am_bw#0; tcp/eth0.0 keepalive wireup");
+  EXPECT_EQ(TransportOf(lanes), "rdma");
+  EXPECT_EQ(TransportOf("posix/memory.0 am am_bw#0"), "shm");
+  EXPECT_EQ(TransportOf("posix/memory.0 am; tcp/eth0.0 am_bw#1"), "tcp");
+  EXPECT_EQ(TransportOf("self/memory0.0 am"), "self");
+  EXPECT_EQ(TransportOf(LanesOf("something else")), "");
+}
+
+}  // namespace
+}  // namespace sluice
+
+int main(int argc, char** argv) {
+  if (argc == 3 && std::strcmp(argv[1], "--peer") == 0) return sluice::RunPeer(argv[2]);
+  ::testing::InitGoogleMock(&argc, argv);
+  return RUN_ALL_TESTS();
+}
