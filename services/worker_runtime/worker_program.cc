@@ -24,6 +24,8 @@
 namespace sluice::worker {
 namespace {
 
+constexpr absl::Duration kLoadLogInterval = absl::Seconds(1);
+
 LogLevel LevelByName(const std::string& name) {
   if (name == "debug") return LogLevel::kDebug;
   if (name == "warning") return LogLevel::kWarning;
@@ -60,12 +62,13 @@ std::string HostName() {
 absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const WorkerConfig& config, Phase* phase) {
   SLUICE_LOG(Info) << "loading " << config.model;
   EngineOptions options = config.MakeEngineOptions();
-  options.on_load_progress = [phase, logged = 0](double progress) mutable {
+  // A line a second: a small model loads without any, a large one shows that it moves.
+  options.on_load_progress = [phase, next_line = MonotonicNow() +
+                                                 kLoadLogInterval](double progress) mutable {
     phase->Loading(progress);
-    if (const int tenth = static_cast<int>(progress * 10); tenth > logged) {
-      logged = tenth;
-      SLUICE_LOG(Info) << "loading: " << tenth * 10 << "%";
-    }
+    if (MonotonicNow() < next_line) return;
+    next_line = MonotonicNow() + kLoadLogInterval;
+    SLUICE_LOG(Info) << "loading: " << static_cast<int>(progress * 100) << "%";
   };
   return Engine::Create(options);
 }
