@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <iostream>
@@ -18,8 +19,10 @@
 #include "common/version.h"
 #include "kvtransfer/channel/ucx_channel.h"
 #include "metrics/admin_server.h"
+#include "modelspec/model_spec.h"
 #include "services/worker_runtime/signals.h"
 #include "services/worker_runtime/worker_config.h"
+#include "tokenizer/tokenizer.h"
 
 namespace sluice::worker {
 namespace {
@@ -59,9 +62,24 @@ std::string HostName() {
   return gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost";
 }
 
+// How many ids the tokenizer defines: rows of the vocabulary beyond them exist in the weights
+// (DeepSeek-V3 has 465 of them) but stand for no text, and are never sampled. 0, all, without a
+// tokenizer.
+absl::StatusOr<int64_t> SampleableVocabSize(const std::string& model_dir) {
+  const auto tokenizer = Tokenizer::Load(model_dir);
+  if (absl::IsNotFound(tokenizer.status())) {
+    SLUICE_LOG(Warning) << "no tokenizer in " << model_dir << ": every id may be sampled";
+    return 0;
+  }
+  if (!tokenizer.ok()) return tokenizer.status();
+  SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(model_dir));
+  return std::min<int64_t>((*tokenizer)->vocab_size(), spec.vocab_size);
+}
+
 absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const WorkerConfig& config, Phase* phase) {
   SLUICE_LOG(Info) << "loading " << config.model;
   EngineOptions options = config.MakeEngineOptions();
+  SLUICE_ASSIGN_OR_RETURN(options.sampleable_vocab_size, SampleableVocabSize(config.model));
   // A line a second: a small model loads without any, a large one shows that it moves.
   options.on_load_progress = [phase, next_line = MonotonicNow() +
                                                  kLoadLogInterval](double progress) mutable {
