@@ -278,6 +278,21 @@ TEST_F(RequestLifeTest, PrefillWorkerMayEndTheAnswerItself) {
   ExpectNothingLeft();
 }
 
+TEST_F(RequestLifeTest, PrefillWorkerMaySayFirstThatTheHandoffIsDone) {
+  JoinPair();
+  const RequestId id = h_.Submit();
+  const AttemptKey key = StartPrefill(id);
+  h_.PlayToken(p_, key, 0, 10);
+  h_.PlayEnd(p_, key, AttemptEndReason::kHandedOver);
+  h_.PlayKv(d_, key);
+  h_.PlayToken(d_, key, 1, 11);
+  h_.PlayEnd(d_, key, AttemptEndReason::kStop);
+  EXPECT_EQ(h_.Result(id).end, GenerationEnd::kStop);
+  EXPECT_TRUE(h_.Result(id).stages.contains("kv_transfer"));
+  EXPECT_TRUE(h_.Result(id).stages.contains("first_step"));
+  for (const uint64_t stale : h_.core.counters().stale_messages) EXPECT_EQ(stale, 0u);
+}
+
 TEST_F(RequestLifeTest, DuplicateAndForeignTokensAreDropped) {
   JoinPair();
   const SessionId d2 = h_.Join("d2", WorkerRole::kDecode);

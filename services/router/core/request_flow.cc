@@ -117,7 +117,7 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
 
 void RequestFlow::OnKvArrived(const FlowContext& ctx, const KvArrived& event) {
   if (!IsCurrent(ctx, event.session, event.key.attempt)) return;
-  if (colocated_ || kv_arrived_ || !prefill_.has_value() ||
+  if (colocated_ || kv_arrived_ || phase_ == Phase::kReserving ||
       !IsLeg(LegKind::kDecode, event.session)) {
     ctx.counters.CountStale(StaleReason::kWrongWorker);
     return;
