@@ -1,5 +1,5 @@
 // Real transfer agents of two prefill and two decode workers over a faulty network, on virtual time:
-//   handoff_simulation [--seeds N] [--first N]   many seeds, one summary line
+//   handoff_simulation [--seeds N] [--first N]   many seeds (5000 by default), one summary line
 //   handoff_simulation --seed N                  one seed, with a trace
 // Around the agents are fake engines with small LIFO block pools, which give the worst reuse distance:
 // what one request frees the next one takes at once. A router makes attempts until each request is delivered.
@@ -609,7 +609,7 @@ class World {
 }  // namespace sluice
 
 int main(int argc, char** argv) {
-  uint64_t first = 1, count = 1000;
+  uint64_t first = 1, count = 5000;
   for (int i = 1; i + 1 < argc; i += 2) {
     std::string flag = argv[i];
     uint64_t value = std::strtoull(argv[i + 1], nullptr, 10);
