@@ -78,6 +78,8 @@ class Dispatcher {
   virtual void Submit(GenerationSpec spec, std::shared_ptr<GenerationSink> sink) = 0;
   // Any thread; idempotent. OnEnd(kCancelled) follows unless the generation has ended already.
   virtual void Cancel(RequestId id) = 0;
+  // The same for a front that has all it wants: a stop string was met. OnEnd(kStop) follows.
+  virtual void Stop(RequestId id) = 0;
   // Any thread.
   virtual ClusterSnapshot Snapshot() const = 0;
   // "" when requests can be served now, else the reason (for /readyz and /health).

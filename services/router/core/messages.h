@@ -140,6 +140,7 @@ struct RequestSubmitted {
 };
 struct RequestCancelled {
   RequestId id;
+  bool satisfied = false;  // the front has all it wants (a stop string): it ends well
 };
 // No new requests from now on; those accepted go on.
 struct DrainStarted {};

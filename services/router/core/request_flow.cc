@@ -225,11 +225,15 @@ void RequestFlow::OnWorkerLost(const FlowContext& ctx, SessionId session,
   RetryAfterFailure(ctx, stage, RetryReason::kWorkerLost, absl::InternalError(what));
 }
 
-void RequestFlow::Cancel(const FlowContext& ctx) {
-  DropLegs(ctx, "cancelled by the client");
+void RequestFlow::Cancel(const FlowContext& ctx, bool satisfied) {
+  DropLegs(ctx, satisfied ? "stopped by the front" : "cancelled by the client");
   GenerationResult result;
-  result.end = GenerationEnd::kCancelled;
-  result.status = absl::CancelledError("cancelled by the client");
+  if (satisfied) {
+    result.end = GenerationEnd::kStop;
+  } else {
+    result.end = GenerationEnd::kCancelled;
+    result.status = absl::CancelledError("cancelled by the client");
+  }
   Finish(ctx, std::move(result));
 }
 

@@ -74,7 +74,8 @@ class RequestFlow {
   // A worker is no longer a member; the membership still knows its name.
   void OnWorkerLost(const FlowContext& ctx, SessionId session, const std::string& reason);
 
-  void Cancel(const FlowContext& ctx);
+  // `satisfied`: the front met a stop string, and the request ends well.
+  void Cancel(const FlowContext& ctx, bool satisfied);
   // REQUIRES: next_timer() <= ctx.now.
   void OnTimer(const FlowContext& ctx);
   // Ends with this status now, freeing everything at workers.
