@@ -18,6 +18,7 @@ class IdleDispatcher : public Dispatcher {
  public:
   void Submit(GenerationSpec, std::shared_ptr<GenerationSink>) override {}
   void Cancel(RequestId) override {}
+  void Stop(RequestId) override {}
   ClusterSnapshot Snapshot() const override { return {}; }
   std::string NotReadyReason() const override { return ""; }
 };
