@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "common/check.h"
 #include "services/router/core/router_core.h"
 #include "services/router/fleet/wire.h"
@@ -69,7 +70,7 @@ class Script {
                                              : WorkerRole::kDecode;
       Attach(&workers_[i]);
       WorkerInfo info;
-      info.worker_id = "worker " + std::to_string(i);
+      info.worker_id = absl::StrCat("worker ", i);
       info.incarnation = Incarnation(1);
       info.role = role;
       info.model = "m";
