@@ -119,7 +119,8 @@ TEST_P(AgentOverUcx, MovesManySequencesAndThenSleeps) {
     receive.end_token = num_blocks * kBlockTokens;
     receive.block_bytes = block_bytes;
     for (int i = 0; i < num_blocks; ++i) {
-      receive.blocks.push_back(absl::MakeSpan(destinations[r]).subspan(i * block_bytes, block_bytes));
+      receive.blocks.push_back(
+          absl::MakeSpan(destinations[r]).subspan(i * block_bytes, block_bytes));
     }
     d.Post([&, receive, r](TransferAgent* decode) {
       absl::StatusOr<TransferId> transfer = decode->Reserve(receive);
