@@ -17,8 +17,8 @@ struct AgentCore {
         self(own),
         channel(chan),
         clock(time),
-        peers({opts.heartbeat_interval, opts.peer_timeout, static_cast<size_t>(opts.max_peers)}, own,
-              chan) {}
+        peers({opts.heartbeat_interval, opts.peer_timeout, static_cast<size_t>(opts.max_peers)},
+              own, chan) {}
 
   OperationId NewOperation() { return OperationId(++last_operation); }
   // A peer that must be given up. Done by the agent after the current step, because it steps every
@@ -33,9 +33,9 @@ struct AgentCore {
   const Clock* const clock;
   PeerTable peers;
   TransferStats stats;
-  std::vector<TransferEvent> events;        // not yet handed to the owner
+  std::vector<TransferEvent> events;  // not yet handed to the owner
   std::vector<PeerTable::Dead> condemned;
-  uint64_t last_operation = 0;              // 0 is for control messages, whose end is of no interest
+  uint64_t last_operation = 0;  // 0 is for control messages, whose end is of no interest
 };
 
 }  // namespace sluice

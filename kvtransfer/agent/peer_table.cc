@@ -15,8 +15,8 @@ absl::StatusOr<PeerId> PeerTable::Ensure(Incarnation peer, const std::string& ad
         absl::StrCat("endpoints to ", peers_.size(), " peers are in use"));
   }
   SLUICE_ASSIGN_OR_RETURN(PeerId endpoint, channel_->Connect(address));
-  peers_.emplace(peer, Peer{endpoint, handoff::Liveness(options_.heartbeat_interval,
-                                                        options_.peer_timeout)});
+  peers_.emplace(
+      peer, Peer{endpoint, handoff::Liveness(options_.heartbeat_interval, options_.peer_timeout)});
   return endpoint;
 }
 
@@ -64,9 +64,9 @@ std::vector<PeerTable::Dead> PeerTable::Tick(absl::Time now) {
   std::vector<Dead> dead;
   for (auto& [incarnation, peer] : peers_) {
     if (peer.liveness.Dead(now)) {
-      dead.push_back({incarnation, absl::UnavailableError(absl::StrCat(
-                                       "no sign of life from the peer for ",
-                                       absl::FormatDuration(options_.peer_timeout)))});
+      dead.push_back({incarnation, absl::UnavailableError(
+                                       absl::StrCat("no sign of life from the peer for ",
+                                                    absl::FormatDuration(options_.peer_timeout)))});
     } else if (peer.liveness.TakeHeartbeat(now)) {
       SendTo(peer.endpoint, incarnation, TransferId(), handoff::Heartbeat{});
     }

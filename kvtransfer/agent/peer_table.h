@@ -32,8 +32,8 @@ class PeerTable {
   PeerTable(const Options& options, Incarnation self, KvChannel* channel)
       : options_(options), self_(self), channel_(channel) {}
 
-  // The endpoint to that life of a process, connecting if there is none. RESOURCE_EXHAUSTED when all
-  // max_peers endpoints are in use.
+  // The endpoint to that life of a process, connecting if there is none. RESOURCE_EXHAUSTED when
+  // all max_peers endpoints are in use.
   absl::StatusOr<PeerId> Ensure(Incarnation peer, const std::string& address);
   // 0 when there is none.
   PeerId Endpoint(Incarnation peer) const;

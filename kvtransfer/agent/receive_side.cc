@@ -16,10 +16,10 @@ absl::Status CheckSpec(const ReceiveSpec& spec) {
       spec.blocks.size() !=
           static_cast<size_t>((spec.end_token - spec.begin_token + spec.block_tokens - 1) /
                               spec.block_tokens)) {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "reservation of tokens [", spec.begin_token, ", ", spec.end_token, ") in ",
-        spec.blocks.size(), " blocks of ", spec.block_tokens, " tokens, ", spec.block_bytes,
-        " bytes"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("reservation of tokens [", spec.begin_token, ", ", spec.end_token, ") in ",
+                     spec.blocks.size(), " blocks of ", spec.block_tokens, " tokens, ",
+                     spec.block_bytes, " bytes"));
   }
   for (const absl::Span<uint8_t>& block : spec.blocks) {
     if (block.size() != spec.block_bytes) {
@@ -56,8 +56,8 @@ absl::StatusOr<TransferId> ReceiveSide::Reserve(const ReceiveSpec& spec) {
   absl::Time now = core_->clock->Now();
   if (live != by_request_.end()) {
     Step(live->second,
-         handoff::Receiver::Abort{absl::AbortedError(
-             absl::StrCat("superseded by attempt ", spec.attempt.value))},
+         handoff::Receiver::Abort{
+             absl::AbortedError(absl::StrCat("superseded by attempt ", spec.attempt.value))},
          nullptr, now);
   }
   handoff::Bind expected;
@@ -71,9 +71,9 @@ absl::StatusOr<TransferId> ReceiveSide::Reserve(const ReceiveSpec& spec) {
   handoff::ReceiverOptions options{core_->options.lease, core_->options.window_bytes};
   TransferId id = RandomId128<TransferId>();
   Key key = ++last_key_;
-  auto [it, inserted] = transfers_.emplace(
-      std::piecewise_construct, std::forward_as_tuple(key),
-      std::forward_as_tuple(id, spec, options, std::move(expected), now));
+  auto [it, inserted] =
+      transfers_.emplace(std::piecewise_construct, std::forward_as_tuple(key),
+                         std::forward_as_tuple(id, spec, options, std::move(expected), now));
   by_id_.emplace(id, key);
   by_request_.insert_or_assign(spec.request, key);
   deadlines_.Set(key, it->second.machine.NextDeadline());
@@ -110,8 +110,8 @@ void ReceiveSide::OnMessage(const handoff::Frame& frame, PeerId origin, PayloadI
 PeerId ReceiveSide::Origin(const handoff::Frame& frame, PeerId origin) {
   // Only a Bind brings an address, and only who knows a transfer of ours makes us connect.
   const auto* bind = std::get_if<handoff::Bind>(&frame.body);
-  if (bind != nullptr && (by_id_.contains(frame.transfer) ||
-                          tombstones_.Find(frame.transfer) != nullptr)) {
+  if (bind != nullptr &&
+      (by_id_.contains(frame.transfer) || tombstones_.Find(frame.transfer) != nullptr)) {
     absl::StatusOr<PeerId> endpoint = core_->peers.Ensure(frame.sender, bind->reply_address);
     if (endpoint.ok()) return *endpoint;
   }
@@ -119,8 +119,7 @@ PeerId ReceiveSide::Origin(const handoff::Frame& frame, PeerId origin) {
   return known != PeerId() ? known : origin;
 }
 
-void ReceiveSide::Answer(const Incoming& incoming, const TransferId& transfer,
-                         handoff::Body body) {
+void ReceiveSide::Answer(const Incoming& incoming, const TransferId& transfer, handoff::Body body) {
   if (incoming.origin == PeerId()) return;  // silence ends the sender as well, only later
   core_->peers.SendTo(incoming.origin, incoming.from, transfer, std::move(body));
 }
@@ -199,9 +198,8 @@ bool ReceiveSide::Step(Key key, const handoff::Receiver::Event& event, Incoming*
   }
   if (transfer.machine.over()) {
     if (transfer.attached) core_->peers.Detach(*transfer.machine.bound());
-    tombstones_.Add(transfer.id,
-                    {transfer.spec.request, transfer.spec.attempt,
-                     transfer.machine.state() == handoff::Receiver::State::kClosed});
+    tombstones_.Add(transfer.id, {transfer.spec.request, transfer.spec.attempt,
+                                  transfer.machine.state() == handoff::Receiver::State::kClosed});
     deadlines_.Set(key, absl::InfiniteFuture());
     by_id_.erase(transfer.id);
     auto live = by_request_.find(transfer.spec.request);
@@ -231,10 +229,10 @@ void ReceiveSide::Apply(Key key, Transfer* transfer, const handoff::Receiver::Ac
   } else if (const auto* close = std::get_if<Machine::ClosePeer>(&action)) {
     core_->Condemn(*transfer->machine.bound(), close->reason);
   } else if (const auto* delivered = std::get_if<Machine::Delivered>(&action)) {
-    core_->events.push_back(Received{
-        transfer->id, transfer->spec.request, transfer->spec.attempt, delivered->first,
-        transfer->machine.verified_bytes(), now - transfer->machine.first_offer_time(),
-        now - transfer->machine.final_time()});
+    core_->events.push_back(Received{transfer->id, transfer->spec.request, transfer->spec.attempt,
+                                     delivered->first, transfer->machine.verified_bytes(),
+                                     now - transfer->machine.first_offer_time(),
+                                     now - transfer->machine.final_time()});
   } else {
     const auto& freed = std::get<Machine::Freed>(action);
     core_->events.push_back(ReceiveEnded{transfer->id, transfer->spec.request,
@@ -248,9 +246,9 @@ void ReceiveSide::Take(Key key, Transfer* transfer, const handoff::Receiver::Tak
   const ReceiveSpec& spec = transfer->spec;
   OperationId id = core_->NewOperation();
   Operation operation{key, take.seq, 0, take.first_cell, take.num_cells};
-  operation.begin_token = static_cast<uint32_t>(spec.begin_token) +
-                          static_cast<uint32_t>(take.first_cell) *
-                              static_cast<uint32_t>(spec.block_tokens);
+  operation.begin_token =
+      static_cast<uint32_t>(spec.begin_token) +
+      static_cast<uint32_t>(take.first_cell) * static_cast<uint32_t>(spec.block_tokens);
   operations_.emplace(id, operation);
   std::vector<absl::Span<uint8_t>> destination(
       spec.blocks.begin() + take.first_cell,

@@ -1,5 +1,5 @@
-// The decode half of a transfer agent: takes offered payloads into the owner's blocks, as the receiver
-// machines (kvtransfer/handoff/receiver.h) decide. Transfer thread only.
+// The decode half of a transfer agent: takes offered payloads into the owner's blocks, as the
+// receiver machines (kvtransfer/handoff/receiver.h) decide. Transfer thread only.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,8 @@ class ReceiveSide {
   absl::StatusOr<TransferId> Reserve(const ReceiveSpec& spec);
   void Cancel(const TransferId& transfer, absl::Status reason);
 
-  // A message for one of our receivers; takes or drops its payload. `origin` is the endpoint the message
-  // can be answered through, if one is known.
+  // A message for one of our receivers; takes or drops its payload. `origin` is the endpoint the
+  // message can be answered through, if one is known.
   void OnMessage(const handoff::Frame& frame, PeerId origin, PayloadId payload,
                  uint64_t payload_bytes, absl::Time now);
   void OnReceiveDone(OperationId operation, const absl::Status& status, absl::Time now);

@@ -75,12 +75,12 @@ absl::Status SendSide::Offer(const TransferId& id, int begin, int end,
   if (!transfer.machine.open()) return absl::NotFoundError("send is over");
   const SendSpec& spec = transfer.spec;
   const int block_tokens = spec.block_tokens;
-  bool aligned = begin >= 0 && begin % block_tokens == 0 &&
-                 (end % block_tokens == 0 || end == spec.end_token);
+  bool aligned =
+      begin >= 0 && begin % block_tokens == 0 && (end % block_tokens == 0 || end == spec.end_token);
   if (!aligned || begin >= end || end > spec.end_token ||
       blocks.size() != static_cast<size_t>((end - begin + block_tokens - 1) / block_tokens)) {
-    return absl::InvalidArgumentError(absl::StrCat("offer of tokens [", begin, ", ", end, ") in ",
-                                                   blocks.size(), " blocks"));
+    return absl::InvalidArgumentError(
+        absl::StrCat("offer of tokens [", begin, ", ", end, ") in ", blocks.size(), " blocks"));
   }
   for (const absl::Span<const uint8_t>& block : blocks) {
     if (block.size() != spec.block_bytes) {
@@ -100,9 +100,8 @@ absl::Status SendSide::Offer(const TransferId& id, int begin, int end,
   }
   transfer.offered.Verify(first_cell, blocks.size());
 
-  const size_t blocks_per_message =
-      std::clamp<size_t>(core_->options.target_message_bytes / spec.block_bytes, 1,
-                         kMaxBlocksPerMessage);
+  const size_t blocks_per_message = std::clamp<size_t>(
+      core_->options.target_message_bytes / spec.block_bytes, 1, kMaxBlocksPerMessage);
   absl::Time now = core_->clock->Now();
   for (size_t i = 0; i < blocks.size(); i += blocks_per_message) {
     size_t count = std::min(blocks_per_message, blocks.size() - i);
@@ -239,10 +238,10 @@ bool SendSide::SendNext(Key key, absl::Time now) {
   PeerId endpoint = core_->peers.Endpoint(transfer.spec.peer_incarnation);
   absl::Status status = absl::UnavailableError("peer is gone");
   if (endpoint != PeerId() && transfer.attached) {
-    status = core_->channel->Send(
-        endpoint,
-        handoff::Encode({core_->self, transfer.spec.peer_incarnation, transfer.spec.transfer, *offer}),
-        transfer.messages[offer->seq].blocks, operation);
+    status = core_->channel->Send(endpoint,
+                                  handoff::Encode({core_->self, transfer.spec.peer_incarnation,
+                                                   transfer.spec.transfer, *offer}),
+                                  transfer.messages[offer->seq].blocks, operation);
   }
   if (!status.ok()) {
     OnSendDone(operation, status, now);

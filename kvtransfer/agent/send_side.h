@@ -1,5 +1,5 @@
-// The prefill half of a transfer agent: lends the owner's blocks to the channel, message by message, as the
-// sender machines (kvtransfer/handoff/sender.h) ask. Transfer thread only.
+// The prefill half of a transfer agent: lends the owner's blocks to the channel, message by
+// message, as the sender machines (kvtransfer/handoff/sender.h) ask. Transfer thread only.
 #pragma once
 
 #include <cstdint>
@@ -32,7 +32,8 @@ class SendSide {
   void OnSendDone(OperationId operation, const absl::Status& status, absl::Time now);
   void OnPeerDead(Incarnation peer, const absl::Status& reason, absl::Time now);
   void Tick(absl::Time now);
-  // Computes checksums and sends what the windows allow, within a budget. Returns whether it did anything.
+  // Computes checksums and sends what the windows allow, within a budget. Returns whether it did
+  // anything.
   bool Pump(absl::Time now);
 
   absl::Time NextDeadline() const;
@@ -57,8 +58,8 @@ class SendSide {
     uint32_t num_checksummed = 0;      // messages are checksummed in order
     std::optional<FirstToken> finish;  // waits for the last checksum
     absl::Time started;
-    bool attached = true;              // counted in the peer table
-    bool ready = false;                // queued in ready_
+    bool attached = true;  // counted in the peer table
+    bool ready = false;    // queued in ready_
   };
   struct Operation {
     Key key = 0;
@@ -66,7 +67,8 @@ class SendSide {
   };
 
   std::optional<Key> Find(const TransferId& transfer) const;
-  // Steps the machine and does what it says. The transfer may be gone afterwards. Returns the machine's verdict.
+  // Steps the machine and does what it says. The transfer may be gone afterwards. Returns the
+  // machine's verdict.
   bool Step(Key key, const handoff::Sender::Event& event, absl::Time now);
   void Apply(Key key, Transfer* transfer, const handoff::Sender::Action& action, absl::Time now);
   bool PumpChecksums(absl::Time now);

@@ -69,7 +69,8 @@ bool ChannelTransferAgent::Poll(std::vector<TransferEvent>* events) {
   absl::Time now = core_.clock->Now();
   ForgiveOwnPause(now);
 
-  // What arrived comes before what is late: after a pause of our own the answer may lie in the channel.
+  // What arrived comes before what is late: after a pause of our own the answer may lie in the
+  // channel.
   channel_events_.clear();
   bool moved = core_.channel->Poll(&channel_events_);
   for (const ChannelEvent& event : channel_events_) OnChannelEvent(event, now);
@@ -93,8 +94,7 @@ bool ChannelTransferAgent::Poll(std::vector<TransferEvent>* events) {
 
 absl::Time ChannelTransferAgent::NextDeadline() const {
   if (!core_.events.empty()) return absl::InfinitePast();
-  return std::min(
-      {send_.NextDeadline(), receive_.NextDeadline(), core_.peers.NextDeadline()});
+  return std::min({send_.NextDeadline(), receive_.NextDeadline(), core_.peers.NextDeadline()});
 }
 
 void ChannelTransferAgent::OnChannelEvent(const ChannelEvent& event, absl::Time now) {

@@ -4,9 +4,10 @@
 //
 // Memory contract.
 //  Sending:   the spans given to Offer stay readable until SendEnded is reported for the transfer.
-//  Receiving: the spans given to Reserve stay writable until ReceiveEnded is reported. Received means
-//             complete and verified; after it the agent never writes to them again. Cancelling does not end a
-//             receive: only the report does, and it comes only when no receive is pending.
+//  Receiving: the spans given to Reserve stay writable until ReceiveEnded is reported. Received
+//             means complete and verified; after it the agent never writes to them again.
+//             Cancelling does not end a receive: only the report does, and it comes only when no
+//             receive is pending.
 #pragma once
 
 #include <cstdint>
@@ -29,24 +30,25 @@ namespace sluice {
 struct TransferOptions {
   absl::Duration heartbeat_interval = absl::Milliseconds(200);
   absl::Duration peer_timeout = absl::Milliseconds(1000);  // no sign of life: the peer is dead
-  absl::Duration lease = absl::Seconds(5);     // a transfer without progress or renewal ends after this
+  // A transfer without an answer, or without progress of what is on its way, ends after this.
+  absl::Duration lease = absl::Seconds(5);
   absl::Duration resend_interval = absl::Milliseconds(300);  // Bind, Final, Cancel until answered
-  uint64_t window_bytes = 32 << 20;            // per transfer, unacknowledged
-  uint64_t target_message_bytes = 1 << 20;     // several blocks per message (UCX over TCP wants this)
-  int max_transfers = 4096;                    // in each direction; more are refused
-  int max_tombstones = 16384;                  // closed transfers remembered, to refuse stragglers
-  int max_peers = 4096;                        // endpoints kept; idle ones go first
+  uint64_t window_bytes = 32 << 20;                          // per transfer, unacknowledged
+  uint64_t target_message_bytes = 1 << 20;  // several blocks per message (UCX over TCP wants this)
+  int max_transfers = 4096;                 // in each direction; more are refused
+  int max_tombstones = 16384;               // closed transfers remembered, to refuse stragglers
+  int max_peers = 4096;                     // endpoints kept; idle ones go first
 };
 
 struct SendSpec {
   TransferId transfer;
   RequestId request;
   Attempt attempt;
-  std::string peer_address;    // of the decode worker's channel
+  std::string peer_address;  // of the decode worker's channel
   Incarnation peer_incarnation;
-  std::string fingerprint;     // must equal the receiver's
-  int begin_token = 0;         // the decode worker's cached prefix; multiple of block_tokens
-  int end_token = 0;           // number of tokens of the sequence
+  std::string fingerprint;  // must equal the receiver's
+  int begin_token = 0;      // the decode worker's cached prefix; multiple of block_tokens
+  int end_token = 0;        // number of tokens of the sequence
   uint64_t block_bytes = 0;
   int block_tokens = 64;
 };
@@ -59,7 +61,8 @@ struct ReceiveSpec {
   int end_token = 0;
   uint64_t block_bytes = 0;
   int block_tokens = 64;
-  std::vector<absl::Span<uint8_t>> blocks;  // ceil((end - begin) / block_tokens) spans of block_bytes
+  std::vector<absl::Span<uint8_t>>
+      blocks;  // ceil((end - begin) / block_tokens) spans of block_bytes
 };
 
 // Reports, in order of occurrence.
@@ -67,7 +70,7 @@ struct SendEnded {  // the blocks may be unpinned
   TransferId transfer;
   RequestId request;
   Attempt attempt;
-  absl::Status status;  // OK: committed by the decode worker
+  absl::Status status;      // OK: committed by the decode worker
   uint64_t bytes = 0;       // acknowledged by the receiver
   absl::Duration duration;  // StartSend -> end
 };
@@ -80,17 +83,19 @@ struct Received {  // complete and verified
   absl::Duration duration;  // first offer -> verified
   absl::Duration exposed;   // Final received (or prefill's end) -> verified
 };
-struct ReceiveEnded {  // no receive is pending; the blocks may be freed (after Received: handed over)
+// No receive is pending; the blocks may be freed (after Received: they are handed over).
+struct ReceiveEnded {
   TransferId transfer;
   RequestId request;
   Attempt attempt;
-  absl::Status status;      // OK after Received
-  int verified_tokens = 0;  // contiguous from begin_token, in tokens counted from the sequence's start
+  absl::Status status;  // OK after Received
+  int verified_tokens =
+      0;  // contiguous from begin_token, in tokens counted from the sequence's start
 };
 using TransferEvent = std::variant<SendEnded, Received, ReceiveEnded>;
 
 struct TransferStats {
-  uint64_t messages_refused = 0;    // stale incarnation, unknown or closed transfer, bad fingerprint
+  uint64_t messages_refused = 0;  // stale incarnation, unknown or closed transfer, bad fingerprint
   uint64_t checksum_failures = 0;
   uint64_t resends = 0;
   int sends_in_flight = 0;
@@ -107,23 +112,26 @@ class TransferAgent {
 
   // Prefill side. RESOURCE_EXHAUSTED at max_transfers; ALREADY_EXISTS; INVALID_ARGUMENT.
   virtual absl::Status StartSend(const SendSpec& spec) = 0;
-  // Blocks for tokens [begin, end); begin is a multiple of block_tokens; end too unless it is end_token. Blocks
-  // below spec.begin_token are ignored. A partial last block must have a zeroed tail. NOT_FOUND when the
-  // transfer is over (its SendEnded tells why); ALREADY_EXISTS when tokens were offered before.
+  // Blocks for tokens [begin, end); begin is a multiple of block_tokens; end too unless it is
+  // end_token. Blocks below spec.begin_token are ignored. A partial last block must have a zeroed
+  // tail. NOT_FOUND when the transfer is over (its SendEnded tells why); ALREADY_EXISTS when tokens
+  // were offered before.
   virtual absl::Status Offer(TransferId transfer, int begin, int end,
                              std::vector<absl::Span<const uint8_t>> blocks) = 0;
-  // All offers were made (FAILED_PRECONDITION if blocks are missing). SendEnded follows when the receiver
-  // committed.
+  // All offers were made (FAILED_PRECONDITION if blocks are missing). SendEnded follows when the
+  // receiver committed.
   virtual absl::Status FinishSend(TransferId transfer, const FirstToken& first) = 0;
   virtual void CancelSend(TransferId transfer, absl::Status reason) = 0;
 
-  // Decode side. Mints the capability. Idempotent by (request, attempt) while the transfer lives (the spans
-  // of a repeated call are ignored). A higher attempt cancels the lower one; a lower one, or one that has
-  // ended, is FAILED_PRECONDITION. RESOURCE_EXHAUSTED at max_transfers; INVALID_ARGUMENT.
+  // Decode side. Mints the capability. Idempotent by (request, attempt) while the transfer lives
+  // (the spans of a repeated call are ignored). A higher attempt cancels the lower one; a lower
+  // one, or one that has ended, is FAILED_PRECONDITION. RESOURCE_EXHAUSTED at max_transfers;
+  // INVALID_ARGUMENT.
   virtual absl::StatusOr<TransferId> Reserve(const ReceiveSpec& spec) = 0;
   virtual void CancelReceive(TransferId transfer, absl::Status reason) = 0;
 
-  // Moves messages and timers; appends what happened to *events. Never waits. Returns whether anything moved.
+  // Moves messages and timers; appends what happened to *events. Never waits. Returns whether
+  // anything moved.
   virtual bool Poll(std::vector<TransferEvent>* events) = 0;
   // When Poll must be called again at the latest if nothing arrives.
   virtual absl::Time NextDeadline() const = 0;

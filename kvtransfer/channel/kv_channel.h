@@ -1,10 +1,11 @@
 // Moves described bytes between processes: small headers, and payloads that the receiver places.
-// Implementations: ucx_channel (shared memory, TCP, RDMA) and sim_channel (seeded faults, in one process).
-// One thread owns a channel; only Wake() may be called from others.
+// Implementations: ucx_channel (shared memory, TCP, RDMA) and sim_channel (seeded faults, in one
+// process). One thread owns a channel; only Wake() may be called from others.
 //
 // Push with pull safety: a sender announces header and payload, the receiver sees the header first
-// and then chooses where the payload goes (Receive) or refuses it (Drop). Nobody else can write a process's memory.
-// Nothing is promised about order or delivery: the handoff protocol numbers and acknowledges.
+// and then chooses where the payload goes (Receive) or refuses it (Drop). Nobody else can write a
+// process's memory. Nothing is promised about order or delivery: the handoff protocol numbers and
+// acknowledges.
 #pragma once
 
 #include <cstdint>
@@ -32,19 +33,19 @@ struct PeerTransport {
   std::string lanes;      // what UCX printed, for logs
   uint64_t bytes_sent = 0;
   uint64_t bytes_received = 0;
-  absl::Duration busy_sending;    // time with at least one payload pending
+  absl::Duration busy_sending;  // time with at least one payload pending
   absl::Duration busy_receiving;
 };
 
 struct ChannelEvent {
   enum class Kind {
-    kMessage,        // header (always whole); payload announced if payload_bytes > 0
-    kSendDone,       // the source may be reused (status says whether it was sent)
-    kReceiveDone,    // our receive ended, well or not; the destination is ours again
-    kPeerFailed,     // the endpoint is unusable; pending operations still end by their own events
+    kMessage,      // header (always whole); payload announced if payload_bytes > 0
+    kSendDone,     // the source may be reused (status says whether it was sent)
+    kReceiveDone,  // our receive ended, well or not; the destination is ours again
+    kPeerFailed,   // the endpoint is unusable; pending operations still end by their own events
   };
   Kind kind = Kind::kMessage;
-  PeerId peer;             // kMessage: the endpoint to answer through, or 0 if none is known yet
+  PeerId peer;  // kMessage: the endpoint to answer through, or 0 if none is known yet
   std::string header;
   PayloadId payload;
   uint64_t payload_bytes = 0;
@@ -60,17 +61,19 @@ class KvChannel {
   virtual std::string LocalAddress() const = 0;
   // Cheap and idempotent per address; the connection may still be under way.
   virtual absl::StatusOr<PeerId> Connect(const std::string& address) = 0;
-  // Gives the endpoint up at once. What is pending on it, in both directions, still ends by its own event,
-  // soon and with an error. Unknown peers are ignored.
+  // Gives the endpoint up at once. What is pending on it, in both directions, still ends by its own
+  // event, soon and with an error. Unknown peers are ignored.
   virtual void Disconnect(PeerId peer) = 0;
 
-  // Sends a header (at most max_header_bytes) and the concatenation of `payload`, perhaps empty. The spans
-  // stay readable until kSendDone for `operation`, which always comes. An error here means no event.
+  // Sends a header (at most max_header_bytes) and the concatenation of `payload`, perhaps empty.
+  // The spans stay readable until kSendDone for `operation`, which always comes. An error here
+  // means no event.
   virtual absl::Status Send(PeerId peer, std::string header,
                             std::vector<absl::Span<const uint8_t>> payload,
                             OperationId operation) = 0;
-  // Takes an announced payload into `destination` (total size == payload_bytes). kReceiveDone always
-  // comes; until then the memory is the channel's. An error here means no event, and the payload is gone.
+  // Takes an announced payload into `destination` (total size == payload_bytes). kReceiveDone
+  // always comes; until then the memory is the channel's. An error here means no event, and the
+  // payload is gone.
   virtual absl::Status Receive(PayloadId payload, std::vector<absl::Span<uint8_t>> destination,
                                OperationId operation) = 0;
   // Refuses an announced payload. Each payload is received or dropped exactly once.

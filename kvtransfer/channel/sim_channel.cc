@@ -28,7 +28,8 @@ void CopyBytes(const std::vector<absl::Span<const uint8_t>>& source,
                const std::vector<absl::Span<uint8_t>>& destination, uint64_t bytes) {
   size_t to = 0, to_offset = 0;
   for (const auto& span : source) {
-    for (size_t from_offset = 0; from_offset < span.size() && bytes > 0 && to < destination.size();) {
+    for (size_t from_offset = 0;
+         from_offset < span.size() && bytes > 0 && to < destination.size();) {
       size_t n = std::min({span.size() - from_offset, destination[to].size() - to_offset,
                            static_cast<size_t>(bytes)});
       std::memcpy(destination[to].data() + to_offset, span.data() + from_offset, n);
@@ -45,8 +46,8 @@ void CopyBytes(const std::vector<absl::Span<const uint8_t>>& source,
 
 }  // namespace
 
-// Shared by both ends. Eager: `copy` holds the bytes. Rendezvous: `source` is the sender's memory and is read only
-// while the sender's operation has not ended.
+// Shared by both ends. Eager: `copy` holds the bytes. Rendezvous: `source` is the sender's memory
+// and is read only while the sender's operation has not ended.
 struct SimNetwork::Announcement {
   std::string from;
   OperationId operation;
@@ -119,8 +120,7 @@ bool SimNetwork::MayWrite(absl::Span<const uint8_t> memory) const {
 }
 
 absl::Duration SimNetwork::Delay() {
-  absl::Duration longest =
-      Chance() < faults_.slow ? faults_.max_slow_delay : faults_.max_delay;
+  absl::Duration longest = Chance() < faults_.slow ? faults_.max_slow_delay : faults_.max_delay;
   return faults_.min_delay + (longest - faults_.min_delay) * Chance();
 }
 
@@ -150,12 +150,10 @@ void SimNetwork::Deliver(const std::string& from, const std::string& to, std::st
 }
 
 void SimNetwork::StartReceive(std::shared_ptr<Announcement> payload, SimChannel* receiver,
-                              std::vector<absl::Span<uint8_t>> destination,
-                              OperationId operation) {
+                              std::vector<absl::Span<uint8_t>> destination, OperationId operation) {
   receiver->receives_[operation] = {std::move(payload), std::move(destination)};
-  At(now_ + Delay(), [this, address = receiver->address_, operation] {
-    TryComplete(address, operation);
-  });
+  At(now_ + Delay(),
+     [this, address = receiver->address_, operation] { TryComplete(address, operation); });
 }
 
 void SimNetwork::TryComplete(const std::string& address, OperationId operation) {
@@ -169,9 +167,8 @@ void SimNetwork::TryComplete(const std::string& address, OperationId operation) 
                    (faults_.read_needs_sender && IsPaused(payload->from));
     if (stalled || Find(payload->from) == nullptr) {
       // Over a dead link UCX may report nothing for long: look again until somebody gives up.
-      At(now_ + absl::Milliseconds(100), [this, address, operation] {
-        TryComplete(address, operation);
-      });
+      At(now_ + absl::Milliseconds(100),
+         [this, address, operation] { TryComplete(address, operation); });
       return;
     }
     if (payload->send_ended) {

@@ -1,11 +1,12 @@
-// A network in one process, on virtual time, with seeded faults: it delays, drops, duplicates, reorders,
-// damages, cuts links one way, and crashes or pauses processes. The same seed gives the same run.
+// A network in one process, on virtual time, with seeded faults: it delays, drops, duplicates,
+// reorders, damages, cuts links one way, and crashes or pauses processes. The same seed gives the
+// same run.
 //
-// Rendezvous is modelled faithfully where it matters: the bytes of a large payload are read from the
-// sender's spans when the receive completes, not when Send is called, so a source that is reused too early
-// or a destination that is freed too early shows in the data. Every pending operation of a live channel ends by
-// an event, as KvChannel promises; over a cut or after a silent crash it may take a Disconnect.
-// One thread drives everything.
+// Rendezvous is modelled faithfully where it matters: the bytes of a large payload are read from
+// the sender's spans when the receive completes, not when Send is called, so a source that is
+// reused too early or a destination that is freed too early shows in the data. Every pending
+// operation of a live channel ends by an event, as KvChannel promises; over a cut or after a silent
+// crash it may take a Disconnect. One thread drives everything.
 #pragma once
 
 #include <cstdint>
@@ -30,11 +31,11 @@ struct SimFaults {
   uint64_t eager_bytes = 32 << 10;  // up to here a payload is copied by Send
   absl::Duration min_delay = absl::Microseconds(50);
   absl::Duration max_delay = absl::Milliseconds(2);
-  double slow = 0;            // delayed by up to max_slow_delay instead: reorders
+  double slow = 0;  // delayed by up to max_slow_delay instead: reorders
   absl::Duration max_slow_delay = absl::Milliseconds(800);
   double drop = 0;
   double duplicate = 0;
-  double damage_header = 0;   // one flipped bit
+  double damage_header = 0;  // one flipped bit
   double damage_payload = 0;
   double fail_receive = 0;    // a receive ends with an error, after some of the bytes were written
   double report_crash = 0.5;  // peers get kPeerFailed; otherwise only silence
@@ -62,7 +63,8 @@ class SimNetwork : public Clock {
   // A paused process neither serves reads nor gets reports; its driver must not poll it either.
   void SetPaused(const SimChannel* channel, bool paused);
 
-  // For invariants: whether an operation that has not ended can still read from / write to that memory.
+  // For invariants: whether an operation that has not ended can still read from / write to that
+  // memory.
   bool MayRead(absl::Span<const uint8_t> memory) const;
   bool MayWrite(absl::Span<const uint8_t> memory) const;
 
@@ -105,8 +107,8 @@ class SimChannel : public KvChannel {
   std::string LocalAddress() const override { return address_; }
   absl::StatusOr<PeerId> Connect(const std::string& address) override;
   void Disconnect(PeerId peer) override;
-  absl::Status Send(PeerId peer, std::string header,
-                    std::vector<absl::Span<const uint8_t>> payload, OperationId operation) override;
+  absl::Status Send(PeerId peer, std::string header, std::vector<absl::Span<const uint8_t>> payload,
+                    OperationId operation) override;
   absl::Status Receive(PayloadId payload, std::vector<absl::Span<uint8_t>> destination,
                        OperationId operation) override;
   void Drop(PayloadId payload) override;

@@ -40,15 +40,17 @@ class UcxChannel : public KvChannel {
   std::string LocalAddress() const override { return address_; }
   absl::StatusOr<PeerId> Connect(const std::string& address) override;
   void Disconnect(PeerId peer) override;
-  absl::Status Send(PeerId peer, std::string header,
-                    std::vector<absl::Span<const uint8_t>> payload, OperationId operation) override;
+  absl::Status Send(PeerId peer, std::string header, std::vector<absl::Span<const uint8_t>> payload,
+                    OperationId operation) override;
   absl::Status Receive(PayloadId payload, std::vector<absl::Span<uint8_t>> destination,
                        OperationId operation) override;
   void Drop(PayloadId payload) override;
   bool Poll(std::vector<ChannelEvent>* events) override;
   void WaitForActivity(absl::Duration timeout) override;
   void Wake() override;
-  size_t max_header_bytes() const override { return context_->max_am_header_bytes() - kSenderIdBytes; }
+  size_t max_header_bytes() const override {
+    return context_->max_am_header_bytes() - kSenderIdBytes;
+  }
   std::vector<PeerTransport> Transports() const override;
 
  private:
@@ -408,7 +410,8 @@ std::vector<PeerTransport> UcxChannel::Transports() const {
     transport.bytes_received = peer->receiving.bytes;
     absl::Time now = MonotonicNow();
     auto busy = [now](const Activity& activity) {
-      return activity.busy + (activity.num_pending > 0 ? now - activity.since : absl::ZeroDuration());
+      return activity.busy +
+             (activity.num_pending > 0 ? now - activity.since : absl::ZeroDuration());
     };
     transport.busy_sending = busy(peer->sending);
     transport.busy_receiving = busy(peer->receiving);
@@ -534,8 +537,8 @@ void UcxChannel::CheckTransport(Peer* peer) {
   peer->described = true;
   Describe(peer);
   SLUICE_LOG(Info) << "KV transport to " << peer->name << " is "
-                   << (peer->transport.empty() ? "unknown" : peer->transport) << " ("
-                   << peer->lanes << ")";
+                   << (peer->transport.empty() ? "unknown" : peer->transport) << " (" << peer->lanes
+                   << ")";
   if (!options_.expect_transport.empty() && peer->transport != "self" &&
       peer->transport != options_.expect_transport) {
     Fail(peer, absl::FailedPreconditionError(
@@ -561,8 +564,8 @@ void UcxChannel::ReapClosing() {
 absl::StatusOr<std::unique_ptr<KvChannel>> CreateUcxChannel(const UcxOptions& options) {
   if (!options.expect_transport.empty() && options.expect_transport != "shm" &&
       options.expect_transport != "tcp" && options.expect_transport != "rdma") {
-    return absl::InvalidArgumentError(absl::StrCat(
-        "expect_transport '", options.expect_transport, "' is none of shm, tcp, rdma"));
+    return absl::InvalidArgumentError(absl::StrCat("expect_transport '", options.expect_transport,
+                                                   "' is none of shm, tcp, rdma"));
   }
   return UcxChannel::Create(options);
 }

@@ -77,10 +77,11 @@ absl::Status Configure(const UcxOptions& options, Config* config) {
   // The receiver reads, or the payload comes in active messages that its own code places. Never a
   // put by the sender: it could not be recalled.
   SLUICE_RETURN_IF_ERROR(config->Set("RNDV_SCHEME", "get_zcopy"));
-  SLUICE_RETURN_IF_ERROR(
-      config->SetDefault("KEEPALIVE_INTERVAL",
-                         absl::StrCat(absl::ToInt64Milliseconds(options.keepalive_interval), "ms")));
-  // Shared memory hides that it can report failures, and mode PEER then falls back to TCP over the loopback.
+  SLUICE_RETURN_IF_ERROR(config->SetDefault(
+      "KEEPALIVE_INTERVAL",
+      absl::StrCat(absl::ToInt64Milliseconds(options.keepalive_interval), "ms")));
+  // Shared memory hides that it can report failures, and mode PEER then falls back to TCP over the
+  // loopback.
   const char* env_tls = std::getenv("UCX_TLS");
   std::string tls = !options.tls.empty() ? options.tls : env_tls != nullptr ? env_tls : "";
   if (AllowsSharedMemory(tls)) SLUICE_RETURN_IF_ERROR(config->Set("MM_ERROR_HANDLING", "y"));

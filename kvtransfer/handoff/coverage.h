@@ -1,9 +1,9 @@
-// Which blocks of a transfer have arrived. Completion is that every cell (block) was verified exactly once,
-// never a count of messages: a counter is fooled by duplicates, a bitmap is not.
+// Which blocks of a transfer have arrived. Completion is that every cell (block) was verified
+// exactly once, never a count of messages: a counter is fooled by duplicates, a bitmap is not.
 // Owned by one state machine; no thread safety.
 //
-// Invariant: a cell is empty, claimed (a receive into it is pending) or verified; claimed and verified
-// cells can not be claimed again.
+// Invariant: a cell is empty, claimed (a receive into it is pending) or verified; claimed and
+// verified cells can not be claimed again.
 #pragma once
 
 #include <cstddef>
@@ -29,7 +29,7 @@ class Coverage {
   size_t verified_prefix() const { return verified_prefix_; }
 
  private:
-  std::vector<bool> claimed_;   // claimed or verified
+  std::vector<bool> claimed_;  // claimed or verified
   std::vector<bool> verified_;
   size_t verified_prefix_ = 0;  // only grows, so that asking is cheap
 };

@@ -1,6 +1,7 @@
-// Decides by our own heartbeats whether a peer lives: UCX's word is not enough (over shared memory sends
-// succeed for many seconds after the receiver was killed). Only while there are live transfers with
-// the peer; otherwise it is silent and needs no timer. Sans I/O; one owner, one thread.
+// Decides by our own heartbeats whether a peer lives: UCX's word is not enough (over shared memory
+// sends succeed for many seconds after the receiver was killed). Only while there are live
+// transfers with the peer; otherwise it is silent and needs no timer. Sans I/O; one owner, one
+// thread.
 #pragma once
 
 #include <algorithm>

@@ -53,8 +53,8 @@ class Reader {
     absl::string_view raw = Raw(sizeof(T));
     T value = 0;
     for (size_t i = 0; i < raw.size(); ++i) {
-      value = static_cast<T>(value | static_cast<T>(static_cast<T>(static_cast<uint8_t>(raw[i]))
-                                                    << (8 * i)));
+      value = static_cast<T>(
+          value | static_cast<T>(static_cast<T>(static_cast<uint8_t>(raw[i])) << (8 * i)));
     }
     return value;
   }
@@ -297,8 +297,8 @@ absl::StatusOr<Frame> Decode(absl::string_view bytes) {
   Reader reader(checked);
   if (reader.Number<uint32_t>() != kMagic) return absl::InvalidArgumentError("not a handoff frame");
   if (uint8_t version = reader.Number<uint8_t>(); version != kProtocolVersion) {
-    return absl::InvalidArgumentError(absl::StrCat("protocol version ", version, ", expected ",
-                                                   kProtocolVersion));
+    return absl::InvalidArgumentError(
+        absl::StrCat("protocol version ", version, ", expected ", kProtocolVersion));
   }
   if (check.Number<uint32_t>() != FrameCheck(checked)) {
     return absl::InvalidArgumentError("frame damaged");
@@ -329,8 +329,6 @@ void PayloadChecksum::Update(const uint8_t* data, size_t size_bytes) {
   XXH3_64bits_update(state_, data, size_bytes);
 }
 
-uint64_t PayloadChecksum::Finish() const {
-  return XXH3_64bits_digest(state_);
-}
+uint64_t PayloadChecksum::Finish() const { return XXH3_64bits_digest(state_); }
 
 }  // namespace sluice::handoff

@@ -1,11 +1,14 @@
-// The handoff protocol on the wire: what a prefill worker (sender) and a decode worker (receiver) say
-// to each other about one transfer. docs/handoff.md explains the conversation. Pure values, any thread.
+// The handoff protocol on the wire: what a prefill worker (sender) and a decode worker (receiver)
+// say to each other about one transfer. docs/handoff.md explains the conversation. Pure values, any
+// thread.
 //
 // A frame is the header of one channel message, little-endian:
-//   magic u32 | version u8 | type u8 | reserved u16 = 0 | sender incarnation u64 | target incarnation u64
-//   | transfer id 16 bytes | body of the type | check u32 (low half of XXH3-64 over everything before it)
+//   magic u32, version u8, type u8, reserved u16 = 0, sender incarnation u64,
+//   target incarnation u64, transfer id [16], body of the type,
+//   check u32: low half of XXH3-64 over everything before it
 // The check finds damage, not malice: whoever knows a transfer id may speak for the transfer.
-// Decode trusts nothing: every length is checked against its bound and the bytes at hand before use.
+// Decode trusts nothing: every length is checked against its bound and the bytes at hand before
+// use.
 #pragma once
 
 #include <cstdint>
@@ -82,8 +85,8 @@ struct Offer {
   friend bool operator==(const Offer&, const Offer&) = default;
 };
 
-// Receiver to sender: everything below `cumulative` is verified; bit i of `bitmap` (least significant
-// bit first) says the same of seq cumulative + i.
+// Receiver to sender: everything below `cumulative` is verified; bit i of `bitmap` (least
+// significant bit first) says the same of seq cumulative + i.
 struct Ack {
   uint32_t cumulative = 0;
   std::string bitmap;

@@ -23,7 +23,8 @@ Receiver::Receiver(const ReceiverOptions& options, Bind expected, absl::Time now
 bool Receiver::Step(const Event& event, absl::Time now, std::vector<Action>* actions) {
   if (over()) return false;
   if (const auto* message = std::get_if<Message>(&event)) return OnMessage(*message, now, actions);
-  if (const auto* done = std::get_if<ReceiveDone>(&event)) return OnReceiveDone(*done, now, actions);
+  if (const auto* done = std::get_if<ReceiveDone>(&event))
+    return OnReceiveDone(*done, now, actions);
   if (const auto* abort = std::get_if<Abort>(&event)) {
     if (!open()) return false;
     BeginAbort(abort->reason, /*tell_sender=*/true, now, actions);
@@ -43,8 +44,8 @@ bool Receiver::Step(const Event& event, absl::Time now, std::vector<Action>* act
   }
   if (state_ == State::kAborting && now >= close_peer_at_) {
     close_peer_at_ = now + options_.lease;
-    actions->push_back(ClosePeer{absl::DeadlineExceededError(
-        "a receive did not end after its transfer was aborted")});
+    actions->push_back(ClosePeer{
+        absl::DeadlineExceededError("a receive did not end after its transfer was aborted")});
   }
   return true;
 }
@@ -164,7 +165,8 @@ bool Receiver::OnReceiveDone(const ReceiveDone& done, absl::Time now,
     }
     if (!bad_sum) return true;  // the sender offers it again
     if (++slot.bad_sums > 1) {
-      BeginAbort(absl::DataLossError(absl::StrCat("payload ", done.seq, " of the transfer arrived "
+      BeginAbort(absl::DataLossError(absl::StrCat("payload ", done.seq,
+                                                  " of the transfer arrived "
                                                   "damaged twice")),
                  /*tell_sender=*/true, now, actions);
       return true;
@@ -205,8 +207,8 @@ bool Receiver::Refuse(NackCode code, uint32_t seq, std::vector<Action>* actions)
 bool Receiver::Contradiction(NackCode code, uint32_t seq, const char* what, absl::Time now,
                              std::vector<Action>* actions) {
   Refuse(code, seq, actions);
-  BeginAbort(absl::FailedPreconditionError(absl::StrCat("transfer refused (", NackCodeName(code),
-                                                        "): ", what)),
+  BeginAbort(absl::FailedPreconditionError(
+                 absl::StrCat("transfer refused (", NackCodeName(code), "): ", what)),
              /*tell_sender=*/false, now, actions);
   return false;
 }
@@ -231,8 +233,8 @@ void Receiver::BeginAbort(absl::Status reason, bool tell_sender, absl::Time now,
   status_ = std::move(reason);
   close_peer_at_ = now + options_.lease;
   if (tell_sender && bound_.has_value()) {
-    actions->push_back(SendControl{
-        Cancel{Side::kSender, status_.code(), std::string(status_.message())}});
+    actions->push_back(
+        SendControl{Cancel{Side::kSender, status_.code(), std::string(status_.message())}});
   }
   MaybeFree(actions);
 }
@@ -264,8 +266,8 @@ absl::Time Receiver::NextDeadline() const {
 }
 
 uint32_t Receiver::VerifiedTokens() const {
-  uint64_t tokens = expected_.begin_token +
-                    uint64_t{coverage_.verified_prefix()} * expected_.block_tokens;
+  uint64_t tokens =
+      expected_.begin_token + uint64_t{coverage_.verified_prefix()} * expected_.block_tokens;
   return static_cast<uint32_t>(std::min<uint64_t>(tokens, expected_.end_token));
 }
 

@@ -1,13 +1,14 @@
-// The receiving half of one transfer (decode worker), sans I/O: Step takes what happened and says what
-// to do; nothing here sleeps, sends or reads a clock. One owner, one thread.
+// The receiving half of one transfer (decode worker), sans I/O: Step takes what happened and says
+// what to do; nothing here sleeps, sends or reads a clock. One owner, one thread.
 //
 //             Bind           first Offer            coverage full           Final agrees
-//   RESERVED -----> BOUND ----------------> RECEIVING ------------> VERIFIED ------------> ACTIVE -> CLOSED
+//   RESERVED -----> BOUND ----------------> RECEIVING ------------> VERIFIED ------------> ACTIVE
+//   -> CLOSED
 //        \____________\________________________\_______________________\____> ABORTING -> FREED
 //
-// The memory goes back to the owner with Freed only: at FREED when no receive of ours is pending, at
-// CLOSED when every cell is verified (then none can be). Timers only start an abort; they never free. When a receive
-// hangs after an abort, ClosePeer makes the channel end it.
+// The memory goes back to the owner with Freed only: at FREED when no receive of ours is pending,
+// at CLOSED when every cell is verified (then none can be). Timers only start an abort; they never
+// free. When a receive hangs after an abort, ClosePeer makes the channel end it.
 #pragma once
 
 #include <cstdint>
@@ -30,34 +31,74 @@ struct ReceiverOptions {
 class Receiver {
  public:
   enum class State {
-    kReserved, kBound, kReceiving, kVerified, kActive, kClosed, kAborting, kFreed
+    kReserved,
+    kBound,
+    kReceiving,
+    kVerified,
+    kActive,
+    kClosed,
+    kAborting,
+    kFreed
   };
 
   // A message of the prefill worker; payload_bytes is what the channel announced with it.
-  struct Message { Incarnation from; Body body; uint64_t payload_bytes = 0; };
+  struct Message {
+    Incarnation from;
+    Body body;
+    uint64_t payload_bytes = 0;
+  };
   // A receive ended that TakePayload had started. `checksum` of what arrived, if status is OK.
-  struct ReceiveDone { uint32_t seq = 0; absl::Status status; uint64_t checksum = 0; };
-  struct Abort { absl::Status reason; };     // by the owner
-  struct PeerDead { absl::Status reason; };  // its endpoint is closed
+  struct ReceiveDone {
+    uint32_t seq = 0;
+    absl::Status status;
+    uint64_t checksum = 0;
+  };
+  // The owner wants no more of it.
+  struct Abort {
+    absl::Status reason;
+  };
+  // The sender's endpoint is closed.
+  struct PeerDead {
+    absl::Status reason;
+  };
   struct Tick {};
   using Event = std::variant<Message, ReceiveDone, Abort, PeerDead, Tick>;
 
   // To the bound sender, or (to_origin) to whoever sent the message that is being answered.
-  struct SendControl { Body body; bool to_origin = false; };
-  struct SendAck {};                          // may be merged with later ones; see MakeAck
-  // Receive the payload into cells [first_cell, first_cell + num_cells), then report ReceiveDone. Every
-  // announced payload that no TakePayload takes must be dropped.
-  struct TakePayload { uint32_t seq = 0; size_t first_cell = 0; size_t num_cells = 0; };
-  struct Delivered { FirstToken first; };     // complete and verified
-  struct ClosePeer { absl::Status reason; };  // a receive does not end: close the endpoint
-  struct Freed { absl::Status status; uint32_t verified_tokens = 0; };  // last action of all
+  struct SendControl {
+    Body body;
+    bool to_origin = false;
+  };
+  // An acknowledgement is due; it may be merged with later ones. See MakeAck.
+  struct SendAck {};
+  // Receive the payload into cells [first_cell, first_cell + num_cells), then report ReceiveDone.
+  // An announced payload that no TakePayload takes must be dropped.
+  struct TakePayload {
+    uint32_t seq = 0;
+    size_t first_cell = 0;
+    size_t num_cells = 0;
+  };
+  // Complete and verified.
+  struct Delivered {
+    FirstToken first;
+  };
+  // A receive does not end: close the endpoint.
+  struct ClosePeer {
+    absl::Status reason;
+  };
+  // The last action of all: the memory is the owner's again.
+  struct Freed {
+    absl::Status status;
+    uint32_t verified_tokens = 0;
+  };
   using Action = std::variant<SendControl, SendAck, TakePayload, Delivered, ClosePeer, Freed>;
 
-  // `expected` is what a Bind must say (its reply_address aside). REQUIRES: begin_token < end_token,
-  // begin_token a multiple of block_tokens.
+  // `expected` is what a Bind must say (its reply_address aside). REQUIRES: begin_token <
+  // end_token, begin_token a multiple of block_tokens.
   Receiver(const ReceiverOptions& options, Bind expected, absl::Time now);
 
-  // False: the event was refused (stale, malformed, contradictory); the actions may hold the answer.
+  // False: the event was refused (stale, malformed, contradictory); the actions may hold the
+  // answer.
   bool Step(const Event& event, absl::Time now, std::vector<Action>* actions);
 
   Ack MakeAck() const;
@@ -81,7 +122,8 @@ class Receiver {
   };
 
   bool OnMessage(const Message& message, absl::Time now, std::vector<Action>* actions);
-  bool OnBind(const Message& message, const Bind& bind, absl::Time now, std::vector<Action>* actions);
+  bool OnBind(const Message& message, const Bind& bind, absl::Time now,
+              std::vector<Action>* actions);
   bool OnOffer(const Offer& offer, uint64_t payload_bytes, absl::Time now,
                std::vector<Action>* actions);
   bool OnFinal(const Final& final, absl::Time now, std::vector<Action>* actions);
@@ -114,8 +156,9 @@ class Receiver {
   bool cancel_ack_owed_ = false;
   absl::Time first_offer_time_ = absl::InfiniteFuture();
   absl::Time final_time_ = absl::InfiniteFuture();
-  absl::Time lease_end_;                            // renewed by every valid message
-  absl::Time stalled_at_ = absl::InfiniteFuture();  // renewed by ended receives; infinite: none is pending
+  absl::Time lease_end_;  // renewed by every valid message
+  // Renewed by receives that end; infinite while none is pending.
+  absl::Time stalled_at_ = absl::InfiniteFuture();
   absl::Time close_peer_at_ = absl::InfiniteFuture();
 };
 

@@ -27,7 +27,7 @@ absl::Status RefusalStatus(NackCode code) {
 }  // namespace
 
 Sender::Sender(const SenderOptions& options, Bind bind, absl::Time now)
-    : options_(options), bind_(std::move(bind)), lease_end_(now + options.lease), resend_at_(now) {}
+    : options_(options), bind_(std::move(bind)), resend_at_(now), lease_end_(now + options.lease) {}
 
 bool Sender::Step(const Event& event, absl::Time now, std::vector<Action>* actions) {
   if (state_ == State::kEnded) return false;
@@ -188,8 +188,8 @@ void Sender::OnTick(absl::Time now, std::vector<Action>* actions) {
   if (state_ == State::kEnded) return;
   if (now >= close_peer_at_ && num_pending_ > 0) {
     close_peer_at_ = now + options_.lease;
-    actions->push_back(ClosePeer{absl::DeadlineExceededError(
-        "a send did not end after its transfer was over")});
+    actions->push_back(
+        ClosePeer{absl::DeadlineExceededError("a send did not end after its transfer was over")});
   }
   if (now < resend_at_) return;
   resend_at_ = now + options_.resend_interval;
@@ -212,8 +212,8 @@ void Sender::OnTick(absl::Time now, std::vector<Action>* actions) {
         break;
       }
       ++resends_;
-      actions->push_back(SendControl{
-          Cancel{Side::kReceiver, status_.code(), std::string(status_.message())}});
+      actions->push_back(
+          SendControl{Cancel{Side::kReceiver, status_.code(), std::string(status_.message())}});
       break;
     default:
       resend_at_ = absl::InfiniteFuture();
@@ -288,8 +288,8 @@ void Sender::MaybeSendFinal(absl::Time now, std::vector<Action>* actions) {
 
 void Sender::BeginAbort(absl::Status reason, bool answered, absl::Time now,
                         std::vector<Action>* actions) {
-  // Before the first Ack nothing was offered, so nothing of ours can be in use: Cancel is a courtesy
-  // that frees the reservation before its lease does.
+  // Before the first Ack nothing was offered, so nothing of ours can be in use: Cancel is a
+  // courtesy that frees the reservation before its lease does.
   answered_ = answered || state_ == State::kQueued;
   state_ = State::kAborting;
   status_ = std::move(reason);

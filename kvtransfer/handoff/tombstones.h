@@ -1,6 +1,6 @@
-// Closed transfers of a decode worker, remembered so that stragglers get the right answer: a lost Commit is
-// repeated, everything else is refused. Bounded: the oldest are forgotten first (then the answer is
-// UNKNOWN, which ends the sender as well). One owner, one thread.
+// Closed transfers of a decode worker, remembered so that stragglers get the right answer: a lost
+// Commit is repeated, everything else is refused. Bounded: the oldest are forgotten first (then the
+// answer is UNKNOWN, which ends the sender as well). One owner, one thread.
 #pragma once
 
 #include <cstddef>

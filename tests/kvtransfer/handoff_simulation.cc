@@ -1,16 +1,18 @@
-// Real transfer agents of two prefill and two decode workers over a faulty network, on virtual time:
-//   handoff_simulation [--seeds N] [--first N]   many seeds, one summary line
+// Real transfer agents of two prefill and two decode workers over a faulty network, on virtual
+// time:
+//   handoff_simulation [--seeds N] [--first N]   many seeds (5000 by default), one summary line
 //   handoff_simulation --seed N                  one seed, with a trace
-// Around the agents are fake engines with small LIFO block pools, which give the worst reuse distance:
-// what one request frees the next one takes at once. A router makes attempts until each request is delivered.
+// Around the agents are fake engines with small LIFO block pools, which give the worst reuse
+// distance: what one request frees the next one takes at once. A router makes attempts until each
+// request is delivered.
 //
 // Checked all the time:
 //   - a delivered sequence holds exactly the bytes of (request, attempt, position);
 //   - delivery happens once, and only with every block covered;
 //   - a block reported free is not being written (decode) nor read (prefill) by the network;
 //   - nobody writes to a free block (poison is intact when it is taken again).
-// And when the faults have stopped: every request is delivered, every transfer has ended, every block is
-// free or cached, and no agent wants to wake up.
+// And when the faults have stopped: every request is delivered, every transfer has ended, every
+// block is free or cached, and no agent wants to wake up.
 #include <algorithm>
 #include <cstdio>
 #include <cstdlib>
@@ -59,8 +61,8 @@ uint64_t Mix(uint64_t x) {
 
 void FillContent(int request, uint32_t attempt, int block, uint8_t* data) {
   for (size_t i = 0; i < kBlockBytes; i += 8) {
-    uint64_t word = Mix((uint64_t{static_cast<uint32_t>(request)} << 48) ^ (uint64_t{attempt} << 24) ^
-                        (static_cast<uint64_t>(block) << 12) ^ i);
+    uint64_t word = Mix((uint64_t{static_cast<uint32_t>(request)} << 48) ^
+                        (uint64_t{attempt} << 24) ^ (static_cast<uint64_t>(block) << 12) ^ i);
     std::memcpy(data + i, &word, 8);
   }
 }
@@ -74,7 +76,8 @@ bool HasContent(int request, uint32_t attempt, int block, const uint8_t* data) {
 // The blocks of one worker. Last freed, first taken.
 class Pool {
  public:
-  explicit Pool(SimNetwork* network) : network_(network), memory_(kBlocksPerNode * kBlockBytes, kPoison) {
+  explicit Pool(SimNetwork* network)
+      : network_(network), memory_(kBlocksPerNode * kBlockBytes, kPoison) {
     for (int i = 0; i < kBlocksPerNode; ++i) free_.push_back(i);
   }
   size_t num_free() const { return free_.size(); }
@@ -130,7 +133,7 @@ struct Node {
   Pool pool;
   std::map<TransferId, SendJob> sends;
   std::map<TransferId, ReceiveJob> receives;
-  std::map<int, CachedPrefix> cache;   // by request
+  std::map<int, CachedPrefix> cache;  // by request
   bool paused = false;
   std::unique_ptr<TransferAgent> agent;  // before the channel
 };
@@ -138,7 +141,7 @@ struct Node {
 struct Request {
   int num_tokens = 0;
   uint32_t attempt = 0;
-  bool active = false;     // an attempt is under way
+  bool active = false;  // an attempt is under way
   bool delivered = false;
   int p = -1, d = -1;
   Incarnation p_incarnation, d_incarnation;
@@ -345,7 +348,8 @@ class World {
       cached = std::min(static_cast<int>(prefix->second.blocks.size()), num_blocks - 1);
     }
     for (auto it = node->cache.begin();
-         static_cast<int>(node->pool.num_free()) < num_blocks - cached && it != node->cache.end();) {
+         static_cast<int>(node->pool.num_free()) < num_blocks - cached &&
+         it != node->cache.end();) {
       bool in_use = it->first == r;
       for (const auto& [id, job] : node->receives) in_use |= job.request == it->first;
       if (in_use) {
@@ -373,7 +377,8 @@ class World {
       spec.blocks.push_back(node->pool.Span(job.blocks.back()));
     }
     absl::StatusOr<TransferId> transfer = node->agent->Reserve(spec);
-    if (!transfer.ok()) Fail(network_.Now(), absl::StrCat("Reserve: ", transfer.status().ToString()));
+    if (!transfer.ok())
+      Fail(network_.Now(), absl::StrCat("Reserve: ", transfer.status().ToString()));
     if (Chance(0.1)) {  // a duplicate of the router's call
       absl::StatusOr<TransferId> again = node->agent->Reserve(spec);
       if (!again.ok() || *again != *transfer) Fail(network_.Now(), "Reserve is not idempotent");
@@ -382,9 +387,8 @@ class World {
     if (request.d_address.empty()) request.d_address = node->channel->LocalAddress();
     node->receives[*transfer] = std::move(job);
     Trace("request ", r, " attempt ", attempt, " reserved on ", node->name, " from block ", cached);
-    After(RandomDelay(absl::Milliseconds(20)), [this, r, attempt, cached] {
-      StartPrefill(r, attempt, cached * kBlockTokens);
-    });
+    After(RandomDelay(absl::Milliseconds(20)),
+          [this, r, attempt, cached] { StartPrefill(r, attempt, cached * kBlockTokens); });
     if (cancels_ && Chance(0.2)) {
       After(RandomDelay(absl::Milliseconds(300)), [this, r, attempt, id = *transfer] {
         Node* d = Alive(requests_[r].d, requests_[r].d_incarnation);
@@ -492,8 +496,7 @@ class World {
     Node* node = nodes_[p].get();
     if (node->incarnation != incarnation) return;
     if (node->paused) {  // the engine stands still with its process, and goes on as a zombie
-      After(absl::Milliseconds(100),
-            [=, this] { ComputeChunk(p, incarnation, id, begin_block); });
+      After(absl::Milliseconds(100), [=, this] { ComputeChunk(p, incarnation, id, begin_block); });
       return;
     }
     auto it = node->sends.find(id);
@@ -609,7 +612,7 @@ class World {
 }  // namespace sluice
 
 int main(int argc, char** argv) {
-  uint64_t first = 1, count = 1000;
+  uint64_t first = 1, count = 5000;
   for (int i = 1; i + 1 < argc; i += 2) {
     std::string flag = argv[i];
     uint64_t value = std::strtoull(argv[i + 1], nullptr, 10);

@@ -65,7 +65,8 @@ TEST(Messages, AnyFlippedBitIsRefused) {
 TEST(Messages, EveryTruncationAndExtensionIsRefused) {
   for (const Body& body : OneOfEach()) {
     const std::string good = Encode({Incarnation(11), Incarnation(22), SomeTransfer(), body});
-    for (size_t size = 0; size < good.size(); ++size) EXPECT_FALSE(Decode(good.substr(0, size)).ok());
+    for (size_t size = 0; size < good.size(); ++size)
+      EXPECT_FALSE(Decode(good.substr(0, size)).ok());
     EXPECT_FALSE(Decode(good + "x").ok());
   }
 }

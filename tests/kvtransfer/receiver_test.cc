@@ -243,15 +243,25 @@ TEST_F(ReceiverTest, NothingFreesMemoryUnderAPendingReceive) {
     std::vector<std::string> at_end;
   };
   const Case cases[] = {
-      {"owner", [this] { return Do(Receiver::Abort{absl::CancelledError("")}); }, {"Cancel"},
+      {"owner",
+       [this] { return Do(Receiver::Abort{absl::CancelledError("")}); },
+       {"Cancel"},
        {"Freed CANCELLED 128"}},
-      {"peer dead", [this] { return Do(Receiver::PeerDead{absl::UnavailableError("")}); }, {},
+      {"peer dead",
+       [this] { return Do(Receiver::PeerDead{absl::UnavailableError("")}); },
+       {},
        {"Freed UNAVAILABLE 128"}},
-      {"sender", [this] { return Hear(Cancel{Side::kReceiver}); }, {},
+      {"sender",
+       [this] { return Hear(Cancel{Side::kReceiver}); },
+       {},
        {"CancelAck", "Freed CANCELLED 128"}},
-      {"lease", [this] { return Tick(absl::Seconds(5)); }, {"Cancel"},
+      {"lease",
+       [this] { return Tick(absl::Seconds(5)); },
+       {"Cancel"},
        {"Freed DEADLINE_EXCEEDED 128"}},
-      {"contradiction", [this] { return Offered(1, 192, 256); }, {"Nack CONFLICT"},
+      {"contradiction",
+       [this] { return Offered(1, 192, 256); },
+       {"Nack CONFLICT"},
        {"Freed FAILED_PRECONDITION 128"}},
   };
   for (const Case& c : cases) {

@@ -62,8 +62,8 @@ class TransferAgentTest : public ::testing::Test {
       absl::Time next = std::min(until, network_.NextEventTime());
       for (Node* node : {&*p_, &*d_}) {
         if (!node->polled) continue;
-        next = std::min(next, node->channel->has_events() ? network_.Now()
-                                                          : node->agent->NextDeadline());
+        next = std::min(next,
+                        node->channel->has_events() ? network_.Now() : node->agent->NextDeadline());
       }
       network_.AdvanceTo(std::max(next, network_.Now()));
       for (Node* node : {&*p_, &*d_}) {
@@ -82,7 +82,8 @@ class TransferAgentTest : public ::testing::Test {
     spec.begin_token = begin;
     spec.end_token = end;
     spec.block_bytes = kBlockBytes;
-    for (int i = begin / kBlockTokens; i * kBlockTokens < end; ++i) spec.blocks.push_back(d_->Block(i));
+    for (int i = begin / kBlockTokens; i * kBlockTokens < end; ++i)
+      spec.blocks.push_back(d_->Block(i));
     return spec;
   }
   SendSpec SendOf(const ReceiveSpec& receive, TransferId transfer) {
@@ -289,8 +290,8 @@ TEST_F(TransferAgentTest, ASilentPeerIsDeadAfterTheTimeout) {
     EXPECT_TRUE(alive.events.empty());
     Run(absl::Milliseconds(500));
     ASSERT_EQ(alive.events.size(), 1u);
-    absl::Status status = prefill_dies ? alive.All<ReceiveEnded>()[0].status
-                                       : alive.All<SendEnded>()[0].status;
+    absl::Status status =
+        prefill_dies ? alive.All<ReceiveEnded>()[0].status : alive.All<SendEnded>()[0].status;
     EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
     EXPECT_EQ(alive.agent->NextDeadline(), absl::InfiniteFuture());
     // It was only asleep: the zombie hears that it is too late.
@@ -383,7 +384,8 @@ TEST_F(TransferAgentTest, ShortTransfersOvertakeLongOnes) {
   EXPECT_EQ(d_->All<Received>()[0].transfer, quick);
 }
 
-// Whoever can reach the channel can send it anything. Nothing but a correct message of the bound life counts.
+// Whoever can reach the channel can send it anything. Nothing but a correct message of the bound
+// life counts.
 TEST_F(TransferAgentTest, HostileMessagesAreCountedAndHarmless) {
   ReceiveSpec receive = ReceiveOf(0, 128);
   TransferId transfer = Begin(receive);
@@ -400,12 +402,14 @@ TEST_F(TransferAgentTest, HostileMessagesAreCountedAndHarmless) {
   handoff::Bind bind;
   send("", false);
   send("garbage", true);
-  send(handoff::Encode({kPrefill, Incarnation(5), transfer, offer}), true);      // earlier life of D
-  send(handoff::Encode({Incarnation(66), kDecode, transfer, offer}), true);      // not who bound
-  send(handoff::Encode({kPrefill, kDecode, TransferId(), offer}), true);         // no such transfer
-  send(handoff::Encode({kPrefill, kDecode, transfer, handoff::Final{}}), true);  // payload where none is
+  send(handoff::Encode({kPrefill, Incarnation(5), transfer, offer}), true);  // earlier life of D
+  send(handoff::Encode({Incarnation(66), kDecode, transfer, offer}), true);  // not who bound
+  send(handoff::Encode({kPrefill, kDecode, TransferId(), offer}), true);     // no such transfer
+  send(handoff::Encode({kPrefill, kDecode, transfer, handoff::Final{}}),
+       true);  // payload where none is
   send(handoff::Encode({Incarnation(66), kDecode, transfer, bind}), false);
-  send(handoff::Encode({Incarnation(66), kDecode, transfer, handoff::Cancel{handoff::Side::kReceiver}}),
+  send(handoff::Encode(
+           {Incarnation(66), kDecode, transfer, handoff::Cancel{handoff::Side::kReceiver}}),
        false);
   Run(absl::Milliseconds(100));
   EXPECT_EQ(d_->agent->Stats().messages_refused, sent);

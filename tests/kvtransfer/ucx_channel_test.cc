@@ -1,5 +1,6 @@
-// The UCX channel over shared memory and over TCP on the loopback: two channels in one process, and a peer in
-// another process that can be stopped and killed. `ucx_channel_test --peer TLS` is that peer.
+// The UCX channel over shared memory and over TCP on the loopback: two channels in one process, and
+// a peer in another process that can be stopped and killed. `ucx_channel_test --peer TLS` is that
+// peer.
 #include "kvtransfer/channel/ucx_channel.h"
 
 #include <dlfcn.h>
@@ -107,8 +108,8 @@ class Node {
 
 // --- the other process ---
 
-// Obeys headers: "take" receives and answers with a digest, "drop" refuses, "hold" ignores, "send N" sends N bytes,
-// "send-stop N" sends and stops itself, "exit".
+// Obeys headers: "take" receives and answers with a digest, "drop" refuses, "hold" ignores, "send
+// N" sends N bytes, "send-stop N" sends and stops itself, "exit".
 int RunPeer(const std::string& tls) {
   signal(SIGPIPE, SIG_IGN);
   Node node(OptionsFor(tls));
@@ -279,12 +280,14 @@ TEST_P(UcxChannelTest, EveryOperationOfManyEnds) {
   constexpr uint64_t kCount = 300;
   std::vector<std::vector<uint8_t>> sources, destinations(kCount);
   for (uint64_t i = 0; i < kCount; ++i) {
-    sources.push_back(Pattern(i % 3 == 0 ? 0 : i % 3 == 1 ? 500 + i : 100000 + i,
+    sources.push_back(Pattern(i % 3 == 0   ? 0
+                              : i % 3 == 1 ? 500 + i
+                                           : 100000 + i,
                               static_cast<uint32_t>(i)));
-    ASSERT_TRUE(a.channel
-                    ->Send(to_b, absl::StrCat(i), {absl::MakeConstSpan(sources.back())},
-                           OperationId(i + 1))
-                    .ok());
+    ASSERT_TRUE(
+        a.channel
+            ->Send(to_b, absl::StrCat(i), {absl::MakeConstSpan(sources.back())}, OperationId(i + 1))
+            .ok());
   }
   size_t handled = 0, dropped = 0;
   ASSERT_TRUE(b.WaitUntil(
@@ -326,8 +329,8 @@ TEST_P(UcxChannelTest, RefusesWhatIsNotItsOwn) {
   EXPECT_EQ(b.messages[0].header, longest);
 }
 
-// The heart of receiver-driven transfer: once our receive has ended, nobody writes to its memory, even
-// though the sender is alive and knows nothing.
+// The heart of receiver-driven transfer: once our receive has ended, nobody writes to its memory,
+// even though the sender is alive and knows nothing.
 TEST_P(UcxChannelTest, NothingIsWrittenAfterTheReceiveEnded) {
   int interrupted = 0;
   std::vector<uint8_t> source(32 << 20, 0x55);
@@ -342,8 +345,8 @@ TEST_P(UcxChannelTest, NothingIsWrittenAfterTheReceiveEnded) {
     ASSERT_TRUE(b.WaitForMessages(1, &a));
     ASSERT_TRUE(b.channel->Receive(b.messages[0].payload, {absl::MakeSpan(destination)}, id).ok());
     // The transports write in order, so this stops in the middle.
-    ASSERT_TRUE(b.WaitUntil(
-        [&] { return bytes_before == 0 || destination[bytes_before - 1] != 0; }, &a));
+    ASSERT_TRUE(
+        b.WaitUntil([&] { return bytes_before == 0 || destination[bytes_before - 1] != 0; }, &a));
     b.channel->Disconnect(to_a);
     ASSERT_TRUE(b.WaitUntil([&] { return b.received.contains(id); }));
     interrupted += !b.received[id].ok();
@@ -453,7 +456,8 @@ TEST_P(UcxChannelTest, TalksToAnotherProcess) {
   ASSERT_TRUE(a.WaitForMessages(3));
   std::vector<uint8_t> destination(3000000);
   ASSERT_TRUE(
-      a.channel->Receive(a.messages[2].payload, {absl::MakeSpan(destination)}, OperationId(4)).ok());
+      a.channel->Receive(a.messages[2].payload, {absl::MakeSpan(destination)}, OperationId(4))
+          .ok());
   ASSERT_TRUE(a.WaitUntil([&] { return a.received.contains(OperationId(4)); }));
   EXPECT_EQ(destination, Pattern(3000000, 7));
   ASSERT_EQ(a.channel->Transports().size(), 1u);
@@ -472,8 +476,8 @@ TEST_P(UcxChannelTest, PendingSendEndsWhenThePeerIsKilled) {
   // UCX notices by itself, or (as the agent does when heartbeats stay away) we disconnect.
   a.WaitUntil([&] { return !a.failed.empty(); }, nullptr, absl::Seconds(2));
   a.channel->Disconnect(to_peer);
-  EXPECT_TRUE(a.WaitUntil([&] { return a.sent.contains(OperationId(1)); }, nullptr,
-                          absl::Seconds(3)));
+  EXPECT_TRUE(
+      a.WaitUntil([&] { return a.sent.contains(OperationId(1)); }, nullptr, absl::Seconds(3)));
   EXPECT_FALSE(a.sent[OperationId(1)].ok());
 }
 
@@ -486,9 +490,9 @@ TEST_P(UcxChannelTest, PendingReceiveEndsWhenThePeerIsStoppedOrKilled) {
     ASSERT_TRUE(a.WaitForMessages(1));
     peer.WaitUntilStopped();  // its half of the rendezvous will not come
     std::vector<uint8_t> destination(4000000);
-    ASSERT_TRUE(a.channel
-                    ->Receive(a.messages[0].payload, {absl::MakeSpan(destination)}, OperationId(2))
-                    .ok());
+    ASSERT_TRUE(
+        a.channel->Receive(a.messages[0].payload, {absl::MakeSpan(destination)}, OperationId(2))
+            .ok());
     a.WaitUntil([] { return false; }, nullptr, absl::Milliseconds(200));
     if (signal == SIGKILL) {
       peer.Kill();
@@ -533,8 +537,7 @@ TEST(UcxLanes, ReadsThePrint) {
       "#\n# UCP endpoint\n#               peer: <no debug data>\n"
       "#   lane[0]:  2:rc_mlx5/mlx5_0:1.0 md[3]  -> md[3]/ib/sysdev[0] rma_bw#0 am am_bw#0\n"
       "#   lane[1]: 12:tcp/eth0.0 md[1]  -> md[1]/tcp/sysdev[255] keepalive wireup\n");
-  EXPECT_EQ(lanes,
-            "rc_mlx5/mlx5_0:1.0 rma_bw#0 am am_bw#0; tcp/eth0.0 keepalive wireup");
+  EXPECT_EQ(lanes, "rc_mlx5/mlx5_0:1.0 rma_bw#0 am am_bw#0; tcp/eth0.0 keepalive wireup");
   EXPECT_EQ(TransportOf(lanes), "rdma");
   EXPECT_EQ(TransportOf("posix/memory.0 am am_bw#0"), "shm");
   EXPECT_EQ(TransportOf("posix/memory.0 am; tcp/eth0.0 am_bw#1"), "tcp");
