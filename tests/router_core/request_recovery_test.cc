@@ -99,6 +99,19 @@ TEST_F(RecoveryTest, LostDecodeWorkerIsReplacedAndNoTokenIsLostOrRepeated) {
   EXPECT_EQ(h_.Result(id).end, GenerationEnd::kStop);
 }
 
+TEST_F(RecoveryTest, OnlyTheFirstTokensAfterALossAreARecovery) {
+  SubmitAndDecode(3);
+  for (const EmitTokens& emitted : h_.all_emitted) EXPECT_FALSE(emitted.recovered);
+  h_.all_emitted.clear();
+  h_.Play(WorkerLeft{d_, "its stream ended"});
+  const AttemptKey key = Grant();
+  h_.PlayToken(h_.Take<SendPrefill>().at(0).to, key, 3, 103);
+  h_.PlayToken(d2_, key, 4, 104);
+  ASSERT_EQ(h_.all_emitted.size(), 2u);
+  EXPECT_TRUE(h_.all_emitted[0].recovered);
+  EXPECT_FALSE(h_.all_emitted[1].recovered);
+}
+
 TEST_F(RecoveryTest, LostWhileReserving) {
   const RequestId id = h_.Submit();
   EXPECT_EQ(h_.Take<SendReserve>().at(0).to, d_);

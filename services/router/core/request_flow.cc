@@ -110,7 +110,8 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
   }
   if (!journal_.has_gap()) gap_deadline_ = absl::InfiniteFuture();
   ctx.actions.push_back(
-      EmitTokens{spec_.id, std::move(ready), first_of_request, ctx.now - last_emit_at_});
+      EmitTokens{spec_.id, std::move(ready), first_of_request, ctx.now - last_emit_at_,
+                 std::exchange(recovering_, false)});
   last_emit_at_ = ctx.now;
   if (end_reason_.has_value()) FinishWhenDelivered(ctx);
 }
@@ -333,6 +334,7 @@ void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryRe
     return;
   }
   ctx.counters.CountRetry(stage, reason);
+  recovering_ = journal_.size() > 0;
   EndAttempt(ctx, std::string(status.message()));
   Plan(ctx);
 }
