@@ -37,19 +37,12 @@ class Nemesis:
         self._mu = threading.Lock()
 
     def strike(self):
-        """One fault on a worker that is up; repaired later by itself. False if too many are down."""
-        with self._mu:
-            up = [w for w in self.cluster.workers if w.name not in self._broken]
-            # Mostly one pair is left alive; now and then a whole role goes.
-            roles = collections.Counter(w.name.split("-")[0] for w in up)
-            if self.rng.random() < 0.97:
-                up = [w for w in up if roles[w.name.split("-")[0]] > 1]
-            if not up:
-                return False
-            worker = self.rng.choice(up)
-            self._broken.add(worker.name)
+        """One fault on a worker that is up; repaired later by itself."""
+        # One of each role is left alive, but for one fault in 50: then a whole role may go.
+        least = 0 if self.rng.random() < 0.02 else 1
+        kind = self.rng.choices(["kill", "blink", "stop"], [45, 45, 10])[0]
+        worker = wait_for(lambda: self._take(least), 60, "a worker to break")
         role, began = worker.name.split("-")[0], time.monotonic()
-        kind = self.rng.choices(["kill", "blink", "stop"], [50, 40, 10])[0]
         if kind == "kill":
             pause = self.rng.choice([0, 0, 0.2, 0.8])
             worker.signal(signal.SIGKILL)
@@ -66,7 +59,18 @@ class Nemesis:
         repair = threading.Thread(target=self._repair, args=(worker, kind, pause, role, began))
         self._repairs.append(repair)
         repair.start()
-        return True
+
+    def _take(self, least):
+        """A random worker whose role keeps `least` others that are up; marked broken."""
+        with self._mu:
+            up = [w for w in self.cluster.workers if w.name not in self._broken]
+            roles = collections.Counter(w.name.split("-")[0] for w in up)
+            up = [w for w in up if roles[w.name.split("-")[0]] > least]
+            if not up:
+                return None
+            worker = self.rng.choice(up)
+            self._broken.add(worker.name)
+            return worker
 
     def _repair(self, worker, kind, pause, role, began):
         time.sleep(pause)
@@ -147,7 +151,8 @@ def main():
     with Cluster(prefill=2, decode=3, kv_cache="48MiB",
                  router_args=["--worker-timeout", f"{WORKER_TIMEOUT_SECONDS}s",
                               "--no-worker-timeout", f"{NO_WORKER_TIMEOUT_SECONDS}s",
-                              "--max-lost-workers", str(MAX_LOST_WORKERS)]) as cluster:
+                              "--max-lost-workers", str(MAX_LOST_WORKERS)],
+                 worker_args=["--transfer.peer-timeout", "2s"]) as cluster:
         roles = collections.Counter(w.name.split("-")[0] for w in cluster.workers)
         address = ("127.0.0.1", cluster.router.ports["http_port"])
         history = History(ask_oracle(address, make_specs(args.seed, 24), random.Random(args.seed)))
@@ -157,10 +162,8 @@ def main():
         began = time.monotonic()
         try:
             while sum(nemesis.counts.values()) < events and time.monotonic() - began < max_seconds:
-                if nemesis.strike():
-                    time.sleep(nemesis.rng.uniform(0.1, 0.9))
-                else:
-                    time.sleep(0.05)
+                nemesis.strike()
+                time.sleep(nemesis.rng.uniform(0.1, 0.9))
                 if sum(nemesis.counts.values()) % 50 == 0:
                     print(f"{time.monotonic() - began:.0f} s: {sum(nemesis.counts.values())} faults, "
                           f"{len(history.answers)} answers, {len(history.errors())} errors, "

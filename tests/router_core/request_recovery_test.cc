@@ -290,6 +290,37 @@ TEST_F(RecoveryTest, FailedAttemptsAreRetriedAFewTimes) {
   EXPECT_EQ(Retries(Stage::kKvTransfer, RetryReason::kFailed), 2u);
 }
 
+TEST_F(RecoveryTest, FailedTransferAvoidsBothEnds) {
+  h_.Submit();
+  const AttemptKey key = Grant();
+  ASSERT_EQ(granted_by_, d_);
+  ASSERT_EQ(h_.Take<SendPrefill>().at(0).to, p_);
+  // The prefill worker hangs: the decode worker notices before the router does.
+  h_.PlayEnd(d_, key, AttemptEndReason::kFailed, absl::UnavailableError("no sign of life"),
+             "kv_transfer");
+  Grant();
+  EXPECT_EQ(granted_by_, d2_);
+  EXPECT_EQ(h_.Take<SendPrefill>().at(0).to, p2_);
+}
+
+TEST_F(RecoveryTest, FailuresBeforeProgressDoNotAddUp) {
+  const RequestId id = h_.Submit(10, 900);
+  int index = 0;
+  for (int i = 0; i < 2 * CoreOptions().max_failures; ++i) {
+    const AttemptKey key = Grant();
+    const SessionId prefill = h_.Take<SendPrefill>().at(0).to;
+    h_.PlayToken(prefill, key, index, 100 + index);
+    h_.PlayKv(granted_by_, key);
+    h_.PlayEnd(prefill, key, AttemptEndReason::kHandedOver);
+    ++index;
+    h_.PlayToken(granted_by_, key, index, 100 + index);
+    ++index;
+    h_.PlayEnd(granted_by_, key, AttemptEndReason::kFailed, absl::InternalError("x"), "decode");
+    h_.AdvanceAlive(absl::Seconds(1));
+    ASSERT_FALSE(h_.HasEnded(id)) << i;
+  }
+}
+
 TEST_F(RecoveryTest, WhatIsTheRequestsOwnFaultIsNotRetried) {
   const RequestId id = h_.Submit();
   const AttemptKey key = Grant();
