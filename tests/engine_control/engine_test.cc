@@ -331,6 +331,25 @@ TEST_F(EngineTest, AbandonKeepsVerifiedBlocksAsPrefix) {
   EXPECT_TRUE(fake_.engine->CheckIntegrity().ok());
 }
 
+TEST_F(EngineTest, WhollyCachedPromptStillReservesItsLastBlock) {
+  const SequenceInput input = Input(1, 192);  // exactly three blocks
+  const absl::StatusOr<Reservation> first = fake_.engine->Reserve(input);
+  ASSERT_TRUE(first.ok());
+  FillReservation(input, *first);
+  fake_.engine->AbandonReservation(input.key, 192);
+  EXPECT_EQ(Blocks().cached, 3);
+
+  SequenceInput again = input;
+  again.key = MakeKey(1, 2);
+  const absl::StatusOr<Reservation> second = fake_.engine->Reserve(again);
+  ASSERT_TRUE(second.ok());
+  EXPECT_EQ(second->cached_tokens, 128);
+  EXPECT_THAT(second->blocks, SizeIs(1));  // a transfer of nothing could not bring the next token
+  FillReservation(again, *second);
+  EXPECT_TRUE(fake_.engine->Activate(again.key, {5, 0, {}}).ok());
+  EXPECT_TRUE(fake_.engine->CheckIntegrity().ok());
+}
+
 TEST_F(EngineTest, ReservationsAndAnswersPromiseGrowth) {
   Start(SmallOptions(), 8);  // 512 tokens
   // 3 blocks now, 2 more expected: 150 + 149 computed tokens.

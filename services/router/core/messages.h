@@ -201,6 +201,9 @@ struct EmitTokens {
   std::vector<SampledToken> tokens;
   bool first = false;             // of the request
   absl::Duration since_previous;  // since the previous tokens; of the first: since Submit
+  // The first after a worker was lost or failed in the middle of the answer: since_previous is the
+  // pause that the client saw.
+  bool recovered = false;
 };
 
 enum class RejectReason {

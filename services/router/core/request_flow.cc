@@ -101,6 +101,7 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
   }
   if (from_decode && !colocated_ && !decode_token_seen_) {
     decode_token_seen_ = kv_arrived_ = true;
+    failures_ = 0;  // they bound the tries of one handoff, not what a long answer may live through
     if (kv_arrived_at_.has_value()) stages_.try_emplace("first_step", ctx.now - *kv_arrived_at_);
   }
   UpdatePhase();
@@ -109,8 +110,8 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
     return;
   }
   if (!journal_.has_gap()) gap_deadline_ = absl::InfiniteFuture();
-  ctx.actions.push_back(
-      EmitTokens{spec_.id, std::move(ready), first_of_request, ctx.now - last_emit_at_});
+  ctx.actions.push_back(EmitTokens{spec_.id, std::move(ready), first_of_request,
+                                   ctx.now - last_emit_at_, std::exchange(recovering_, false)});
   last_emit_at_ = ctx.now;
   if (end_reason_.has_value()) FinishWhenDelivered(ctx);
 }
@@ -166,6 +167,12 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
   DropLeg(ctx, kind, /*cancel=*/false);
   if (kind == LegKind::kPrefill && first_token_seen_ && kv_arrived_) {
     return;  // its part was done, whatever it says
+  }
+  if (event.reason == AttemptEndReason::kFailed && stage == Stage::kKvTransfer) {
+    // Either end may be at fault, most often the silent one: the next attempt avoids both.
+    const std::optional<Leg>& peer =
+        leg(kind == LegKind::kDecode ? LegKind::kPrefill : LegKind::kDecode);
+    if (peer.has_value()) excluded_.push_back(peer->session);
   }
 
   switch (event.reason) {
@@ -337,6 +344,7 @@ void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryRe
     return;
   }
   ctx.counters.CountRetry(stage, reason);
+  recovering_ = journal_.size() > 0;
   EndAttempt(ctx, std::string(status.message()));
   Plan(ctx);
 }

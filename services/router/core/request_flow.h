@@ -155,6 +155,7 @@ class RequestFlow {
   // Over all attempts.
   std::vector<SessionId> excluded_;  // answered Busy in this round, or failed
   int lost_workers_ = 0;
+  bool recovering_ = false;  // from a failure in the middle of the answer to its next token
   int failures_ = 0;
   int preemptions_ = 0;
   int max_model_len_ = 0;  // of the attempt's workers, the smallest
