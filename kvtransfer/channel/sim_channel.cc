@@ -153,6 +153,7 @@ void SimNetwork::StartReceive(std::shared_ptr<Announcement> payload, SimChannel*
                               std::vector<absl::Span<uint8_t>> destination,
                               OperationId operation) {
   receiver->receives_[operation] = {std::move(payload), std::move(destination)};
+  if (faults_.hang_receive > 0 && Chance() < faults_.hang_receive) return;
   At(now_ + Delay(), [this, address = receiver->address_, operation] {
     TryComplete(address, operation);
   });
