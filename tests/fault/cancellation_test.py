@@ -121,8 +121,7 @@ def main():
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     stubs = python_stubs()
-    with Cluster(kv_cache="64MiB", router_args=["--worker-timeout", "10s"],
-                 worker_args=["--scheduler.enable-prefix-cache", "true"]) as cluster:
+    with Cluster(kv_cache="64MiB", router_args=["--worker-timeout", "10s"]) as cluster:
         processes = [cluster.router, *cluster.workers]
         counts = collections.Counter()
         errors = []

@@ -287,7 +287,7 @@ TEST_F(RecoveryTest, FailedAttemptsAreRetriedAFewTimes) {
   EXPECT_EQ(tried[1], p2_);  // another one first
   EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kInternal);
   EXPECT_THAT(Message(id), HasSubstr("checksum mismatch (stage kv_transfer)"));
-  EXPECT_EQ(Retries(Stage::kKvTransfer, RetryReason::kFailed), 2u);
+  EXPECT_EQ(Retries(Stage::kKvTransfer, RetryReason::kFailed), tried.size() - 1);
 }
 
 TEST_F(RecoveryTest, FailedTransferAvoidsBothEnds) {
