@@ -73,13 +73,13 @@ class Script {
       info.worker_id = absl::StrCat("worker ", i);
       info.incarnation = Incarnation(1);
       info.role = role;
-      info.model = "m";
-      info.fingerprint = "fp";
+      info.model = std::string("m");
+      info.fingerprint = std::string("fp");
       info.max_model_len = 128;
       info.max_num_seqs = 4;
       info.num_kv_blocks = 16;
       info.kv_block_tokens = kBlockTokens;
-      info.kv_address = "address";
+      info.kv_address = std::string("address");
       workers_[i].registered = true;
       Play(WorkerRegistered{workers_[i].session, std::move(info)});
       WorkerLoad load;
