@@ -48,7 +48,7 @@ for target in "${targets[@]}"; do
   log="build/fuzz/logs/$target.log" learned="build/fuzz/corpus/$target"
   mkdir -p "$learned"
   started=$(mktemp)
-  build/fuzz/bin/"$target" -max_total_time="$seconds" -max_len=8192 -timeout=20 -rss_limit_mb=2048 \
+  build/fuzz/bin/"$target" -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=2048 \
     -malloc_limit_mb=512 -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$target-" \
     "$learned" "tests/fuzz/corpus/$target" >"$log" 2>&1
   status=$?

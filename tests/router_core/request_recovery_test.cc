@@ -372,6 +372,18 @@ TEST_F(RecoveryTest, ReserveWithoutAnswerGoesElsewhere) {
   EXPECT_EQ(h_.Stale(StaleReason::kStaleAttempt), 1u);
 }
 
+TEST_F(RecoveryTest, AGrantOfMoreThanTheSequenceIsItsWorkersFailure) {
+  h_.Submit(10);
+  const SendReserve reserve = h_.Take<SendReserve>().at(0);
+  router::Grant grant;
+  grant.cached_tokens = 64;
+  h_.Play(Granted{reserve.to, reserve.sequence.key, grant});
+  EXPECT_TRUE(h_.Take<SendPrefill>().empty());
+  EXPECT_EQ(h_.Take<SendCancel>().at(0).to, reserve.to);
+  EXPECT_EQ(Retries(Stage::kReserve, RetryReason::kFailed), 1u);
+  EXPECT_NE(h_.Take<SendReserve>().at(0).to, reserve.to);
+}
+
 TEST_F(RecoveryTest, PrefillWorkersGoneAfterTheGrant) {
   h_.Submit();
   const SendReserve reserve = h_.Take<SendReserve>().at(0);

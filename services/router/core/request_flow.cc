@@ -56,6 +56,16 @@ void RequestFlow::OnGranted(const FlowContext& ctx, const Granted& event) {
     if (stale) ctx.actions.push_back(SendCancel{event.session, event.key, "stale grant"});
     return;
   }
+  if (event.grant.cached_tokens > num_tokens()) {
+    // A prefill worker would ignore an order with such a grant, and nobody would end the attempt.
+    excluded_.push_back(event.session);
+    RetryAfterFailure(
+        ctx, Stage::kReserve, RetryReason::kFailed,
+        absl::InternalError(absl::StrCat("decode worker ", decode_->worker_id, " granted ",
+                                         event.grant.cached_tokens, " cached tokens of ",
+                                         num_tokens(), " (stage reserve)")));
+    return;
+  }
   SendPrefillTo(ctx, event.grant);
 }
 
