@@ -51,8 +51,7 @@ absl::StatusOr<TransferId> ReceiveSide::Reserve(const ReceiveSpec& spec) {
     }
   }
   if (std::optional<Attempt> last = tombstones_.LastAttempt(spec.request);
-      last.has_value() && spec.attempt <= *last &&
-      !Planted(HandoffMutant::kReserveEndedAttempt)) {
+      last.has_value() && spec.attempt <= *last && !Planted(HandoffMutant::kReserveEndedAttempt)) {
     return absl::FailedPreconditionError(
         absl::StrCat("attempt ", spec.attempt.value, " of the request is over"));
   }

@@ -168,8 +168,8 @@ bool Receiver::OnReceiveDone(const ReceiveDone& done, absl::Time now,
   const Offer& offer = *slot.offer;
   stalled_at_ = --num_pending_ == 0 ? absl::InfiniteFuture() : now + options_.lease;
   bool failed = !done.status.ok() && !Planted(HandoffMutant::kIgnoreReceiveError);
-  bool bad_sum = done.status.ok() && done.checksum != offer.checksum &&
-                 !Planted(HandoffMutant::kSkipChecksum);
+  bool bad_sum =
+      done.status.ok() && done.checksum != offer.checksum && !Planted(HandoffMutant::kSkipChecksum);
   if (bad_sum) ++checksum_failures_;
   if (failed || bad_sum || !open()) {
     slot.state = Slot::State::kEmpty;

@@ -179,8 +179,8 @@ class Script {
     } else if (const auto* ended = std::get_if<EndRequest>(&action)) {
       RequestRecord& request = requests_.at(ended->id);
       SLUICE_CHECK(!request.ended);
-      const bool ended_well = ended->result.end == GenerationEnd::kStop ||
-                              ended->result.end == GenerationEnd::kLength;
+      const bool ended_well =
+          ended->result.end == GenerationEnd::kStop || ended->result.end == GenerationEnd::kLength;
       SLUICE_CHECK(ended->result.status.ok() == ended_well);
       request.ended = true;
     } else if (const auto* closed = std::get_if<CloseSession>(&action)) {
