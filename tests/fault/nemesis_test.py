@@ -176,7 +176,13 @@ def main():
             clients.stop()
         seconds = time.monotonic() - began
 
-        cluster.wait_until_nothing_is_held(timeout_seconds=15)
+        try:
+            cluster.wait_until_nothing_is_held(timeout_seconds=15)
+        except AssertionError as error:
+            held = {w.name: (cluster.blocks(w), {name: value for name, value in cluster.metrics(w).items() if value and
+                                                 name.startswith(("sluice_kv_transfers_in", "sluice_engine_requests"))})
+                    for w in cluster.workers}
+            raise AssertionError(f"blocks are held without a request; replay with --seed {args.seed}: {held}") from error
         pauses = read_pauses(cluster)
         retries = {name: int(value) for name, value in cluster.metrics(cluster.router).items()
                    if name.startswith(("sluice_request_retries", "sluice_stale")) and value}
