@@ -79,7 +79,9 @@ class Cluster {
     const bool faults = Chance(0.9);
     if (faults) ChooseFaults();
     for (int i = 0; i < kNumRequests; ++i) {
-      AddRequest(/*must_complete=*/!faults, RandomDelay(absl::Seconds(5)));
+      // Not before the workers of a calm seed have registered.
+      AddRequest(/*must_complete=*/!faults,
+                 absl::Milliseconds(500) + RandomDelay(absl::Seconds(5)));
     }
     Advance(start_ + kFaultTime);
     StopFaults();
