@@ -32,8 +32,8 @@ def main():
     parser.add_argument("--bin", help="folder of the programs")
     options = parser.parse_args()
     if options.bin:
-        os.environ["SLUICE_BIN_DIR"] = options.bin
-    from cluster import Cluster  # reads SLUICE_BIN_DIR
+        os.environ["E2E_BIN_DIR"] = options.bin
+    from cluster import Cluster  # reads E2E_BIN_DIR
 
     ready_seconds, memory = [], {}
     for _ in range(options.runs):

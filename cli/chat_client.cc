@@ -11,6 +11,16 @@
 
 namespace sluice::cli {
 
+namespace {
+
+// A cancelled answer has no usage message; its tokens are counted as they come.
+v1::ChatRequest WithTokenIds(v1::ChatRequest request) {
+  request.set_return_token_ids(true);
+  return request;
+}
+
+}  // namespace
+
 double AnswerStats::tokens_per_second() const {
   const double seconds = total_seconds - time_to_first_token_seconds;
   return num_tokens > 1 && seconds > 0 ? (num_tokens - 1) / seconds : 0;
@@ -20,7 +30,7 @@ ChatClient::ChatClient(std::string address, v1::ChatRequest defaults, absl::Dura
     : address_(std::move(address)),
       stub_(v1::Generation::NewStub(rpc::MakeChannel(address_))),
       timeout_(timeout),
-      beginning_(std::move(defaults)),
+      beginning_(WithTokenIds(std::move(defaults))),
       conversation_(beginning_) {}
 
 absl::StatusOr<AnswerStats> ChatClient::Ask(const std::string& question, const Sink& sink) {
@@ -55,6 +65,7 @@ absl::StatusOr<AnswerStats> ChatClient::Ask(const std::string& question, const S
       sink.on_text(response.text_delta());
     }
     if (response.finished() != v1::FINISH_REASON_UNSPECIFIED) stats.finished = response.finished();
+    stats.num_tokens += response.token_ids_size();
     if (response.has_usage()) stats.num_tokens = response.usage().completion_tokens();
   }
   const grpc::Status status = reader->Finish();

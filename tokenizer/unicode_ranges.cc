@@ -1,4 +1,5 @@
 // Made by tokenizer/tools/make_unicode_ranges.py; do not edit.
+// clang-format off
 #include "tokenizer/unicode_classes.h"
 
 namespace sluice {

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <iostream>
@@ -18,11 +19,15 @@
 #include "common/version.h"
 #include "kvtransfer/channel/ucx_channel.h"
 #include "metrics/admin_server.h"
+#include "modelspec/model_spec.h"
 #include "services/worker_runtime/signals.h"
 #include "services/worker_runtime/worker_config.h"
+#include "tokenizer/tokenizer.h"
 
 namespace sluice::worker {
 namespace {
+
+constexpr absl::Duration kLoadLogInterval = absl::Seconds(1);
 
 LogLevel LevelByName(const std::string& name) {
   if (name == "debug") return LogLevel::kDebug;
@@ -57,15 +62,31 @@ std::string HostName() {
   return gethostname(name, sizeof(name) - 1) == 0 ? name : "localhost";
 }
 
+// How many ids the tokenizer defines: rows of the vocabulary beyond them exist in the weights
+// (DeepSeek-V3 has 465 of them) but stand for no text, and are never sampled. 0, all, without a
+// tokenizer.
+absl::StatusOr<int64_t> SampleableVocabSize(const std::string& model_dir) {
+  const auto tokenizer = Tokenizer::Load(model_dir);
+  if (absl::IsNotFound(tokenizer.status())) {
+    SLUICE_LOG(Warning) << "no tokenizer in " << model_dir << ": every id may be sampled";
+    return 0;
+  }
+  if (!tokenizer.ok()) return tokenizer.status();
+  SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(model_dir));
+  return std::min<int64_t>((*tokenizer)->vocab_size(), spec.vocab_size);
+}
+
 absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const WorkerConfig& config, Phase* phase) {
   SLUICE_LOG(Info) << "loading " << config.model;
   EngineOptions options = config.MakeEngineOptions();
-  options.on_load_progress = [phase, logged = 0](double progress) mutable {
+  SLUICE_ASSIGN_OR_RETURN(options.sampleable_vocab_size, SampleableVocabSize(config.model));
+  // A line a second: a small model loads without any, a large one shows that it moves.
+  options.on_load_progress = [phase, next_line = MonotonicNow() +
+                                                 kLoadLogInterval](double progress) mutable {
     phase->Loading(progress);
-    if (const int tenth = static_cast<int>(progress * 10); tenth > logged) {
-      logged = tenth;
-      SLUICE_LOG(Info) << "loading: " << tenth * 10 << "%";
-    }
+    if (MonotonicNow() < next_line) return;
+    next_line = MonotonicNow() + kLoadLogInterval;
+    SLUICE_LOG(Info) << "loading: " << static_cast<int>(progress * 100) << "%";
   };
   return Engine::Create(options);
 }

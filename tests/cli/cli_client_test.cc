@@ -34,6 +34,7 @@ class EchoService final : public v1::Generation::Service {
     writer->Write(response);
     response.Clear();
     response.set_text_delta(text);
+    if (request->return_token_ids()) response.add_token_ids(7);
     writer->Write(response);
     while (text == "forever" && !context->IsCancelled()) {
       absl::SleepFor(absl::Milliseconds(5));
@@ -117,6 +118,7 @@ TEST_F(ChatClientTest, CancelEndsTheAnswerAndKeepsWhatCame) {
   canceller.join();
   ASSERT_TRUE(stats.ok()) << stats.status();
   EXPECT_TRUE(stats->cancelled);
+  EXPECT_EQ(stats->num_tokens, 1);  // counted, though no usage came
   ASSERT_TRUE(client.Ask("next", Collect()).ok());
   EXPECT_EQ(service_.requests.back().messages_size(), 3);
 }

@@ -14,7 +14,7 @@ import unittest
 
 from cluster import Cluster, MODEL_NAME, SOURCE_DIR
 
-NODE_DIR = pathlib.Path(os.environ.get("SLUICE_NODE_DIR", pathlib.Path(__file__).parent / "node"))
+NODE_DIR = pathlib.Path(os.environ.get("E2E_NODE_DIR", pathlib.Path(__file__).parent / "node"))
 QUESTION = ("The code of Mia is 4821. The code of Tom is 9034. The code of Ana is 1177. "
             "What is the code of Tom?")
 
@@ -63,14 +63,16 @@ class ClientsTest(unittest.TestCase):
             self.assertEqual([m.id for m in models], [MODEL_NAME])
             request = pb.ChatRequest(messages=[pb.ChatMessage(role="user", content=QUESTION)],
                                      sampling=pb.SamplingParams(temperature=0))
-            text, last, messages = "", None, 0
+            text, last, messages, finished = "", None, 0, []
             for response in stub.Chat(request, timeout=30):
                 text += response.text_delta
                 last = response
                 messages += 1
+                if response.finished:
+                    finished.append(response.finished)
             self.assertIn("9034", text)
             self.assertGreater(messages, 3)
-            self.assertEqual(last.finished, pb.FINISH_REASON_STOP)
+            self.assertEqual(finished, [pb.FINISH_REASON_STOP])
             self.assertGreater(last.usage.prompt_tokens, 40)
             # A refused request names the field.
             with self.assertRaises(grpc.RpcError) as refused:

@@ -2,7 +2,7 @@
 
 200 random requests, prompt lengths 1 to 3,500, greedy and seeded sampling, many with shared prefixes,
 go to a colocated worker, to a prefill and decode pair over shared memory, and to a pair over TCP.
-Token ids and log-probabilities must be the same in all three. The seed is printed; SLUICE_SEED replays it.
+Token ids and log-probabilities must be the same in all three. The seed is printed; E2E_SEED replays it.
 """
 
 import math
@@ -13,7 +13,7 @@ import unittest
 
 from cluster import Cluster, MODEL_NAME, run_parallel
 
-NUM_REQUESTS = int(os.environ.get("SLUICE_DISAGGREGATION_REQUESTS", "200"))
+NUM_REQUESTS = int(os.environ.get("E2E_REQUESTS", "200"))
 MAX_PROMPT_TOKENS = 3500
 VOCAB = 4000  # plain text tokens of deepseek-tiny lie below this
 
@@ -64,8 +64,8 @@ def run_all(requests, width, **cluster_options):
 
 class DisaggregationTest(unittest.TestCase):
     def test_same_tokens_and_logprobs_bit_for_bit(self):
-        seed = int(os.environ.get("SLUICE_SEED", random.randrange(1 << 30)))
-        print(f"seed {seed} (replay with SLUICE_SEED={seed})", flush=True)
+        seed = int(os.environ.get("E2E_SEED", random.randrange(1 << 30)))
+        print(f"seed {seed} (replay with E2E_SEED={seed})", flush=True)
         requests = make_requests(seed)
         expected, _, cached = run_all(requests, width=1, prefill=0, decode=0, both=1)
         self.assertGreater(cached, 0, "no prefix hits among the requests")

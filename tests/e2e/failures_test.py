@@ -2,39 +2,49 @@
 
 import json
 import signal
+import subprocess
 import time
 import unittest
 
 from cluster import BIN_DIR, Cluster, MODEL, MODEL_NAME, connect_raw, run_parallel, wait_for
-import subprocess
 
 LONG = {"model": MODEL_NAME, "prompt": "Tell me a story about a dog.", "max_tokens": 3000, "ignore_eos": True}
 
 
-def start_stream(cluster, body=LONG):
-    """A socket with a running stream, after its first event."""
-    sock = connect_raw(cluster)
-    raw = json.dumps({**body, "stream": True}).encode()
-    sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
-                 b"Content-Length: %d\r\n\r\n%s" % (len(raw), raw))
-    received = b""
-    while b"data: " not in received:
-        piece = sock.recv(4096)
-        assert piece, received
-        received += piece
-    return sock, received
-
-
 class FailuresTest(unittest.TestCase):
+    def setUp(self):
+        self.sockets = []
+
+    def tearDown(self):
+        for sock in self.sockets:
+            sock.close()
+
+    def connect(self, cluster):
+        self.sockets.append(connect_raw(cluster))
+        return self.sockets[-1]
+
+    def start_stream(self, cluster, body=LONG):
+        """A socket with a running stream, after its first event."""
+        sock = self.connect(cluster)
+        raw = json.dumps({**body, "stream": True}).encode()
+        sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                     b"Content-Length: %d\r\n\r\n%s" % (len(raw), raw))
+        received = b""
+        while b"data: " not in received:
+            piece = sock.recv(4096)
+            assert piece, received
+            received += piece
+        return sock, received
+
     def test_clients_that_leave_free_everything(self):
         with Cluster() as cluster:
             for _ in range(10):
-                sock, _ = start_stream(cluster)
+                sock, _ = self.start_stream(cluster)
                 sock.close()
             # During the prefill of a long prompt too.
             for _ in range(3):
-                sock = connect_raw(cluster)
-                raw = json.dumps({**LONG, "prompt": list(range(3, 3003)), "stream": True}).encode()
+                sock = self.connect(cluster)
+                raw = json.dumps({**LONG, "prompt": list(range(3, 3003)), "max_tokens": 900, "stream": True}).encode()
                 sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                              b"Content-Length: %d\r\n\r\n%s" % (len(raw), raw))
                 time.sleep(0.05)
@@ -45,7 +55,7 @@ class FailuresTest(unittest.TestCase):
 
     def test_dead_decode_worker_ends_its_streams_with_an_error(self):
         with Cluster() as cluster:
-            sock, received = start_stream(cluster)
+            sock, received = self.start_stream(cluster)
             cluster.workers[1].signal(signal.SIGKILL)
             killed = time.monotonic()
             while b"[DONE]" not in received:
@@ -63,8 +73,8 @@ class FailuresTest(unittest.TestCase):
 
     def test_dead_prefill_worker(self):
         with Cluster() as cluster:
-            sock = connect_raw(cluster)
-            raw = json.dumps({**LONG, "prompt": list(range(3, 3400))}).encode()
+            sock = self.connect(cluster)
+            raw = json.dumps({**LONG, "prompt": list(range(3, 3400)), "max_tokens": 10}).encode()
             sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                          b"Content-Length: %d\r\n\r\n%s" % (len(raw), raw))
             wait_for(lambda: cluster.blocks(cluster.workers[1]).get("receiving", 0) > 0, 10, "a reservation")
@@ -79,7 +89,7 @@ class FailuresTest(unittest.TestCase):
 
     def test_sigterm_lets_running_answers_finish(self):
         with Cluster() as cluster:
-            sock, received = start_stream(cluster, {**LONG, "max_tokens": 300})
+            sock, received = self.start_stream(cluster, {**LONG, "max_tokens": 300})
             for worker in cluster.workers:
                 worker.signal(signal.SIGTERM)
             while b"[DONE]" not in received:

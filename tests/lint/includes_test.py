@@ -30,7 +30,7 @@ ROOMS = {
     "kvtransfer/reshard": ["common"],
     "kvtransfer/agent": ["kvtransfer/handoff", "kvtransfer/channel", "kvtransfer/reshard"],
     "services/rpc": ["sluice/v1", "common"],
-    "services/worker_runtime": ["services/rpc", "kvtransfer/agent", "engine/runtime", "metrics"],
+    "services/worker_runtime": ["services/rpc", "kvtransfer/agent", "engine/runtime", "metrics", "tokenizer"],
     "services/prefill_worker": ["services/worker_runtime"],
     "services/decode_worker": ["services/worker_runtime"],
     # The router speaks text to clients and token ids to workers: no engine, no kvtransfer below it.
@@ -42,7 +42,7 @@ ROOMS = {
     "services/router": ["services/router/http", "services/router/grpc", "services/router/fleet"],
     "sim": ["kvtransfer/agent", "engine/scheduler", "services/router/core"],
     "planner": ["modelspec"],
-    "cli": ["services/rpc", "engine/runtime", "tokenizer", "planner"],
+    "cli": ["services/rpc", "engine/runtime", "tokenizer", "planner", "bench/loadgen"],
     "bench/loadgen": ["sluice/v1", "common"],  # it measures from outside, by HTTP and gRPC
     "bench": ["bench/loadgen", "engine/runtime", "kvtransfer/agent", "tokenizer", "metrics"],
 }

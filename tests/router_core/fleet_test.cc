@@ -198,6 +198,23 @@ TEST_F(FleetTest, KilledDecodeWorkerIsReplacedWithoutLosingATokenOrRepeatingOne)
   EXPECT_TRUE(NothingHeld());
 }
 
+TEST_F(FleetTest, KilledPrefillWorkerIsReplacedAndTheReservationFreed) {
+  FakeWorkerOptions slow = Options("p1", WorkerRole::kPrefill);
+  slow.prefill_time = absl::Minutes(1);
+  AddWorker(slow);
+  AddWorker("d", WorkerRole::kDecode);
+  ASSERT_TRUE(WaitUntilReady());
+  const Request request = Submit(20, 50);
+  ASSERT_TRUE(WaitFor([&] { return workers_[0]->num_sequences() == 1; }));
+  AddWorker("p2", WorkerRole::kPrefill);
+  ASSERT_TRUE(WaitFor([&] { return StateOf("p2") == "ready"; }));
+  workers_[0]->Kill();
+  ASSERT_TRUE(request.sink->WaitForEnd(kPatience));
+  EXPECT_EQ(request.sink->tokens(), FakeAnswer(request.prompt, 50));
+  EXPECT_EQ(workers_[1]->num_cancels(), 1);
+  EXPECT_TRUE(NothingHeld());
+}
+
 TEST_F(FleetTest, WithoutRecoveryALostWorkerEndsItsRequestsByName) {
   CoreOptions core;
   core.recovery = false;

@@ -278,6 +278,21 @@ TEST_F(RequestLifeTest, PrefillWorkerMayEndTheAnswerItself) {
   ExpectNothingLeft();
 }
 
+TEST_F(RequestLifeTest, PrefillWorkerMaySayFirstThatTheHandoffIsDone) {
+  JoinPair();
+  const RequestId id = h_.Submit();
+  const AttemptKey key = StartPrefill(id);
+  h_.PlayToken(p_, key, 0, 10);
+  h_.PlayEnd(p_, key, AttemptEndReason::kHandedOver);
+  h_.PlayKv(d_, key);
+  h_.PlayToken(d_, key, 1, 11);
+  h_.PlayEnd(d_, key, AttemptEndReason::kStop);
+  EXPECT_EQ(h_.Result(id).end, GenerationEnd::kStop);
+  EXPECT_TRUE(h_.Result(id).stages.contains("kv_transfer"));
+  EXPECT_TRUE(h_.Result(id).stages.contains("first_step"));
+  for (const uint64_t stale : h_.core.counters().stale_messages) EXPECT_EQ(stale, 0u);
+}
+
 TEST_F(RequestLifeTest, DuplicateAndForeignTokensAreDropped) {
   JoinPair();
   const SessionId d2 = h_.Join("d2", WorkerRole::kDecode);
@@ -312,6 +327,17 @@ TEST_F(RequestLifeTest, GrantForAnEndedRequestIsCancelled) {
 }
 
 enum Upto { kReserve, kPrefill, kFirstToken, kKv, kHandedOver, kDecoding };
+
+TEST_F(RequestLifeTest, StopStringOfTheFrontEndsWell) {
+  JoinPair();
+  const RequestId id = h_.Submit();
+  const AttemptKey key = StartPrefill(id);
+  h_.PlayToken(p_, key, 0, 10);
+  h_.Play(RequestCancelled{.id = id, .satisfied = true});
+  EXPECT_EQ(h_.Result(id).end, GenerationEnd::kStop);
+  EXPECT_EQ(h_.Take<SendCancel>().size(), 2u);  // the workers are told all the same
+  ExpectNothingLeft();
+}
 
 class CancelTest : public RequestLifeTest, public ::testing::WithParamInterface<Upto> {};
 

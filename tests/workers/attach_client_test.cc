@@ -40,10 +40,12 @@ class RecordingHandler : public AttachHandler {
     return message;
   }
   void OnDisconnect(SessionId session, const absl::Status& why) override {
+    {
+      absl::MutexLock lock(&mu_);
+      EXPECT_EQ(session, latest_);
+      why_ = why;
+    }
     Log("disconnect");
-    absl::MutexLock lock(&mu_);
-    EXPECT_EQ(session, latest_);
-    why_ = why;
   }
 
   void Log(std::string line) {

@@ -28,6 +28,7 @@ for code_point in range(1, 0x110001):
         start = code_point
 
 print("// Made by tokenizer/tools/make_unicode_ranges.py; do not edit.")
+print("// clang-format off")
 print('#include "tokenizer/unicode_classes.h"')
 print()
 print("namespace sluice {")

@@ -248,13 +248,14 @@ absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
       return InvalidParameter("messages",
                               "an answer can only be continued from a last assistant message");
     }
-    if (context.chat_encoder()->AnswerStart(options) == ChatEncoder::Start::kInReasoning) {
+    answer_prefix = std::move(messages.back().content);
+    messages.pop_back();
+    if (context.chat_encoder()->AnswerStart(messages, options) ==
+        ChatEncoder::Start::kInReasoning) {
       return MakeError(ErrorKind::kUnsupported,
                        "continuing an answer is not served while the model starts by thinking",
                        "messages");
     }
-    answer_prefix = std::move(messages.back().content);
-    messages.pop_back();
   }
   absl::StatusOr<std::vector<TokenId>> tokens =
       context.chat_encoder()->Encode(WithKnownRoles(messages), options);
@@ -322,9 +323,10 @@ absl::StatusOr<GenerationPlan> PlanChat(const ApiContext& context, const ChatReq
       EncodeChat(context, request.messages, options, request.continue_final_message));
   context.metrics().ObserveTokenize(MonotonicNow() - start);
   plan.prompts.push_back(std::move(tokens));
-  plan.output.reasoning_start = request.continue_final_message
-                                    ? ChatEncoder::Start::kInContent
-                                    : context.chat_encoder()->AnswerStart(options);
+  plan.output.reasoning_start =
+      request.continue_final_message
+          ? ChatEncoder::Start::kInContent
+          : context.chat_encoder()->AnswerStart(request.messages, options);
   SLUICE_RETURN_IF_ERROR(FillMaxTokens(context, request.sampling, "messages", &plan));
   return plan;
 }

@@ -13,14 +13,16 @@ const deadline = () => new Date(Date.now() + 30_000);
 
 let text = "";
 let last = null;
+const finished = [];
 const call = client.Chat(
   { messages: [{ role: "user", content: question }], sampling: { temperature: 0 } }, { deadline: deadline() });
 for await (const message of call) {
   text += message.text_delta;
   last = message;
+  if (message.finished !== "FINISH_REASON_UNSPECIFIED") finished.push(message.finished);
 }
 assert.match(text, /9034/);
-assert.equal(last.finished, "FINISH_REASON_STOP");
+assert.deepEqual(finished, ["FINISH_REASON_STOP"]);
 assert.ok(last.usage.prompt_tokens > 40);
 
 const refused = client.Generate({ text: "x", sampling: { n: 0 } }, { deadline: deadline() });

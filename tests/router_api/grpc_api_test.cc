@@ -1,0 +1,524 @@
+// The public gRPC service over loopback: streams, errors, cancellation, deadlines, health,
+// reflection.
+#include <gmock/gmock.h>
+#include <grpcpp/generic/generic_stub.h>
+#include <grpcpp/grpcpp.h>
+
+#include <set>
+#include <thread>
+
+#include "absl/strings/str_cat.h"
+#include "absl/time/clock.h"
+#include "common/clock.h"
+#include "services/router/grpc/grpc_server.h"
+#include "sluice/v1/generation.grpc.pb.h"
+#include "tests/router_api/api_fixture.h"
+
+namespace sluice::router {
+namespace {
+
+using testing::ElementsAre;
+using testing::HasSubstr;
+
+class GrpcTest : public ApiFixture {
+ protected:
+  explicit GrpcTest(GrpcOptions options = SmallLimits()) {
+    auto server = StartGrpcServer(options, context_.get());
+    if (!server.ok()) {
+      ADD_FAILURE() << server.status();
+      std::abort();
+    }
+    server_ = *std::move(server);
+    Connect(0);
+  }
+  static GrpcOptions SmallLimits() {
+    GrpcOptions options;
+    options.max_stream_buffer_bytes = 64 * 1024;
+    options.max_receive_bytes = 256 * 1024;
+    return options;
+  }
+  void Connect(int unread_bytes) {
+    grpc::ChannelArguments arguments;
+    if (unread_bytes > 0) {
+      arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, unread_bytes);
+      arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+    }
+    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+    channel_ = grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", server_->port()),
+                                         grpc::InsecureChannelCredentials(), arguments);
+    stub_ = v1::Generation::NewStub(channel_);
+  }
+  // Every call of a test ends.
+  static void Bound(grpc::ClientContext* rpc, int seconds = 10) {
+    rpc->set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(seconds));
+  }
+  static v1::GenerateRequest Prompt(const std::string& text) {
+    v1::GenerateRequest request;
+    request.set_text(text);
+    request.mutable_sampling()->set_max_tokens(64);
+    return request;
+  }
+  grpc::Status Run(const v1::GenerateRequest& request, std::vector<v1::GenerateResponse>* responses,
+                   grpc::ClientContext* rpc) {
+    Bound(rpc);
+    auto reader = stub_->Generate(rpc, request);
+    v1::GenerateResponse response;
+    while (reader->Read(&response)) responses->push_back(response);
+    return reader->Finish();
+  }
+  bool WaitForMetric(const std::string& line) {
+    for (int i = 0; i < 300; ++i) {
+      if (MetricsText().find("\n" + line + "\n") != std::string::npos) return true;
+      absl::SleepFor(absl::Milliseconds(10));
+    }
+    ADD_FAILURE() << "never saw " << line;
+    return false;
+  }
+
+  std::unique_ptr<GrpcServer> server_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<v1::Generation::Stub> stub_;
+};
+
+TEST_F(GrpcTest, GenerateStreamsTextIdsAndUsage) {
+  AnswerWith("Hello 🙂 world");
+  v1::GenerateRequest request = Prompt("Say it");
+  request.set_return_token_ids(true);
+  request.mutable_sampling()->set_logprobs(true);
+  grpc::ClientContext rpc;
+  rpc.AddMetadata("x-request-id", "abc-1");
+  std::vector<v1::GenerateResponse> responses;
+  ASSERT_TRUE(Run(request, &responses, &rpc).ok());
+  std::string text;
+  std::vector<TokenId> ids;
+  int finished = 0, logprobs = 0;
+  for (const auto& response : responses) {
+    EXPECT_EQ(response.request_id(), "abc-1");
+    text += response.text_delta();
+    ids.insert(ids.end(), response.token_ids().begin(), response.token_ids().end());
+    finished += response.finished() != v1::FINISH_REASON_UNSPECIFIED;
+    logprobs += response.logprobs_size();
+  }
+  EXPECT_EQ(text, "Hello 🙂 world");
+  std::vector<TokenId> expected = Ids("Hello 🙂 world");
+  expected.push_back(eos());
+  EXPECT_EQ(ids, expected);
+  EXPECT_EQ(logprobs, static_cast<int>(expected.size()));
+  EXPECT_EQ(finished, 1);
+  const v1::GenerateResponse& last = responses.back();
+  ASSERT_TRUE(last.has_usage());
+  EXPECT_EQ(last.usage().completion_tokens(), static_cast<int>(expected.size()));
+  EXPECT_EQ(last.usage().cached_tokens(), 2);
+  EXPECT_TRUE(last.timings().has_time_to_first_token());
+  EXPECT_EQ(last.timings().stages().count("prefill"), 1u);
+  EXPECT_EQ(rpc.GetServerInitialMetadata().find("x-request-id")->second, "abc-1");
+}
+
+TEST_F(GrpcTest, UnsetSamplingTakesTheModelsDefaultsNotZero) {
+  grpc::ClientContext rpc;
+  Bound(&rpc);
+  v1::GenerateRequest request = Prompt("Go");
+  request.mutable_sampling()->clear_max_tokens();
+  request.set_tenant("t1");
+  auto reader = stub_->Generate(&rpc, request);
+  const auto generation = dispatcher_.NextGeneration();
+  EXPECT_FLOAT_EQ(generation.spec().sampling.temperature, 0.2f);
+  EXPECT_EQ(generation.spec().tenant_salt, "t1");
+  EXPECT_EQ(generation.spec().sampling.max_tokens,
+            kTestMaxModelLen - static_cast<int>(generation.spec().prompt.size()));
+  const absl::Duration left = generation.spec().deadline - MonotonicNow();
+  EXPECT_GT(left, absl::Seconds(5));
+  EXPECT_LE(left, absl::Seconds(10));
+  generation.End(GenerationEnd::kLength);
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
+TEST_F(GrpcTest, ZeroIsZeroWhenSet) {
+  AnswerWith("x");
+  v1::GenerateRequest request = Prompt("Go");
+  request.mutable_sampling()->set_temperature(0);
+  request.mutable_sampling()->set_n(2);
+  std::vector<v1::GenerateResponse> responses;
+  grpc::ClientContext rpc;
+  ASSERT_TRUE(Run(request, &responses, &rpc).ok());
+  std::set<int> indexes;
+  for (const auto& response : responses) indexes.insert(response.index());
+  EXPECT_THAT(indexes, ElementsAre(0, 1));
+}
+
+TEST_F(GrpcTest, ChatSplitsReasoning) {
+  const std::vector<TokenId> ids =
+      tokenizer().Encode("<think>\nhmm\n</think>\n\nYes.", AddedTokens::kMatch);
+  dispatcher_.SetScript([=](const FakeDispatcher::Generation& generation) {
+    for (TokenId id : ids) generation.Tokens({id});
+    generation.End(GenerationEnd::kStop);
+  });
+  v1::ChatRequest request;
+  v1::ChatMessage* message = request.add_messages();
+  message->set_role("user");
+  message->set_content("Well?");
+  grpc::ClientContext rpc;
+  Bound(&rpc);
+  auto reader = stub_->Chat(&rpc, request);
+  std::string text, reasoning;
+  v1::ChatResponse response;
+  while (reader->Read(&response)) {
+    text += response.text_delta();
+    reasoning += response.reasoning_delta();
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_EQ(text, "Yes.");
+  EXPECT_EQ(reasoning, "hmm");
+  EXPECT_GT(response.usage().reasoning_tokens(), 0);
+}
+
+TEST_F(GrpcTest, RefusalsNameTheParameter) {
+  struct Case {
+    std::function<void(v1::GenerateRequest*)> set;
+    grpc::StatusCode code;
+    const char* error_code;
+    const char* param;
+  };
+  const Case cases[] = {
+      {[](auto* r) { r->mutable_sampling()->set_top_p(2); }, grpc::INVALID_ARGUMENT,
+       "invalid_request", "top_p"},
+      {[](auto* r) { r->mutable_sampling()->set_n(-1); }, grpc::INVALID_ARGUMENT, "invalid_request",
+       "n"},
+      {[](auto* r) { r->clear_text(); }, grpc::INVALID_ARGUMENT, "invalid_request", "prompt"},
+      {[](auto* r) { r->mutable_token_ids()->add_ids(-7); }, grpc::INVALID_ARGUMENT,
+       "invalid_request", "prompt"},
+      {[](auto* r) { r->set_model("gpt-4"); }, grpc::NOT_FOUND, "model_not_found", "model"},
+      {[](auto* r) { r->mutable_sampling()->set_max_tokens(9999); }, grpc::INVALID_ARGUMENT,
+       "context_length_exceeded", "prompt"},
+  };
+  for (const Case& c : cases) {
+    v1::GenerateRequest request = Prompt("Go");
+    c.set(&request);
+    grpc::ClientContext rpc;
+    std::vector<v1::GenerateResponse> responses;
+    const grpc::Status status = Run(request, &responses, &rpc);
+    EXPECT_EQ(status.error_code(), c.code) << status.error_message();
+    const auto& trailers = rpc.GetServerTrailingMetadata();
+    ASSERT_EQ(trailers.count("sluice-error-code"), 1u);
+    EXPECT_EQ(trailers.find("sluice-error-code")->second, c.error_code);
+    EXPECT_EQ(trailers.find("sluice-error-param")->second, c.param);
+    EXPECT_TRUE(responses.empty());
+  }
+  EXPECT_EQ(dispatcher_.num_submitted(), 0);
+}
+
+TEST_F(GrpcTest, DispatcherErrorsKeepTheirCode) {
+  const std::pair<absl::Status, grpc::StatusCode> cases[] = {
+      {absl::ResourceExhaustedError("queue"), grpc::RESOURCE_EXHAUSTED},
+      {absl::UnavailableError("no worker"), grpc::UNAVAILABLE},
+      {absl::DeadlineExceededError("late"), grpc::DEADLINE_EXCEEDED},
+      {absl::InternalError("lost"), grpc::ABORTED},  // nothing was sent: safe to repeat
+  };
+  for (const auto& [failure, code] : cases) {
+    grpc::ClientContext rpc;
+    Bound(&rpc);
+    auto reader = stub_->Generate(&rpc, Prompt("Go"));
+    dispatcher_.NextGeneration().Fail(failure, absl::Milliseconds(1500));
+    v1::GenerateResponse response;
+    EXPECT_FALSE(reader->Read(&response));
+    const grpc::Status status = reader->Finish();
+    EXPECT_EQ(status.error_code(), code);
+    const bool retry = code == grpc::RESOURCE_EXHAUSTED || code == grpc::UNAVAILABLE;
+    // google.rpc.RetryInfo with 1.5 s.
+    EXPECT_EQ(status.error_details().find("google.rpc.RetryInfo") != std::string::npos, retry);
+  }
+}
+
+TEST_F(GrpcTest, FailureAfterTokensIsInternal) {
+  grpc::ClientContext rpc;
+  Bound(&rpc);
+  auto reader = stub_->Generate(&rpc, Prompt("Go"));
+  const auto generation = dispatcher_.NextGeneration();
+  generation.Tokens(Ids("some"));
+  v1::GenerateResponse response;
+  ASSERT_TRUE(reader->Read(&response));
+  EXPECT_EQ(response.text_delta(), "some");
+  generation.Fail(absl::InternalError("decode worker d-1 lost"));
+  EXPECT_FALSE(reader->Read(&response));
+  const grpc::Status status = reader->Finish();
+  EXPECT_EQ(status.error_code(), grpc::INTERNAL);
+  EXPECT_THAT(status.error_message(), HasSubstr("d-1"));
+}
+
+TEST_F(GrpcTest, CancellationReachesTheDispatcher) {
+  for (const bool after_first_token : {false, true}) {
+    grpc::ClientContext rpc;
+    Bound(&rpc);
+    auto reader = stub_->Generate(&rpc, Prompt("Go"));
+    const auto generation = dispatcher_.NextGeneration();
+    v1::GenerateResponse response;
+    if (after_first_token) {
+      generation.Tokens(Ids("some"));
+      ASSERT_TRUE(reader->Read(&response));
+    }
+    rpc.TryCancel();
+    EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(1)));
+    EXPECT_FALSE(reader->Read(&response));
+    EXPECT_EQ(reader->Finish().error_code(), grpc::CANCELLED);
+  }
+  EXPECT_TRUE(WaitForMetric("sluice_client_disconnects_total{phase=\"streaming\"} 1"));
+  EXPECT_TRUE(WaitForMetric("sluice_client_disconnects_total{phase=\"before_first_token\"} 1"));
+  EXPECT_TRUE(WaitForMetric("sluice_streams{api=\"grpc\"} 0"));
+}
+
+TEST_F(GrpcTest, DeadlineEndsTheGeneration) {
+  grpc::ClientContext rpc;
+  rpc.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(300));
+  auto reader = stub_->Generate(&rpc, Prompt("Go"));
+  const auto generation = dispatcher_.NextGeneration();
+  EXPECT_LT(generation.spec().deadline - MonotonicNow(), absl::Milliseconds(301));
+  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(2)));
+  v1::GenerateResponse response;
+  EXPECT_FALSE(reader->Read(&response));
+  EXPECT_EQ(reader->Finish().error_code(), grpc::DEADLINE_EXCEEDED);
+}
+
+TEST_F(GrpcTest, SlowReaderIsEvicted) {
+  Connect(/*unread_bytes=*/1024);
+  grpc::ClientContext rpc;
+  Bound(&rpc, 30);
+  v1::GenerateRequest request = Prompt("Go");
+  request.mutable_sampling()->set_logprobs(true);
+  request.mutable_sampling()->set_top_logprobs(5);
+  auto reader = stub_->Generate(&rpc, request);
+  const auto generation = dispatcher_.NextGeneration();
+  const TokenId a = Ids("a")[0];
+  SampledToken token{a, -1, {}};
+  for (int i = 0; i < 5; ++i) token.top.push_back({a + i, -1.5f});
+  for (int i = 0; i < 50000 && dispatcher_.num_unfinished() > 0; ++i) {
+    generation.Sampled(std::vector<SampledToken>(8, token));
+    if (i % 100 == 99) absl::SleepFor(absl::Milliseconds(1));
+  }
+  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(10)));
+  EXPECT_TRUE(WaitForMetric("sluice_slow_client_evictions_total{api=\"grpc\"} 1"));
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+  }
+  EXPECT_EQ(reader->Finish().error_code(), grpc::CANCELLED);
+  EXPECT_TRUE(WaitForMetric("sluice_stream_buffered_bytes{api=\"grpc\"} 0"));
+  EXPECT_TRUE(WaitForMetric("sluice_streams{api=\"grpc\"} 0"));
+}
+
+TEST_F(GrpcTest, OversizedMessagesAreRefusedByGrpc) {
+  grpc::ClientContext rpc;
+  std::vector<v1::GenerateResponse> responses;
+  EXPECT_EQ(Run(Prompt(std::string(300 * 1024, 'a')), &responses, &rpc).error_code(),
+            grpc::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(GrpcTest, LongPromptsGoThroughThePool) {
+  grpc::ClientContext rpc;
+  std::vector<v1::GenerateResponse> responses;
+  const grpc::Status status = Run(Prompt(std::string(100 * 1024, 'a')), &responses, &rpc);
+  EXPECT_EQ(status.error_code(), grpc::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("maximum context length is 512 tokens"));
+}
+
+TEST_F(GrpcTest, TokenizeDetokenizeModelsStatus) {
+  v1::TokenizeRequest tokenize;
+  tokenize.set_text("héllo");
+  tokenize.set_add_special_tokens(false);
+  v1::TokenizeResponse tokens;
+  {
+    grpc::ClientContext rpc;
+    Bound(&rpc);
+    ASSERT_TRUE(stub_->Tokenize(&rpc, tokenize, &tokens).ok());
+    EXPECT_EQ(tokens.max_model_len(), kTestMaxModelLen);
+  }
+  v1::DetokenizeRequest detokenize;
+  *detokenize.mutable_token_ids() = tokens.token_ids();
+  v1::DetokenizeResponse text;
+  {
+    grpc::ClientContext rpc;
+    Bound(&rpc);
+    ASSERT_TRUE(stub_->Detokenize(&rpc, detokenize, &text).ok());
+    EXPECT_EQ(text.text(), "héllo");
+  }
+  {
+    grpc::ClientContext rpc;
+    Bound(&rpc);
+    detokenize.add_token_ids(-1);
+    EXPECT_EQ(stub_->Detokenize(&rpc, detokenize, &text).error_code(), grpc::INVALID_ARGUMENT);
+  }
+  {
+    grpc::ClientContext rpc;
+    Bound(&rpc);
+    v1::ListModelsResponse models;
+    ASSERT_TRUE(stub_->ListModels(&rpc, {}, &models).ok());
+    ASSERT_EQ(models.models_size(), 2);
+    EXPECT_EQ(models.models(0).id(), "deepseek-tiny");
+  }
+  ClusterSnapshot snapshot;
+  snapshot.requests_running = 3;
+  WorkerSnapshot worker;
+  worker.worker_id = "d-0";
+  worker.role = "decode";
+  worker.state = "ready";
+  worker.blocks_total = 10;
+  worker.blocks_free = 4;
+  worker.heartbeat_age = absl::Milliseconds(1250);
+  worker.transports.push_back({"p-0", "recv", "shm", 7, 1.5});
+  snapshot.workers.push_back(worker);
+  dispatcher_.SetSnapshot(snapshot);
+  grpc::ClientContext rpc;
+  Bound(&rpc);
+  v1::GetStatusResponse status;
+  ASSERT_TRUE(stub_->GetStatus(&rpc, {}, &status).ok());
+  EXPECT_EQ(status.requests_running(), 3);
+  ASSERT_EQ(status.workers_size(), 1);
+  EXPECT_EQ(status.workers(0).worker_id(), "d-0");
+  EXPECT_EQ(status.workers(0).kv_blocks().free(), 4);
+  EXPECT_EQ(status.workers(0).heartbeat_age().seconds(), 1);
+  EXPECT_EQ(status.workers(0).heartbeat_age().nanos(), 250000000);
+  EXPECT_EQ(status.workers(0).transports(0).peer(), "p-0");
+  EXPECT_TRUE(WaitForMetric("sluice_grpc_requests_total{code=\"0\",method=\"GetStatus\"} 1"));
+}
+
+// grpc.health.v1 and reflection are spoken as raw bytes: their protos are not among ours.
+std::string CallUnary(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                      const std::string& request_bytes) {
+  grpc::GenericStub stub(channel);
+  grpc::CompletionQueue queue;
+  grpc::ClientContext rpc;
+  rpc.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(10));
+  const grpc::Slice slice(request_bytes);
+  const grpc::ByteBuffer request(&slice, 1);
+  auto call = stub.PrepareCall(&rpc, method, &queue);
+  void* tag;
+  bool ok;
+  call->StartCall(reinterpret_cast<void*>(1));
+  queue.Next(&tag, &ok);
+  call->WriteLast(request, grpc::WriteOptions(), reinterpret_cast<void*>(2));
+  queue.Next(&tag, &ok);
+  grpc::ByteBuffer response;
+  call->Read(&response, reinterpret_cast<void*>(3));
+  queue.Next(&tag, &ok);
+  grpc::Status status;
+  call->Finish(&status, reinterpret_cast<void*>(4));
+  queue.Next(&tag, &ok);
+  if (!status.ok()) return absl::StrCat("status ", status.error_code());
+  std::vector<grpc::Slice> slices;
+  response.Dump(&slices);
+  std::string bytes;
+  for (const grpc::Slice& part : slices) {
+    bytes.append(reinterpret_cast<const char*>(part.begin()), part.size());
+  }
+  return bytes;
+}
+
+constexpr char kHealthCheck[] = "/grpc.health.v1.Health/Check";
+const std::string kServing("\x08\x01", 2);
+const std::string kNotServing("\x08\x02", 2);
+
+TEST_F(GrpcTest, HealthFollowsReadiness) {
+  const std::string service = "sluice.v1.Generation";
+  const std::string named = absl::StrCat("\x0a", std::string(1, service.size()), service);
+  const auto wait_for = [&](const std::string& request, const std::string& expected) {
+    for (int i = 0; i < 100; ++i) {
+      if (CallUnary(channel_, kHealthCheck, request) == expected) return true;
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+    return false;
+  };
+  EXPECT_TRUE(wait_for("", kServing));
+  EXPECT_TRUE(wait_for(named, kServing));
+  EXPECT_EQ(CallUnary(channel_, kHealthCheck, absl::StrCat("\x0a\x01", "x")), "status 5");
+  dispatcher_.SetNotReadyReason("no prefill worker");
+  EXPECT_TRUE(wait_for("", kNotServing));
+  EXPECT_TRUE(wait_for(named, kNotServing));
+}
+
+TEST_F(GrpcTest, ReflectionListsTheService) {
+  // ServerReflectionRequest{list_services = 7: ""}.
+  const std::string response =
+      CallUnary(channel_, "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+                std::string("\x3a\x00", 2));
+  EXPECT_THAT(response, HasSubstr("sluice.v1.Generation"));
+  EXPECT_THAT(response, HasSubstr("grpc.health.v1.Health"));
+}
+
+TEST_F(GrpcTest, DrainFinishesStreamsAndRefusesNewOnes) {
+  grpc::ClientContext rpc;
+  Bound(&rpc);
+  auto reader = stub_->Generate(&rpc, Prompt("Go"));
+  const auto generation = dispatcher_.NextGeneration();
+  generation.Tokens(Ids("some"));
+  v1::GenerateResponse response;
+  ASSERT_TRUE(reader->Read(&response));
+  std::thread drain([&] { server_->Drain(absl::Seconds(10)); });
+  bool refused = false;
+  for (int i = 0; i < 100 && !refused; ++i) {
+    grpc::ClientContext other;
+    v1::GenerateRequest bad = Prompt("Go");
+    bad.set_model("gpt-4");  // never reaches the dispatcher
+    std::vector<v1::GenerateResponse> responses;
+    refused = Run(bad, &responses, &other).error_code() == grpc::UNAVAILABLE;
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  EXPECT_TRUE(refused);
+  EXPECT_EQ(CallUnary(channel_, kHealthCheck, ""), kNotServing);
+  generation.Tokens(Ids("more"));
+  generation.End(GenerationEnd::kStop);
+  std::string rest;
+  while (reader->Read(&response)) rest += response.text_delta();
+  EXPECT_EQ(rest, "more");
+  EXPECT_TRUE(reader->Finish().ok());
+  drain.join();
+}
+
+TEST_F(GrpcTest, DestructionCancelsWhatRuns) {
+  grpc::ClientContext rpc;
+  Bound(&rpc);
+  auto reader = stub_->Generate(&rpc, Prompt("Go"));
+  const auto generation = dispatcher_.NextGeneration();
+  server_.reset();
+  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(1)));
+  v1::GenerateResponse response;
+  EXPECT_FALSE(reader->Read(&response));
+  EXPECT_FALSE(reader->Finish().ok());
+}
+
+TEST_F(GrpcTest, ATakenPortIsNamed) {
+  GrpcOptions options;
+  options.port = server_->port();
+  const auto second = StartGrpcServer(options, context_.get());
+  ASSERT_FALSE(second.ok());
+  EXPECT_THAT(std::string(second.status().message()), HasSubstr(absl::StrCat(options.port)));
+}
+
+class FewStreamsTest : public GrpcTest {
+ protected:
+  static GrpcOptions FewStreams() {
+    GrpcOptions options;
+    options.max_streams = 1;
+    return options;
+  }
+  FewStreamsTest() : GrpcTest(FewStreams()) {}
+};
+
+TEST_F(FewStreamsTest, StreamsAreCapped) {
+  grpc::ClientContext rpc;
+  Bound(&rpc);
+  auto reader = stub_->Generate(&rpc, Prompt("Go"));
+  const auto generation = dispatcher_.NextGeneration();
+  Connect(0);  // another connection: HTTP/2 itself caps the streams of one
+  grpc::ClientContext other;
+  std::vector<v1::GenerateResponse> responses;
+  EXPECT_EQ(Run(Prompt("Go"), &responses, &other).error_code(), grpc::RESOURCE_EXHAUSTED);
+  generation.End(GenerationEnd::kLength);
+  v1::GenerateResponse response;
+  while (reader->Read(&response)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
+}  // namespace
+}  // namespace sluice::router
