@@ -13,7 +13,7 @@
 namespace sluice::testing {
 namespace {
 
-constexpr absl::Duration kPatience = absl::Seconds(20);
+constexpr absl::Duration kPatience = absl::Seconds(60);
 
 template <typename Message>
 bool IsOf(const Message& message, const rpc::SequenceAttempt& sequence) {
@@ -118,7 +118,8 @@ void RouterScript::RunDisaggregated(const std::string& prefill_id, const std::st
                                     const rpc::SequenceAttempt& sequence) {
   SendReserve(decode_id, sequence);
   SendPrefill(prefill_id, decode_id, sequence, WaitForGrant(decode_id, sequence));
-  EXPECT_EQ(WaitForEnd(prefill_id, sequence).reason(), v1::RequestEnded::REASON_HANDED_OVER);
+  const v1::RequestEnded ended = WaitForEnd(prefill_id, sequence);
+  EXPECT_EQ(ended.reason(), v1::RequestEnded::REASON_HANDED_OVER) << ended.ShortDebugString();
   WaitForEnd(decode_id, sequence);
 }
 

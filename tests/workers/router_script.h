@@ -13,7 +13,7 @@
 
 namespace sluice::testing {
 
-// Polls: for what other threads or processes publish soon. False after 20 s.
+// Polls: for what other threads or processes publish soon. False after a minute.
 bool Eventually(const std::function<bool()>& condition);
 
 class RouterScript {

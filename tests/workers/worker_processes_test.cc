@@ -20,16 +20,32 @@ namespace {
 using v1::RequestEnded;
 
 const char kModel[] = SLUICE_SOURCE_DIR "/models/deepseek-tiny";
+// For tests that kill workers and wait for the others to notice.
+const std::vector<std::string> kAlert = {"--transfer.peer-timeout", "2s", "--transfer.lease", "5s"};
 const char kGolden[] = SLUICE_SOURCE_DIR "/tests/golden/data/deepseek-tiny.json";
 
 class WorkerProcesses : public ::testing::Test, public RouterScript {
  protected:
   std::unique_ptr<WorkerProcess> StartWorker(const std::string& id, const std::string& role,
                                              std::vector<std::string> more = {}) {
-    std::vector<std::string> arguments = {
-        kModel,    "--routers",   router_.address(), "--worker-id", id,
-        "--dtype", "f32",         "--threads",       "1",           "--num-kv-blocks",
-        "128",     "--log-level", "warning"};
+    // Patient with peers, since the machine that runs the tests may be busy with others.
+    std::vector<std::string> arguments = {kModel,
+                                          "--routers",
+                                          router_.address(),
+                                          "--worker-id",
+                                          id,
+                                          "--dtype",
+                                          "f32",
+                                          "--threads",
+                                          "1",
+                                          "--num-kv-blocks",
+                                          "128",
+                                          "--log-level",
+                                          "warning",
+                                          "--transfer.peer-timeout",
+                                          "10s",
+                                          "--transfer.lease",
+                                          "20s"};
     if (role != "prefill") arguments.insert(arguments.end(), {"--role", role});
     arguments.insert(arguments.end(), more.begin(), more.end());
     auto process = std::make_unique<WorkerProcess>(
@@ -44,6 +60,13 @@ class WorkerProcesses : public ::testing::Test, public RouterScript {
     rpc::SequenceAttempt sequence = MakeSequence(request, prompt_tokens, max_tokens, attempt);
     for (TokenId& token : sequence.tokens) token = token * 37 + 5;
     return sequence;
+  }
+
+  // A long prompt takes many steps, so there is time to kill somebody.
+  static std::vector<std::string> SmallChunks() {
+    std::vector<std::string> arguments = kAlert;
+    arguments.insert(arguments.end(), {"--scheduler.max-num-batched-tokens", "64"});
+    return arguments;
   }
 
   // Blocks by the worker's latest load report; cached ones do not count as held.
@@ -135,9 +158,9 @@ TEST_F(WorkerProcesses, SecondSignalEndsTheProcessAtOnce) {
 }
 
 TEST_F(WorkerProcesses, KilledPrefillWorkerLeavesNothingBehind) {
-  auto prefill = StartWorker("p", "prefill", {"--scheduler.max-num-batched-tokens", "64"});
-  const auto decode = StartWorker("d", "decode");
-  const rpc::SequenceAttempt sequence = LongSequence(1, 3000, 20);
+  auto prefill = StartWorker("p", "prefill", SmallChunks());
+  const auto decode = StartWorker("d", "decode", kAlert);
+  const rpc::SequenceAttempt sequence = LongSequence(1, 1600, 20);
   SendReserve("d", sequence);
   SendPrefill("p", "d", sequence, WaitForGrant("d", sequence));
   EXPECT_TRUE(Eventually([&] { return router_.last_load("p").kv_blocks().active() > 0; }));
@@ -158,9 +181,9 @@ TEST_F(WorkerProcesses, KilledPrefillWorkerLeavesNothingBehind) {
 }
 
 TEST_F(WorkerProcesses, KilledDecodeWorkerFreesThePrefillWorker) {
-  const auto prefill = StartWorker("p", "prefill", {"--scheduler.max-num-batched-tokens", "64"});
-  const auto decode = StartWorker("d", "decode");
-  const rpc::SequenceAttempt sequence = LongSequence(1, 3000, 20);
+  const auto prefill = StartWorker("p", "prefill", SmallChunks());
+  const auto decode = StartWorker("d", "decode", kAlert);
+  const rpc::SequenceAttempt sequence = LongSequence(1, 1600, 20);
   SendReserve("d", sequence);
   SendPrefill("p", "d", sequence, WaitForGrant("d", sequence));
   EXPECT_TRUE(Eventually([&] { return router_.last_load("p").kv_blocks().active() > 0; }));
