@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
 # Builds Sluice and runs all its tests, as the continuous integration does. Works from a clean clone.
 #   scripts/test.sh             everything: lint, release with all tests, asan and tsan with
-#                               the unit, property and simulation tests, and each fuzz target
-#                               for a few seconds
-#   scripts/test.sh --quick     without the sanitizers and fuzzing
+#                               the unit, property and simulation tests (fuzz targets replay
+#                               their corpora among the unit tests)
+#   scripts/test.sh --quick     without the sanitizers
 #   --no-setup                  do not look for missing packages (scripts/setup.sh)
 #   --only STAGE                one of lint, release, asan, tsan, fuzz; may be repeated
-#   --fuzz-seconds N            per fuzz target (10)
+#   --fuzz-seconds N            per target of the fuzz stage, which runs when asked for (10)
 #   --jobs N                    compilers and tests at once (2)
 # Logs lie in build/<preset>/. The exit code is 0 only if every stage passed.
 set -uo pipefail
@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
 done
 if [ ${#stages[@]} -eq 0 ]; then
   stages=(lint release)
-  [ "$quick" = 1 ] || stages+=(asan tsan fuzz)
+  [ "$quick" = 1 ] || stages+=(asan tsan)
 fi
 
 # Compiler results are shared between checkouts of the same sources at different paths.
