@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/time/clock.h"
 #include "bench/loadgen/plot.h"
 #include "bench/loadgen/scenario.h"
 #include "bench/loadgen/summary.h"
@@ -127,6 +128,8 @@ void ShowProgress(const std::string& name, int finished, int total) {
 }
 
 absl::Status Bench(BenchFlags flags) {
+  uint64_t& seed = flags.scenario.workload.seed;
+  if (seed == 0) seed = static_cast<uint64_t>(absl::ToUnixMillis(absl::Now()));
   const bool own_cluster = flags.url.empty();
   ServedModel served{flags.model, 0};
   if (own_cluster) {
@@ -161,7 +164,7 @@ absl::Status Bench(BenchFlags flags) {
     summaries.push_back(loadgen::Summarize(run.name, run.x, result, flags.slo));
   }
   std::cout << scenario.title << ", model " << flags.model << ", " << (flags.grpc ? "gRPC" : "HTTP")
-            << "\n"
+            << ", seed " << flags.scenario.workload.seed << "\n"
             << loadgen::FormatTable(summaries);
   if (!flags.json_path.empty()) {
     SLUICE_RETURN_IF_ERROR(
@@ -186,6 +189,7 @@ void AddBench(CLI::App* app, int* exit_code) {
       app->add_subcommand("bench", "Put load on a cluster and print latencies and throughput");
   auto flags = std::make_shared<BenchFlags>();
   loadgen::RandomWorkloadOptions& workload = flags->scenario.workload;
+  workload.seed = 0;
   AddServerFlags(command, &flags->server);
   command->add_option("--url", flags->url, "Another OpenAI-compatible server, http://host:port");
   command->add_flag("--grpc", flags->grpc, "gRPC instead of HTTP");
@@ -208,7 +212,11 @@ void AddBench(CLI::App* app, int* exit_code) {
   command->add_option("--output-spread", workload.output_tokens_spread, "As --prompt-spread");
   command->add_option("--shared-prefix-tokens", workload.shared_prefix_tokens,
                       "First tokens that all prompts share");
-  command->add_option("--seed", workload.seed, "Same seed, same requests")->capture_default_str();
+  command
+      ->add_option("--seed", workload.seed,
+                   "Same seed, same requests; 0: from the clock, so that no earlier run has "
+                   "filled the prefix caches")
+      ->capture_default_str();
   command->add_option("--trace", flags->trace.path, "Replay a trace in Mooncake's format");
   command->add_option("--length-scale", flags->trace.length_scale, "Shorten the trace's requests");
   command->add_option("--time-scale", flags->trace.time_scale, "0.5: twice the trace's rate");

@@ -2,6 +2,7 @@
 
 option(SLUICE_TESTS "Build the tests" ON)
 option(SLUICE_BENCH "Build the benchmarks" ON)
+option(SLUICE_FUZZ "Build the fuzz targets with libFuzzer; needs clang" OFF)
 set(SLUICE_SANITIZE "" CACHE STRING "Sanitizers, comma separated: address,undefined or thread")
 
 set(CMAKE_CXX_STANDARD 20)
@@ -24,6 +25,13 @@ target_compile_options(sluice_compile_options INTERFACE
 # a*b+c that depends on inlining. Kernels ask for fused operations by intrinsic.
 target_compile_options(sluice_compile_options INTERFACE -ffp-contract=off)
 target_include_directories(sluice_compile_options INTERFACE "${PROJECT_SOURCE_DIR}")
+
+if(SLUICE_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "SLUICE_FUZZ needs clang: cmake --preset fuzz")
+  endif()
+  add_compile_options(-fsanitize=fuzzer-no-link)
+endif()
 
 if(SLUICE_SANITIZE)
   add_compile_options(-fsanitize=${SLUICE_SANITIZE} -fno-omit-frame-pointer -g1)

@@ -1,5 +1,5 @@
-// Aborts, with the place and the condition, when an invariant of ours is broken: a bug, never bad input
-// (that is absl::Status). On in every build; conditions are cheap. Any thread.
+// Aborts, with the place and the condition, when an invariant of ours is broken: a bug, never bad
+// input (that is absl::Status). On in every build; conditions are cheap. Any thread.
 #pragma once
 
 #include <cstdio>

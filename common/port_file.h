@@ -1,5 +1,6 @@
-// Tells whoever started a program which ports it took: {"pid": 1, "http_port": 8000, ...}. Written to a
-// temporary name and renamed, so a reader sees all of it or nothing. Main thread, once, when listening.
+// Tells whoever started a program which ports it took: {"pid": 1, "http_port": 8000, ...}. Written
+// to a temporary name and renamed, so a reader sees all of it or nothing. Main thread, once, when
+// listening.
 #pragma once
 
 #include <string>

@@ -10,11 +10,11 @@ build_packages=(
   libgrpc++-dev protobuf-compiler-grpc libprotobuf-dev protobuf-compiler
   libabsl-dev libucx-dev prometheus-cpp-dev libboost1.81-dev
   libsimdjson-dev nlohmann-json3-dev libyaml-cpp-dev libcli11-dev libspdlog-dev
-  libpcre2-dev libxxhash-dev libssl-dev libgtest-dev libgmock-dev librapidcheck-dev libbenchmark-dev
+  libpcre2-dev libxxhash-dev libssl-dev libgtest-dev libgmock-dev librapidcheck-dev
 )
 test_packages=(
   clang clang-format clang-tidy libclang-rt-14-dev python3 python3-grpcio python3-protobuf nodejs npm
-  prometheus curl jq procps
+  prometheus curl jq procps spin
 )
 
 dry_run=0

@@ -1,28 +1,31 @@
 #!/usr/bin/env bash
 # Builds Sluice and runs all its tests, as the continuous integration does. Works from a clean clone.
 #   scripts/test.sh             everything: lint, release with all tests, asan and tsan with
-#                               the unit, property and simulation tests
+#                               the unit, property and simulation tests (fuzz targets replay
+#                               their corpora among the unit tests)
 #   scripts/test.sh --quick     without the sanitizers
 #   --no-setup                  do not look for missing packages (scripts/setup.sh)
-#   --only STAGE                one of lint, release, asan, tsan; may be repeated
+#   --only STAGE                one of lint, release, asan, tsan, fuzz; may be repeated
+#   --fuzz-seconds N            per target of the fuzz stage, which runs when asked for (10)
 #   --jobs N                    compilers and tests at once (2)
 # Logs lie in build/<preset>/. The exit code is 0 only if every stage passed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-stages=() quick=0 setup=1 jobs=2
+stages=() quick=0 setup=1 jobs=2 fuzz_seconds=10
 while [ $# -gt 0 ]; do
   case "$1" in
     --quick) quick=1 ;;
     --no-setup) setup=0 ;;
     --only)
       case "${2:-}" in
-        lint | release | asan | tsan) stages+=("$2") ;;
-        *) echo "test.sh: --only needs lint, release, asan or tsan" >&2; exit 2 ;;
+        lint | release | asan | tsan | fuzz) stages+=("$2") ;;
+        *) echo "test.sh: --only needs lint, release, asan, tsan or fuzz" >&2; exit 2 ;;
       esac
       shift ;;
+    --fuzz-seconds) fuzz_seconds="${2:?--fuzz-seconds needs a number}"; shift ;;
     --jobs) jobs="${2:?--jobs needs a number}"; shift ;;
-    -h | --help) sed -n '2,9p' "$0" | cut -c3-; exit 0 ;;
+    -h | --help) sed -n '2,11p' "$0" | cut -c3-; exit 0 ;;
     *) echo "test.sh: unknown argument '$1' (try --help)" >&2; exit 2 ;;
   esac
   shift
@@ -81,6 +84,7 @@ for stage in "${stages[@]}"; do
   case "$stage" in
     lint) run_stage lint scripts/lint.sh ;;
     release) run_stage "release build" configure_and_build release && run_stage "release tests" run_tests release ;;
+    fuzz) run_stage fuzz scripts/fuzz.sh --seconds "$fuzz_seconds" --jobs "$jobs" ;;
     *)
       run_stage "$stage build" configure_and_build "$stage" tests-unit tests-property tests-simulation &&
         run_stage "$stage tests" run_tests "$stage" ;;

@@ -75,8 +75,9 @@ struct SequenceEnded {
 struct StepResult {
   int num_prefill_tokens = 0;
   int num_decode_tokens = 0;
-  // AddPrefill and AddRun sequences whose first prompt tokens were computed in this step: their time
-  // in the queue ended when the step began. (Named again when one starts over after preemption.)
+  // AddPrefill and AddRun sequences whose first prompt tokens were computed in this step: their
+  // time in the queue ended when the step began. (Named again when one starts over after
+  // preemption.)
   std::vector<SequenceKey> started;
   std::vector<ChunkComputed> chunks;  // AddPrefill sequences only
   std::vector<TokenProduced> tokens;

@@ -243,10 +243,9 @@ int64_t Scheduler::ExpectedGrowthBlocks(const Sequence& sequence) const {
 }
 
 absl::Span<const BlockHash> Scheduler::ReusableChain(const Sequence& sequence) const {
-  // Somebody must compute the last token, since its logits give the next one: here, unless KV and
-  // next token come from outside.
-  const int num_reusable =
-      static_cast<int>(sequence.tokens.size()) - (sequence.kind == SequenceKind::kReserved ? 0 : 1);
+  // The last token is never reused: its logits give the next one, and a handoff carries that next
+  // token with the KV of at least the last block.
+  const int num_reusable = static_cast<int>(sequence.tokens.size()) - 1;
   return absl::MakeConstSpan(sequence.block_hashes).first(num_reusable / kBlockTokens);
 }
 

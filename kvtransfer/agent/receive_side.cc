@@ -6,9 +6,13 @@
 #include "absl/strings/str_cat.h"
 #include "common/random.h"
 #include "common/status_macros.h"
+#include "kvtransfer/handoff/mutants.h"
 
 namespace sluice {
 namespace {
+
+using handoff::HandoffMutant;
+using handoff::Planted;
 
 absl::Status CheckSpec(const ReceiveSpec& spec) {
   if (spec.block_tokens <= 0 || spec.block_bytes == 0 || spec.begin_token < 0 ||
@@ -38,7 +42,8 @@ absl::StatusOr<TransferId> ReceiveSide::Reserve(const ReceiveSpec& spec) {
   if (live != by_request_.end()) {
     const Transfer& transfer = transfers_.at(live->second);
     bool open = transfer.machine.open();
-    if (open && transfer.spec.attempt == spec.attempt) return transfer.id;
+    bool same = transfer.spec.attempt == spec.attempt || Planted(HandoffMutant::kIgnoreAttempt);
+    if (open && same) return transfer.id;
     if (spec.attempt <= transfer.spec.attempt) {
       return absl::FailedPreconditionError(
           absl::StrCat("attempt ", spec.attempt.value, " of the request is over: attempt ",
@@ -46,7 +51,7 @@ absl::StatusOr<TransferId> ReceiveSide::Reserve(const ReceiveSpec& spec) {
     }
   }
   if (std::optional<Attempt> last = tombstones_.LastAttempt(spec.request);
-      last.has_value() && spec.attempt <= *last) {
+      last.has_value() && spec.attempt <= *last && !Planted(HandoffMutant::kReserveEndedAttempt)) {
     return absl::FailedPreconditionError(
         absl::StrCat("attempt ", spec.attempt.value, " of the request is over"));
   }
@@ -99,6 +104,11 @@ void ReceiveSide::OnMessage(const handoff::Frame& frame, PeerId origin, PayloadI
     std::optional<handoff::Body> answer = handoff::Nack{handoff::NackCode::kUnknown};
     if (tombstone != nullptr) answer = handoff::AnswerForClosed(*tombstone, frame.body);
     if (tombstone == nullptr || !tombstone->committed) ++core_->stats.messages_refused;
+    if (Planted(HandoffMutant::kAcceptDuplicateFinal) && tombstone != nullptr &&
+        tombstone->committed && std::holds_alternative<handoff::Final>(frame.body)) {
+      core_->events.push_back(Received{frame.transfer, tombstone->request, tombstone->attempt,
+                                       std::get<handoff::Final>(frame.body).first});
+    }
     if (answer.has_value()) Answer(incoming, frame.transfer, *std::move(answer));
   }
   if (incoming.payload != PayloadId()) core_->channel->Drop(incoming.payload);
@@ -133,6 +143,8 @@ void ReceiveSide::OnReceiveDone(OperationId id, const absl::Status& status, absl
   if (transfer == transfers_.end()) return;
   handoff::Receiver::ReceiveDone done{operation.seq, status, 0};
   if (status.ok()) {
+    // Bytes are a sign of life too: the sender's heartbeats may queue behind them for long.
+    if (transfer->second.attached) core_->peers.Heard(*transfer->second.machine.bound(), now);
     handoff::PayloadChecksum checksum(transfer->second.id, operation.begin_token);
     for (size_t i = 0; i < operation.num_cells; ++i) {
       absl::Span<uint8_t> block = transfer->second.spec.blocks[operation.first_cell + i];

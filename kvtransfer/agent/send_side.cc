@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
+#include "kvtransfer/handoff/mutants.h"
 
 namespace sluice {
 namespace {
@@ -91,7 +92,12 @@ absl::Status SendSide::Offer(const TransferId& id, int begin, int end,
   if (transfer.finish.has_value()) return absl::FailedPreconditionError("send is finished");
   if (end <= spec.begin_token) return absl::OkStatus();
   if (begin < spec.begin_token) {
-    blocks.erase(blocks.begin(), blocks.begin() + (spec.begin_token - begin) / block_tokens);
+    int num_skipped = (spec.begin_token - begin) / block_tokens;
+    if (handoff::Planted(handoff::HandoffMutant::kAlignFromFront)) {
+      blocks.erase(blocks.end() - num_skipped, blocks.end());
+    } else {
+      blocks.erase(blocks.begin(), blocks.begin() + num_skipped);
+    }
     begin = spec.begin_token;
   }
   size_t first_cell = static_cast<size_t>((begin - spec.begin_token) / block_tokens);

@@ -152,6 +152,7 @@ void SimNetwork::Deliver(const std::string& from, const std::string& to, std::st
 void SimNetwork::StartReceive(std::shared_ptr<Announcement> payload, SimChannel* receiver,
                               std::vector<absl::Span<uint8_t>> destination, OperationId operation) {
   receiver->receives_[operation] = {std::move(payload), std::move(destination)};
+  if (faults_.hang_receive > 0 && Chance() < faults_.hang_receive) return;
   At(now_ + Delay(),
      [this, address = receiver->address_, operation] { TryComplete(address, operation); });
 }

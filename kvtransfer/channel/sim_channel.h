@@ -38,6 +38,7 @@ struct SimFaults {
   double damage_header = 0;  // one flipped bit
   double damage_payload = 0;
   double fail_receive = 0;    // a receive ends with an error, after some of the bytes were written
+  double hang_receive = 0;    // a receive ends only when its endpoint is given up
   double report_crash = 0.5;  // peers get kPeerFailed; otherwise only silence
   bool read_needs_sender = true;  // false: as RDMA, a paused sender's memory is still readable
 };

@@ -26,8 +26,9 @@ namespace {
 
 constexpr unsigned kActiveMessageId = 17;
 constexpr absl::string_view kAddressMagic = "SLU1";
-constexpr size_t kSenderIdBytes = sizeof(uint64_t);  // before every header: who sends it
+constexpr size_t kIdBytes = sizeof(uint64_t);
 constexpr size_t kMinHeaderBytes = 1024;
+constexpr size_t kMaxRemotes = 16384;  // remembered; those without an endpoint go first
 constexpr int kProgressPerPoll = 256;
 constexpr size_t kEventsPerPoll = 64;
 constexpr absl::Duration kCloseTimeout = absl::Seconds(2);
@@ -49,7 +50,7 @@ class UcxChannel : public KvChannel {
   void WaitForActivity(absl::Duration timeout) override;
   void Wake() override;
   size_t max_header_bytes() const override {
-    return context_->max_am_header_bytes() - kSenderIdBytes;
+    return context_->max_am_header_bytes() - sizeof(Prefix);
   }
   std::vector<PeerTransport> Transports() const override;
 
@@ -67,10 +68,27 @@ class UcxChannel : public KvChannel {
       if (--num_pending == 0) busy += MonotonicNow() - since;
     }
   };
+  // Before every header: who sends it, through which of its endpoints to us (they are numbered
+  // upwards), and which endpoint of ours that one was made in answer to (0: none).
+  struct Prefix {
+    uint64_t channel_id = 0;
+    uint64_t generation = 0;
+    uint64_t answers = 0;
+  };
+  // What is known of another channel, connected or not. A generation above the known one that does
+  // not answer our endpoint means: the peer gave up its endpoint and made a new one. Ours belongs
+  // to the old one then, and over shared memory nothing else would tell.
+  struct Remote {
+    PeerId peer;
+    uint64_t heard = 0;  // highest generation heard
+    uint64_t burnt = 0;  // generations up to here belong to endpoints that we gave up
+  };
   struct Peer {
     UcxChannel* channel = nullptr;
     PeerId id;
     uint64_t remote_id = 0;
+    uint64_t answers = 0;
+    uint64_t remote_generation = 0;  // 0: not heard of yet
     std::string name;
     ucp_ep_h endpoint = nullptr;
     bool failed = false;
@@ -115,14 +133,12 @@ class UcxChannel : public KvChannel {
   Operation* NewOperation(OperationId id, PeerId peer, bool is_send);
   void Finish(Operation* operation, ucs_status_t status);
   void Fail(Peer* peer, absl::Status status);
+  PeerId Heard(const Prefix& prefix);
   void Release(Payload* payload);
   void Describe(Peer* peer) const;
   void CheckTransport(Peer* peer);
   void ReapClosing();
-  PeerId PeerOf(uint64_t remote_id) const {
-    auto it = by_remote_id_.find(remote_id);
-    return it == by_remote_id_.end() ? PeerId() : it->second;
-  }
+  Remote& RemoteOf(uint64_t channel_id);
 
   // Constant after Init.
   UcxOptions options_;
@@ -134,7 +150,7 @@ class UcxChannel : public KvChannel {
   // Owned by the transfer thread. `context_` goes last: its end may still call back.
   std::unique_ptr<UcxContext> context_;
   absl::flat_hash_map<PeerId, std::unique_ptr<Peer>> peers_;
-  absl::flat_hash_map<uint64_t, PeerId> by_remote_id_;
+  absl::flat_hash_map<uint64_t, Remote> remotes_;  // by channel id
   std::vector<Closing> closing_;
   absl::flat_hash_set<Operation*> operations_;
   absl::flat_hash_map<PayloadId, Payload> payloads_;
@@ -209,7 +225,7 @@ UcxChannel::~UcxChannel() {
 
 absl::StatusOr<PeerId> UcxChannel::Connect(const std::string& address) {
   absl::string_view rest = address;
-  if (rest.size() < kAddressMagic.size() + kSenderIdBytes + 1 ||
+  if (rest.size() < kAddressMagic.size() + kIdBytes + 1 ||
       rest.substr(0, kAddressMagic.size()) != kAddressMagic) {
     return absl::InvalidArgumentError("not the address of a UCX channel");
   }
@@ -220,8 +236,8 @@ absl::StatusOr<PeerId> UcxChannel::Connect(const std::string& address) {
   size_t name_bytes = static_cast<uint8_t>(rest[0]);
   rest.remove_prefix(1);
   if (rest.size() <= name_bytes) return absl::InvalidArgumentError("UCX address cut short");
-  PeerId known = PeerOf(remote_id);
-  if (known != PeerId()) return known;
+  Remote& remote = RemoteOf(remote_id);
+  if (remote.peer != PeerId()) return remote.peer;
 
   auto peer = std::make_unique<Peer>();
   peer->channel = this;
@@ -238,8 +254,9 @@ absl::StatusOr<PeerId> UcxChannel::Connect(const std::string& address) {
   params.err_handler.arg = peer.get();
   ucs_status_t status = ucp_ep_create(context_->worker(), &params, &peer->endpoint);
   if (status != UCS_OK) return UcxStatus(status, absl::StrCat("connecting to ", peer->name));
+  if (remote.heard > remote.burnt) peer->answers = peer->remote_generation = remote.heard;
   PeerId id = peer->id;
-  by_remote_id_[remote_id] = id;
+  remote.peer = id;
   peers_[id] = std::move(peer);
   return id;
 }
@@ -250,7 +267,9 @@ void UcxChannel::Disconnect(PeerId id) {
   Closing closing;
   closing.peer = std::move(it->second);
   peers_.erase(it);
-  by_remote_id_.erase(closing.peer->remote_id);
+  Remote& remote = RemoteOf(closing.peer->remote_id);
+  remote.peer = PeerId();
+  remote.burnt = std::max(remote.burnt, closing.peer->remote_generation);
   // FORCE: no flush, which a dead peer would never answer; pending requests end with an error.
   ucp_request_param_t param = {};
   param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
@@ -272,8 +291,9 @@ absl::Status UcxChannel::Send(PeerId id, std::string header,
     return absl::InvalidArgumentError(absl::StrCat("header of ", header.size(), " bytes"));
   }
   Operation* operation = NewOperation(operation_id, id, /*is_send=*/true);
-  operation->header.reserve(kSenderIdBytes + header.size());
-  operation->header.append(reinterpret_cast<const char*>(&local_id_), kSenderIdBytes);
+  const Prefix prefix{local_id_, id.value, peer->answers};
+  operation->header.reserve(sizeof(prefix) + header.size());
+  operation->header.append(reinterpret_cast<const char*>(&prefix), sizeof(prefix));
   operation->header.append(header);
   for (const absl::Span<const uint8_t>& span : payload) {
     if (span.empty()) continue;
@@ -424,14 +444,14 @@ ucs_status_t UcxChannel::OnActiveMessage(void* self, const void* header, size_t 
                                          void* data, size_t data_bytes,
                                          const ucp_am_recv_param_t* param) {
   auto* channel = static_cast<UcxChannel*>(self);
-  if (header_bytes < kSenderIdBytes) return UCS_OK;  // not ours: the payload is dropped
-  uint64_t remote_id;
-  std::memcpy(&remote_id, header, sizeof(remote_id));
+  Prefix prefix;
+  if (header_bytes < sizeof(prefix)) return UCS_OK;  // not ours: the payload is dropped
+  std::memcpy(&prefix, header, sizeof(prefix));
   ChannelEvent event;
   event.kind = ChannelEvent::Kind::kMessage;
-  event.peer = channel->PeerOf(remote_id);
-  event.header.assign(static_cast<const char*>(header) + kSenderIdBytes,
-                      header_bytes - kSenderIdBytes);
+  event.peer = channel->Heard(prefix);
+  event.header.assign(static_cast<const char*>(header) + sizeof(prefix),
+                      header_bytes - sizeof(prefix));
   bool keep = false;
   if (data_bytes > 0) {
     Payload payload;
@@ -511,6 +531,28 @@ void UcxChannel::Fail(Peer* peer, absl::Status status) {
   event.peer = peer->id;
   event.status = std::move(status);
   events_.push_back(std::move(event));
+}
+
+PeerId UcxChannel::Heard(const Prefix& prefix) {
+  Remote& remote = RemoteOf(prefix.channel_id);
+  if (prefix.generation <= remote.burnt) return remote.peer;  // a straggler
+  remote.heard = std::max(remote.heard, prefix.generation);
+  auto it = peers_.find(remote.peer);
+  if (it == peers_.end()) return PeerId();
+  Peer* peer = it->second.get();
+  if (peer->remote_generation == 0 || prefix.answers == peer->id.value) {
+    peer->remote_generation = std::max(peer->remote_generation, prefix.generation);
+  }
+  if (prefix.generation <= peer->remote_generation) return peer->id;
+  Fail(peer, absl::UnavailableError(absl::StrCat(peer->name, " has connected anew")));
+  return PeerId();
+}
+
+UcxChannel::Remote& UcxChannel::RemoteOf(uint64_t channel_id) {
+  if (remotes_.size() >= kMaxRemotes && !remotes_.contains(channel_id)) {
+    absl::erase_if(remotes_, [](const auto& entry) { return entry.second.peer == PeerId(); });
+  }
+  return remotes_[channel_id];
 }
 
 void UcxChannel::Release(Payload* payload) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kvtransfer/handoff/mutants.h"
 
 namespace sluice::handoff {
 namespace {
@@ -34,13 +35,18 @@ bool Receiver::Step(const Event& event, absl::Time now, std::vector<Action>* act
     if (open()) BeginAbort(dead->reason, /*tell_sender=*/false, now, actions);
     return true;
   }
-  if (open() && now >= lease_end_) {
+  if (open() && now >= lease_end_ && !Planted(HandoffMutant::kNeverEndLease)) {
     BeginAbort(
         absl::DeadlineExceededError("lease of the transfer ended: no word of the prefill worker"),
         /*tell_sender=*/true, now, actions);
   } else if (open() && now >= stalled_at_) {
     BeginAbort(absl::DeadlineExceededError("no receive ended for the time of a lease"),
                /*tell_sender=*/true, now, actions);
+  }
+  if (Planted(HandoffMutant::kFreeByTimer) && state_ == State::kAborting && now >= close_peer_at_) {
+    num_pending_ = 0;
+    MaybeFree(actions);
+    return true;
   }
   if (state_ == State::kAborting && now >= close_peer_at_) {
     close_peer_at_ = now + options_.lease;
@@ -56,7 +62,7 @@ bool Receiver::OnMessage(const Message& message, absl::Time now, std::vector<Act
   }
   if (const auto* cancel = std::get_if<Cancel>(&message.body)) {
     // Before Bind the capability alone counts; after it, only the bound incarnation may cancel.
-    if (bound_.has_value() && *bound_ != message.from) {
+    if (bound_.has_value() && !FromBound(message)) {
       return Refuse(NackCode::kStale, 0, actions);
     }
     cancel_ack_owed_ = bound_.has_value();
@@ -68,7 +74,7 @@ bool Receiver::OnMessage(const Message& message, absl::Time now, std::vector<Act
     return true;
   }
   if (std::holds_alternative<CancelAck>(message.body)) return true;
-  if (!bound_.has_value() || *bound_ != message.from) return Refuse(NackCode::kStale, 0, actions);
+  if (!bound_.has_value() || !FromBound(message)) return Refuse(NackCode::kStale, 0, actions);
   if (!open()) return Refuse(NackCode::kExpired, 0, actions);
   if (const auto* offer = std::get_if<Offer>(&message.body)) {
     return OnOffer(*offer, message.payload_bytes, now, actions);
@@ -79,7 +85,7 @@ bool Receiver::OnMessage(const Message& message, absl::Time now, std::vector<Act
 
 bool Receiver::OnBind(const Message& message, const Bind& bind, absl::Time now,
                       std::vector<Action>* actions) {
-  if (bound_.has_value() && *bound_ != message.from) return Refuse(NackCode::kStale, 0, actions);
+  if (bound_.has_value() && !FromBound(message)) return Refuse(NackCode::kStale, 0, actions);
   if (bind.request != expected_.request || bind.attempt != expected_.attempt) {
     return Refuse(NackCode::kStale, 0, actions);
   }
@@ -91,6 +97,7 @@ bool Receiver::OnBind(const Message& message, const Bind& bind, absl::Time now,
                          actions);
   }
   lease_end_ = now + options_.lease;
+  if (Planted(HandoffMutant::kIgnoreIncarnation)) bound_ = message.from;
   if (state_ == State::kReserved) {
     state_ = State::kBound;
     bound_ = message.from;
@@ -110,12 +117,18 @@ bool Receiver::OnOffer(const Offer& offer, uint64_t payload_bytes, absl::Time no
     state_ = State::kReceiving;
     first_offer_time_ = now;
   }
+#ifdef SLUICE_MUTANTS
+  counted_cells_ += NumCells(offer);
+#endif
   Slot& slot = slots_[offer.seq];
   if (slot.offer.has_value() && *slot.offer != offer) {
     return Contradiction(NackCode::kConflict, offer.seq, "one sequence number, two contents", now,
                          actions);
   }
   if (slot.state == Slot::State::kVerified) {
+    if (Planted(HandoffMutant::kReceiveVerifiedAgain)) {
+      actions->push_back(TakePayload{offer.seq, FirstCell(offer), NumCells(offer)});
+    }
     actions->push_back(SendAck{});  // the first Ack was lost
     return true;
   }
@@ -154,9 +167,11 @@ bool Receiver::OnReceiveDone(const ReceiveDone& done, absl::Time now,
   Slot& slot = slots_[done.seq];
   const Offer& offer = *slot.offer;
   stalled_at_ = --num_pending_ == 0 ? absl::InfiniteFuture() : now + options_.lease;
-  bool bad_sum = done.status.ok() && done.checksum != offer.checksum;
+  bool failed = !done.status.ok() && !Planted(HandoffMutant::kIgnoreReceiveError);
+  bool bad_sum =
+      done.status.ok() && done.checksum != offer.checksum && !Planted(HandoffMutant::kSkipChecksum);
   if (bad_sum) ++checksum_failures_;
-  if (!done.status.ok() || bad_sum || !open()) {
+  if (failed || bad_sum || !open()) {
     slot.state = Slot::State::kEmpty;
     coverage_.Release(FirstCell(offer), NumCells(offer));
     if (!open()) {
@@ -181,7 +196,7 @@ bool Receiver::OnReceiveDone(const ReceiveDone& done, absl::Time now,
   while (cumulative_ < slots_.size() && slots_[cumulative_].state == Slot::State::kVerified) {
     ++cumulative_;
   }
-  if (coverage_.complete()) state_ = State::kVerified;
+  if (Covered()) state_ = State::kVerified;
   actions->push_back(SendAck{});
   MaybeDeliver(now, actions);
   return true;
@@ -214,8 +229,11 @@ bool Receiver::Contradiction(NackCode code, uint32_t seq, const char* what, absl
 }
 
 void Receiver::MaybeDeliver(absl::Time now, std::vector<Action>* actions) {
+  if (Planted(HandoffMutant::kDeliverWithoutFinal) && state_ == State::kVerified) {
+    if (!final_.has_value()) final_ = Final{cumulative_, expected_.end_token, FirstToken()};
+  }
   if (state_ != State::kVerified || !final_.has_value()) return;
-  if (cumulative_ != final_->num_offers) {
+  if (cumulative_ != final_->num_offers && !Planted(HandoffMutant::kCountInsteadOfCoverage)) {
     Contradiction(NackCode::kConflict, 0, "Final counts other offers than arrived", now, actions);
     return;
   }
@@ -240,7 +258,8 @@ void Receiver::BeginAbort(absl::Status reason, bool tell_sender, absl::Time now,
 }
 
 void Receiver::MaybeFree(std::vector<Action>* actions) {
-  if (state_ != State::kAborting || num_pending_ > 0) return;
+  bool pending = num_pending_ > 0 && !Planted(HandoffMutant::kFreeBeforeReceiveEnded);
+  if (state_ != State::kAborting || pending) return;
   state_ = State::kFreed;
   if (cancel_ack_owed_) actions->push_back(SendControl{CancelAck{Side::kSender}});
   actions->push_back(Freed{status_, VerifiedTokens()});
@@ -262,7 +281,21 @@ Ack Receiver::MakeAck() const {
 
 absl::Time Receiver::NextDeadline() const {
   if (over()) return absl::InfiniteFuture();
+  if (open() && Planted(HandoffMutant::kNeverEndLease)) return stalled_at_;
   return open() ? std::min(lease_end_, stalled_at_) : close_peer_at_;
+}
+
+bool Receiver::FromBound(const Message& message) const {
+  return *bound_ == message.from || Planted(HandoffMutant::kIgnoreIncarnation);
+}
+
+bool Receiver::Covered() const {
+#ifdef SLUICE_MUTANTS
+  if (Planted(HandoffMutant::kCountInsteadOfCoverage)) {
+    return counted_cells_ >= coverage_.num_cells() && num_pending_ == 0;
+  }
+#endif
+  return coverage_.complete();
 }
 
 uint32_t Receiver::VerifiedTokens() const {

@@ -140,6 +140,10 @@ class Receiver {
   uint32_t VerifiedTokens() const;
   size_t FirstCell(const Offer& offer) const;
   size_t NumCells(const Offer& offer) const;
+  // REQUIRES: bound.
+  bool FromBound(const Message& message) const;
+  bool Covered() const;
+
   const ReceiverOptions options_;
   const Bind expected_;
 
@@ -151,6 +155,9 @@ class Receiver {
   uint32_t num_pending_ = 0;
   uint64_t verified_bytes_ = 0;
   uint64_t checksum_failures_ = 0;
+#ifdef SLUICE_MUTANTS
+  size_t counted_cells_ = 0;
+#endif
   std::optional<Final> final_;
   absl::Status status_;
   bool cancel_ack_owed_ = false;

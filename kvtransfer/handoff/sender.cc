@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_cat.h"
+#include "kvtransfer/handoff/mutants.h"
 
 namespace sluice::handoff {
 namespace {
@@ -166,6 +167,10 @@ bool Sender::OnSendDone(const SendDone& done, absl::Time now, std::vector<Action
   Chunk& chunk = chunks_[done.seq];
   chunk.pending = false;
   --num_pending_;
+  if (Planted(HandoffMutant::kSendDoneAsAck) && done.status.ok()) {
+    MarkAcked(done.seq);
+    if (first_unacked_ == num_offers()) OnCommit(now, actions);
+  }
   if (open() && !chunk.acked) SetRetry(done.seq, now + options_.resend_interval);
   MaybeEnd(now, actions);
   return true;
@@ -306,7 +311,8 @@ void Sender::BeginAbort(absl::Status reason, bool answered, absl::Time now,
 
 void Sender::MaybeEnd(absl::Time, std::vector<Action>* actions) {
   bool over = state_ == State::kCommitted || (state_ == State::kAborting && answered_);
-  if (!over || num_pending_ > 0) return;
+  bool pending = num_pending_ > 0 && !Planted(HandoffMutant::kUnpinBeforeSendEnded);
+  if (!over || pending) return;
   state_ = State::kEnded;
   actions->push_back(Ended{status_});
 }

@@ -2,6 +2,8 @@
 
 #include <variant>
 
+#include "kvtransfer/handoff/mutants.h"
+
 namespace sluice::handoff {
 
 void Tombstones::Add(const TransferId& transfer, const Tombstone& tombstone) {
@@ -35,7 +37,7 @@ std::optional<Body> AnswerForClosed(const Tombstone& tombstone, const Body& mess
   if (std::holds_alternative<Cancel>(message)) return CancelAck{Side::kSender};
   if (std::holds_alternative<Bind>(message) || std::holds_alternative<Offer>(message) ||
       std::holds_alternative<Final>(message)) {
-    if (tombstone.committed) return Commit{};
+    if (tombstone.committed && !Planted(HandoffMutant::kForgetCommit)) return Commit{};
     return Nack{NackCode::kExpired};
   }
   return std::nullopt;

@@ -64,6 +64,7 @@ DispatcherOptions MakeDispatcherOptions(const RouterConfig& config) {
   core.recovery = config.recovery;
   core.worker_timeout = config.worker_timeout;
   core.no_worker_timeout = config.no_worker_timeout;
+  core.max_lost_workers = config.max_lost_workers;
   options.max_mailbox_requests = config.max_queued_requests + config.max_running_requests + 64;
   return options;
 }

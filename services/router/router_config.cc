@@ -54,6 +54,12 @@ void AddRouterConfig(ConfigSchema* schema, RouterConfig* config) {
   schema->Add("no_worker_timeout", &config->no_worker_timeout,
               "How long an accepted request waits for a ready worker when there is none.");
 
+  schema->Add(
+      "max_lost_workers", &config->max_lost_workers,
+      "A request that was on this many workers when they died ends with an error: it may be "
+      "what kills them. Raise it where workers come and go by themselves.",
+      1, 1000);
+
   schema->Add("drain_timeout", &config->drain_timeout,
               "What running answers are given to finish after SIGTERM.");
   schema->AddChoice("log_level", &config->log_level, {"debug", "info", "warning", "error"},

@@ -33,6 +33,7 @@ struct RouterConfig {
   bool recovery = true;
   absl::Duration worker_timeout = absl::Milliseconds(1500);
   absl::Duration no_worker_timeout = absl::Seconds(3);
+  int max_lost_workers = 2;
 
   absl::Duration drain_timeout = absl::Seconds(30);
   std::string log_level = "info";

@@ -62,6 +62,10 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
   inter_token_latency_ =
       registry->AddHistogram("sluice_inter_token_latency_seconds",
                              "Gap between token events, per token.", ItlBuckets(), by_model);
+  recovery_pause_ = registry->AddHistogram(
+      "sluice_request_recovery_pause_seconds",
+      "Gap that a lost or failed worker left in an answer, as its client saw it.", StageBuckets(),
+      by_model);
   prompt_tokens_ = registry->AddHistogram("sluice_request_prompt_tokens",
                                           "Prompt tokens of a request.", TokenBuckets(), by_model);
   output_tokens_ = registry->AddHistogram("sluice_request_output_tokens",
@@ -127,6 +131,7 @@ void RouterMetrics::OnTokens(const EmitTokens& emitted) {
   } else {
     inter_token_latency_->Observe(Seconds(emitted.since_previous) / count);
   }
+  if (emitted.recovered) recovery_pause_->Observe(Seconds(emitted.since_previous));
 }
 
 RouterMetrics::Outcome RouterMetrics::OutcomeOf(const GenerationResult& result) {

@@ -14,6 +14,7 @@
 #include <utility>
 #include <vector>
 
+#include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
@@ -115,7 +116,8 @@ class RequestTable {
 
  private:
   const size_t max_remembered_;
-  absl::flat_hash_map<SequenceKey, std::unique_ptr<Record>> live_;
+  // Ordered, so that a simulation can be replayed.
+  absl::btree_map<SequenceKey, std::unique_ptr<Record>> live_;
   absl::flat_hash_map<RequestId, Attempt> newest_;
   std::deque<RequestId> order_;  // keys of newest_, oldest first
   absl::btree_set<std::pair<absl::Time, SequenceKey>> deadlines_;

@@ -12,6 +12,11 @@ namespace {
 std::atomic<int64_t> allocations{0};
 }  // namespace
 
+// GCC 12 takes the pair below, once inlined, for new matched with free.
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmismatched-new-delete"
+#endif
+
 void* operator new(size_t size) {
   allocations.fetch_add(1, std::memory_order_relaxed);
   void* p = std::malloc(size);

@@ -264,13 +264,14 @@ TEST_F(EngineTest, ReservationBecomesADecodingSequence) {
   EXPECT_EQ(results[0].tokens[0].index, 1);
   ExpectOracle(input);
 
-  // Its prompt is cached now, whole blocks of it, the last one included.
+  // Its prompt is cached now; the block of the last token is received all the same.
   SequenceInput again = Input(1, 128);
   again.key = MakeKey(2);
   const absl::StatusOr<Reservation> second = fake_.engine->Reserve(again);
   ASSERT_TRUE(second.ok());
-  EXPECT_EQ(second->cached_tokens, 128);
-  EXPECT_THAT(second->blocks, IsEmpty());
+  EXPECT_EQ(second->cached_tokens, 64);
+  EXPECT_THAT(second->blocks, SizeIs(1));
+  FillReservation(again, *second);
   ASSERT_TRUE(fake_.engine->Activate(again.key, OracleAnswer(again, 1024).tokens[0]).ok());
   answers_[again.key].tokens.push_back(OracleAnswer(again, 1024).tokens[0]);
   StepAll();
@@ -328,6 +329,25 @@ TEST_F(EngineTest, AbandonKeepsVerifiedBlocksAsPrefix) {
   // Nothing verified this time: what was cached before stays.
   fake_.engine->AbandonReservation(retry.key, 0);
   EXPECT_EQ(Blocks().cached, 2);
+  EXPECT_TRUE(fake_.engine->CheckIntegrity().ok());
+}
+
+TEST_F(EngineTest, WhollyCachedPromptStillReservesItsLastBlock) {
+  const SequenceInput input = Input(1, 192);  // exactly three blocks
+  const absl::StatusOr<Reservation> first = fake_.engine->Reserve(input);
+  ASSERT_TRUE(first.ok());
+  FillReservation(input, *first);
+  fake_.engine->AbandonReservation(input.key, 192);
+  EXPECT_EQ(Blocks().cached, 3);
+
+  SequenceInput again = input;
+  again.key = MakeKey(1, 2);
+  const absl::StatusOr<Reservation> second = fake_.engine->Reserve(again);
+  ASSERT_TRUE(second.ok());
+  EXPECT_EQ(second->cached_tokens, 128);
+  EXPECT_THAT(second->blocks, SizeIs(1));  // a transfer of nothing could not bring the next token
+  FillReservation(again, *second);
+  EXPECT_TRUE(fake_.engine->Activate(again.key, {5, 0, {}}).ok());
   EXPECT_TRUE(fake_.engine->CheckIntegrity().ok());
 }
 

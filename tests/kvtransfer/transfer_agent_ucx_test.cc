@@ -30,7 +30,10 @@ class Worker {
       std::abort();
     }
     channel_ = *std::move(channel);
-    agent_ = TransferAgent::Create(TransferOptions(), incarnation, channel_.get(), &RealClock());
+    TransferOptions transfers;  // patient: sanitizers on a busy machine are slow
+    transfers.peer_timeout = absl::Seconds(10);
+    transfers.lease = absl::Seconds(20);
+    agent_ = TransferAgent::Create(transfers, incarnation, channel_.get(), &RealClock());
     address = channel_->LocalAddress();
     thread_ = std::thread([this] { Loop(); });
   }
@@ -47,6 +50,7 @@ class Worker {
     channel_->Wake();
   }
   // Waits for a report that satisfies `match`.
+  // A transfer that ended badly ends the wait with its reason.
   bool WaitFor(const std::function<bool(const TransferEvent&)>& match) {
     absl::Time deadline = MonotonicNow() + absl::Seconds(30);
     while (MonotonicNow() < deadline) {
@@ -54,6 +58,15 @@ class Worker {
         std::lock_guard<std::mutex> lock(mu_);
         for (const TransferEvent& event : events_) {
           if (match(event)) return true;
+          const auto* sent = std::get_if<SendEnded>(&event);
+          const auto* received = std::get_if<ReceiveEnded>(&event);
+          absl::Status status = sent != nullptr       ? sent->status
+                                : received != nullptr ? received->status
+                                                      : absl::OkStatus();
+          if (!status.ok()) {
+            ADD_FAILURE() << status;
+            return false;
+          }
         }
       }
       absl::SleepFor(absl::Milliseconds(2));
@@ -100,10 +113,9 @@ class AgentOverUcx : public ::testing::TestWithParam<std::tuple<std::string, siz
 
 TEST_P(AgentOverUcx, MovesManySequencesAndThenSleeps) {
   const auto [tls, block_bytes] = GetParam();
-  const int num_blocks = static_cast<int>((8 << 20) / block_bytes);
-  constexpr int kRequests = 6;
-  Worker p(tls), d(tls);
-  std::vector<std::vector<uint8_t>> sources, destinations;
+  const int num_blocks = static_cast<int>((4 << 20) / block_bytes);
+  constexpr int kRequests = 4;
+  std::vector<std::vector<uint8_t>> sources, destinations;  // outlive the channels
   for (int r = 0; r < kRequests; ++r) {
     sources.emplace_back(block_bytes * static_cast<size_t>(num_blocks));
     for (size_t i = 0; i < sources[r].size(); ++i) {
@@ -111,6 +123,7 @@ TEST_P(AgentOverUcx, MovesManySequencesAndThenSleeps) {
     }
     destinations.emplace_back(sources[r].size());
   }
+  Worker p(tls), d(tls);
   absl::Time begin = MonotonicNow();
   for (int r = 0; r < kRequests; ++r) {
     ReceiveSpec receive;
@@ -158,11 +171,11 @@ TEST_P(AgentOverUcx, MovesManySequencesAndThenSleeps) {
       const auto* ended = std::get_if<SendEnded>(&event);
       return ended != nullptr && ended->request.bytes[0] == r && ended->status.ok();
     })) << r;
-    EXPECT_EQ(sources[r], destinations[r]) << r;
+    EXPECT_TRUE(sources[r] == destinations[r]) << r;
   }
   absl::Duration elapsed = MonotonicNow() - begin;
   RecordProperty("megabytes_per_second",
-                 static_cast<int>(kRequests * 8 / absl::ToDoubleSeconds(elapsed)));
+                 static_cast<int>(kRequests * 4 / absl::ToDoubleSeconds(elapsed)));
   absl::SleepFor(absl::Milliseconds(300));
   uint64_t polls = p.num_polls() + d.num_polls();
   absl::SleepFor(absl::Seconds(2));
@@ -171,7 +184,7 @@ TEST_P(AgentOverUcx, MovesManySequencesAndThenSleeps) {
 
 INSTANTIATE_TEST_SUITE_P(Transports, AgentOverUcx,
                          ::testing::Combine(::testing::Values("tcp", "shm"),
-                                            ::testing::Values(size_t{16} << 10, size_t{2} << 20)));
+                                            ::testing::Values(size_t{16} << 10, size_t{1} << 20)));
 
 }  // namespace
 }  // namespace sluice

@@ -383,6 +383,54 @@ TEST_P(UcxChannelTest, ConnectsAgainAfterDisconnect) {
   }
 }
 
+// One side gives up and comes again; the other side has to notice, or it would hold half a
+// connection.
+TEST_P(UcxChannelTest, NoticesThatThePeerConnectedAnew) {
+  for (bool traffic_both_ways : {true, false}) {
+    Node a(Options()), b(Options());
+    PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+    ASSERT_TRUE(a.channel->Send(to_b, "1", {}, OperationId(1)).ok());
+    ASSERT_TRUE(b.WaitForMessages(1, &a));
+    EXPECT_EQ(b.messages[0].peer, PeerId());  // no endpoint back yet
+    PeerId to_a = *b.channel->Connect(a.channel->LocalAddress());
+    if (traffic_both_ways) {
+      ASSERT_TRUE(a.channel->Send(to_b, "2", {}, OperationId(2)).ok());
+      ASSERT_TRUE(b.channel->Send(to_a, "3", {}, OperationId(3)).ok());
+      ASSERT_TRUE(b.WaitForMessages(2, &a));
+      ASSERT_TRUE(a.WaitForMessages(1, &b));
+    }
+    a.channel->Disconnect(to_b);
+    b.WaitUntil([] { return false; }, &a, absl::Milliseconds(20));
+    b.messages.clear();
+    to_b = *a.channel->Connect(b.channel->LocalAddress());
+    ASSERT_TRUE(a.channel->Send(to_b, "4", {}, OperationId(4)).ok());
+    ASSERT_TRUE(b.WaitUntil([&] { return !b.failed.empty(); }, &a));
+    b.channel->Disconnect(to_a);
+    to_a = *b.channel->Connect(a.channel->LocalAddress());
+    a.WaitUntil([&] { return !a.failed.empty(); }, &b, absl::Milliseconds(200));
+    if (!a.failed.empty()) {  // it may see our new endpoint as the end of its own
+      a.channel->Disconnect(to_b);
+      to_b = *a.channel->Connect(b.channel->LocalAddress());
+    }
+    // Now it carries payload again, and a receive that hangs can be ended.
+    std::vector<uint8_t> source = Pattern(300000, 4), destination(300000);
+    ASSERT_TRUE(a.channel->Send(to_b, "5", {absl::MakeConstSpan(source)}, OperationId(5)).ok());
+    ChannelEvent* last = nullptr;
+    ASSERT_TRUE(b.WaitUntil(
+        [&] {
+          for (ChannelEvent& message : b.messages) {
+            if (message.header == "5") last = &message;
+          }
+          return last != nullptr;
+        },
+        &a));
+    ASSERT_TRUE(
+        b.channel->Receive(last->payload, {absl::MakeSpan(destination)}, OperationId(6)).ok());
+    b.channel->Disconnect(to_a);  // before A has answered
+    EXPECT_TRUE(b.WaitUntil([&] { return b.received.contains(OperationId(6)); }));
+  }
+}
+
 TEST_P(UcxChannelTest, NamesAnUnexpectedTransport) {
   UcxOptions picky = Options();
   picky.expect_transport = Expected() == "tcp" ? "shm" : "tcp";

@@ -72,6 +72,7 @@ class CoreHarness {
         for (const SampledToken& token : emitted->tokens) {
           emitted_tokens[emitted->id].push_back(token.token);
         }
+        all_emitted.push_back(*emitted);
       } else if (auto* ended = std::get_if<EndRequest>(&action)) {
         ends[ended->id].push_back(*ended);
       } else {
@@ -136,6 +137,7 @@ class CoreHarness {
     return core.counters().stale_messages[static_cast<int>(reason)];
   }
 
+  std::vector<EmitTokens> all_emitted;
   absl::Time now = absl::UnixEpoch() + absl::Hours(1);
   RouterCore core;
   std::vector<Action> sent;

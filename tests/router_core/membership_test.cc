@@ -74,6 +74,14 @@ TEST_F(MembershipTest, RefusesAModelThatIsNotTheConfiguredOne) {
   EXPECT_THAT(h.Take<SendWelcome>().at(0).error, HasSubstr("this router \"deepseek\""));
 }
 
+TEST_F(MembershipTest, RefusesADecodeWorkerThatNobodyCanSendTo) {
+  WorkerInfo info = CoreHarness::Info("d", WorkerRole::kDecode);
+  info.kv_address = "";
+  EXPECT_THAT(Register(1, info), HasSubstr("worker d has no kv_address"));
+  info.role = WorkerRole::kBoth;  // computes and decodes in one place
+  EXPECT_EQ(Register(2, info), "");
+}
+
 TEST_F(MembershipTest, ANewIncarnationReplacesTheOldOne) {
   const SessionId old = h_.Join("d", WorkerRole::kDecode);
   h_.Take<SendWelcome>();

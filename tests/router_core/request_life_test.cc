@@ -328,6 +328,17 @@ TEST_F(RequestLifeTest, GrantForAnEndedRequestIsCancelled) {
 
 enum Upto { kReserve, kPrefill, kFirstToken, kKv, kHandedOver, kDecoding };
 
+TEST_F(RequestLifeTest, StopStringOfTheFrontEndsWell) {
+  JoinPair();
+  const RequestId id = h_.Submit();
+  const AttemptKey key = StartPrefill(id);
+  h_.PlayToken(p_, key, 0, 10);
+  h_.Play(RequestCancelled{.id = id, .satisfied = true});
+  EXPECT_EQ(h_.Result(id).end, GenerationEnd::kStop);
+  EXPECT_EQ(h_.Take<SendCancel>().size(), 2u);  // the workers are told all the same
+  ExpectNothingLeft();
+}
+
 class CancelTest : public RequestLifeTest, public ::testing::WithParamInterface<Upto> {};
 
 TEST_P(CancelTest, ReachesEveryWorkerInvolved) {

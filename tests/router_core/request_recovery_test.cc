@@ -99,6 +99,19 @@ TEST_F(RecoveryTest, LostDecodeWorkerIsReplacedAndNoTokenIsLostOrRepeated) {
   EXPECT_EQ(h_.Result(id).end, GenerationEnd::kStop);
 }
 
+TEST_F(RecoveryTest, OnlyTheFirstTokensAfterALossAreARecovery) {
+  SubmitAndDecode(3);
+  for (const EmitTokens& emitted : h_.all_emitted) EXPECT_FALSE(emitted.recovered);
+  h_.all_emitted.clear();
+  h_.Play(WorkerLeft{d_, "its stream ended"});
+  const AttemptKey key = Grant();
+  h_.PlayToken(h_.Take<SendPrefill>().at(0).to, key, 3, 103);
+  h_.PlayToken(d2_, key, 4, 104);
+  ASSERT_EQ(h_.all_emitted.size(), 2u);
+  EXPECT_TRUE(h_.all_emitted[0].recovered);
+  EXPECT_FALSE(h_.all_emitted[1].recovered);
+}
+
 TEST_F(RecoveryTest, LostWhileReserving) {
   const RequestId id = h_.Submit();
   EXPECT_EQ(h_.Take<SendReserve>().at(0).to, d_);
@@ -274,7 +287,38 @@ TEST_F(RecoveryTest, FailedAttemptsAreRetriedAFewTimes) {
   EXPECT_EQ(tried[1], p2_);  // another one first
   EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kInternal);
   EXPECT_THAT(Message(id), HasSubstr("checksum mismatch (stage kv_transfer)"));
-  EXPECT_EQ(Retries(Stage::kKvTransfer, RetryReason::kFailed), 2u);
+  EXPECT_EQ(Retries(Stage::kKvTransfer, RetryReason::kFailed), tried.size() - 1);
+}
+
+TEST_F(RecoveryTest, FailedTransferAvoidsBothEnds) {
+  h_.Submit();
+  const AttemptKey key = Grant();
+  ASSERT_EQ(granted_by_, d_);
+  ASSERT_EQ(h_.Take<SendPrefill>().at(0).to, p_);
+  // The prefill worker hangs: the decode worker notices before the router does.
+  h_.PlayEnd(d_, key, AttemptEndReason::kFailed, absl::UnavailableError("no sign of life"),
+             "kv_transfer");
+  Grant();
+  EXPECT_EQ(granted_by_, d2_);
+  EXPECT_EQ(h_.Take<SendPrefill>().at(0).to, p2_);
+}
+
+TEST_F(RecoveryTest, FailuresBeforeProgressDoNotAddUp) {
+  const RequestId id = h_.Submit(10, 900);
+  int index = 0;
+  for (int i = 0; i < 2 * CoreOptions().max_failures; ++i) {
+    const AttemptKey key = Grant();
+    const SessionId prefill = h_.Take<SendPrefill>().at(0).to;
+    h_.PlayToken(prefill, key, index, 100 + index);
+    h_.PlayKv(granted_by_, key);
+    h_.PlayEnd(prefill, key, AttemptEndReason::kHandedOver);
+    ++index;
+    h_.PlayToken(granted_by_, key, index, 100 + index);
+    ++index;
+    h_.PlayEnd(granted_by_, key, AttemptEndReason::kFailed, absl::InternalError("x"), "decode");
+    h_.AdvanceAlive(absl::Seconds(1));
+    ASSERT_FALSE(h_.HasEnded(id)) << i;
+  }
 }
 
 TEST_F(RecoveryTest, WhatIsTheRequestsOwnFaultIsNotRetried) {
@@ -326,6 +370,18 @@ TEST_F(RecoveryTest, ReserveWithoutAnswerGoesElsewhere) {
   EXPECT_TRUE(h_.Take<SendPrefill>().empty());
   EXPECT_EQ(h_.Take<SendCancel>().at(0).to, d_);
   EXPECT_EQ(h_.Stale(StaleReason::kStaleAttempt), 1u);
+}
+
+TEST_F(RecoveryTest, AGrantOfMoreThanTheSequenceIsItsWorkersFailure) {
+  h_.Submit(10);
+  const SendReserve reserve = h_.Take<SendReserve>().at(0);
+  router::Grant grant;
+  grant.cached_tokens = 64;
+  h_.Play(Granted{reserve.to, reserve.sequence.key, grant});
+  EXPECT_TRUE(h_.Take<SendPrefill>().empty());
+  EXPECT_EQ(h_.Take<SendCancel>().at(0).to, reserve.to);
+  EXPECT_EQ(Retries(Stage::kReserve, RetryReason::kFailed), 1u);
+  EXPECT_NE(h_.Take<SendReserve>().at(0).to, reserve.to);
 }
 
 TEST_F(RecoveryTest, PrefillWorkersGoneAfterTheGrant) {

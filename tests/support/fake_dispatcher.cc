@@ -133,13 +133,17 @@ void FakeDispatcher::Submit(GenerationSpec spec, std::shared_ptr<GenerationSink>
   tasks_.push_back([script = script_, generation] { script(generation); });
 }
 
-void FakeDispatcher::Cancel(RequestId id) {
+void FakeDispatcher::Cancel(RequestId id) { EndEarly(id, GenerationEnd::kCancelled); }
+
+void FakeDispatcher::Stop(RequestId id) { EndEarly(id, GenerationEnd::kStop); }
+
+void FakeDispatcher::EndEarly(RequestId id, GenerationEnd end) {
   {
     absl::MutexLock lock(&mu_);
     cancelled_.push_back(id);
   }
   GenerationResult result;
-  result.end = GenerationEnd::kCancelled;
+  result.end = end;
   Post([this, id, result] { Finish(id, result); });
 }
 

@@ -53,12 +53,14 @@ class FakeDispatcher : public Dispatcher {
 
   void Submit(GenerationSpec spec, std::shared_ptr<GenerationSink> sink) override;
   void Cancel(RequestId id) override;
+  void Stop(RequestId id) override;
   ClusterSnapshot Snapshot() const override;
   std::string NotReadyReason() const override;
 
  private:
   void Post(std::function<void()> task);
   void Finish(RequestId id, const GenerationResult& result);
+  void EndEarly(RequestId id, GenerationEnd end);
 
   mutable absl::Mutex mu_;
   std::function<void(const Generation&)> script_ ABSL_GUARDED_BY(mu_);

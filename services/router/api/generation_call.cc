@@ -189,7 +189,7 @@ void GenerationCall::HandleTokens(int index, const std::vector<SampledToken>& to
   if (choice.output.Add(tokens, delta)) {
     choice.finished = true;
     delta->finish = FinishReason::kStop;
-    context_->dispatcher().Cancel(choice.id);
+    context_->dispatcher().Stop(choice.id);
   }
 }
 

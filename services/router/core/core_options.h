@@ -33,7 +33,7 @@ struct CoreOptions {
   // A request that lost this many workers ends with an error: it may be what kills them.
   int max_lost_workers = 2;
   // Failures reported by living workers, per request.
-  int max_failures = 3;
+  int max_failures = 6;
   // Times a decode worker may hand a request back for want of blocks.
   int max_preemptions = 32;
 

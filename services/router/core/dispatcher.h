@@ -1,5 +1,6 @@
-// The seam inside the router: the API side (text, HTTP, gRPC) hands token sequences to the dispatcher
-// and gets tokens back; the dispatcher side (admission, routing, journal, workers) knows nothing of text.
+// The seam inside the router: the API side (text, HTTP, gRPC) hands token sequences to the
+// dispatcher and gets tokens back; the dispatcher side (admission, routing, journal, workers) knows
+// nothing of text.
 #pragma once
 
 #include <memory>
@@ -20,7 +21,7 @@ namespace sluice::router {
 struct GenerationSpec {
   RequestId id;
   std::vector<TokenId> prompt;
-  SamplingParams sampling;            // seed always set
+  SamplingParams sampling;  // seed always set
   std::string tenant_salt;
   absl::Time deadline = absl::InfiniteFuture();  // MonotonicNow() scale
 };
@@ -29,12 +30,13 @@ enum class GenerationEnd { kStop, kLength, kCancelled, kFailed };
 
 struct GenerationResult {
   GenerationEnd end = GenerationEnd::kFailed;
-  // With kFailed: RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (no worker, draining), DEADLINE_EXCEEDED,
-  // INTERNAL (worker lost). The message names stage and worker.
+  // With kFailed: RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (no worker, draining),
+  // DEADLINE_EXCEEDED, INTERNAL (worker lost). The message names stage and worker.
   absl::Status status;
   std::optional<absl::Duration> retry_after;
   int cached_tokens = 0;
-  // Durations until the first token by stage: admission, route, prefill_queue, prefill, kv_transfer, ...
+  // Durations until the first token by stage: admission, route, prefill_queue, prefill,
+  // kv_transfer, ...
   absl::btree_map<std::string, absl::Duration> stages;
 };
 
@@ -78,6 +80,8 @@ class Dispatcher {
   virtual void Submit(GenerationSpec spec, std::shared_ptr<GenerationSink> sink) = 0;
   // Any thread; idempotent. OnEnd(kCancelled) follows unless the generation has ended already.
   virtual void Cancel(RequestId id) = 0;
+  // The same for a front that has all it wants: a stop string was met. OnEnd(kStop) follows.
+  virtual void Stop(RequestId id) = 0;
   // Any thread.
   virtual ClusterSnapshot Snapshot() const = 0;
   // "" when requests can be served now, else the reason (for /readyz and /health).

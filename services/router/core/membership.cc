@@ -74,6 +74,9 @@ absl::Status Membership::Check(const WorkerInfo& info) const {
         who, ": max_model_len, max_num_seqs and kv_block_tokens must be positive, not ",
         info.max_model_len, ", ", info.max_num_seqs, ", ", info.kv_block_tokens));
   }
+  if (info.role == WorkerRole::kDecode && info.kv_address.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(who, " has no kv_address to send KV to"));
+  }
   int others = 0;
   for (const auto& [session, member] : members_) {
     if (member.info.worker_id == info.worker_id) continue;

@@ -140,6 +140,7 @@ struct RequestSubmitted {
 };
 struct RequestCancelled {
   RequestId id;
+  bool satisfied = false;  // the front has all it wants (a stop string): it ends well
 };
 // No new requests from now on; those accepted go on.
 struct DrainStarted {};
@@ -200,6 +201,9 @@ struct EmitTokens {
   std::vector<SampledToken> tokens;
   bool first = false;             // of the request
   absl::Duration since_previous;  // since the previous tokens; of the first: since Submit
+  // The first after a worker was lost or failed in the middle of the answer: since_previous is the
+  // pause that the client saw.
+  bool recovered = false;
 };
 
 enum class RejectReason {

@@ -56,6 +56,16 @@ void RequestFlow::OnGranted(const FlowContext& ctx, const Granted& event) {
     if (stale) ctx.actions.push_back(SendCancel{event.session, event.key, "stale grant"});
     return;
   }
+  if (event.grant.cached_tokens > num_tokens()) {
+    // A prefill worker would ignore an order with such a grant, and nobody would end the attempt.
+    excluded_.push_back(event.session);
+    RetryAfterFailure(
+        ctx, Stage::kReserve, RetryReason::kFailed,
+        absl::InternalError(absl::StrCat("decode worker ", decode_->worker_id, " granted ",
+                                         event.grant.cached_tokens, " cached tokens of ",
+                                         num_tokens(), " (stage reserve)")));
+    return;
+  }
   SendPrefillTo(ctx, event.grant);
 }
 
@@ -101,6 +111,7 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
   }
   if (from_decode && !colocated_ && !decode_token_seen_) {
     decode_token_seen_ = kv_arrived_ = true;
+    failures_ = 0;  // they bound the tries of one handoff, not what a long answer may live through
     if (kv_arrived_at_.has_value()) stages_.try_emplace("first_step", ctx.now - *kv_arrived_at_);
   }
   UpdatePhase();
@@ -109,8 +120,8 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
     return;
   }
   if (!journal_.has_gap()) gap_deadline_ = absl::InfiniteFuture();
-  ctx.actions.push_back(
-      EmitTokens{spec_.id, std::move(ready), first_of_request, ctx.now - last_emit_at_});
+  ctx.actions.push_back(EmitTokens{spec_.id, std::move(ready), first_of_request,
+                                   ctx.now - last_emit_at_, std::exchange(recovering_, false)});
   last_emit_at_ = ctx.now;
   if (end_reason_.has_value()) FinishWhenDelivered(ctx);
 }
@@ -166,6 +177,12 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
   DropLeg(ctx, kind, /*cancel=*/false);
   if (kind == LegKind::kPrefill && first_token_seen_ && kv_arrived_) {
     return;  // its part was done, whatever it says
+  }
+  if (event.reason == AttemptEndReason::kFailed && stage == Stage::kKvTransfer) {
+    // Either end may be at fault, most often the silent one: the next attempt avoids both.
+    const std::optional<Leg>& peer =
+        leg(kind == LegKind::kDecode ? LegKind::kPrefill : LegKind::kDecode);
+    if (peer.has_value()) excluded_.push_back(peer->session);
   }
 
   switch (event.reason) {
@@ -225,11 +242,15 @@ void RequestFlow::OnWorkerLost(const FlowContext& ctx, SessionId session,
   RetryAfterFailure(ctx, stage, RetryReason::kWorkerLost, absl::InternalError(what));
 }
 
-void RequestFlow::Cancel(const FlowContext& ctx) {
-  DropLegs(ctx, "cancelled by the client");
+void RequestFlow::Cancel(const FlowContext& ctx, bool satisfied) {
+  DropLegs(ctx, satisfied ? "stopped by the front" : "cancelled by the client");
   GenerationResult result;
-  result.end = GenerationEnd::kCancelled;
-  result.status = absl::CancelledError("cancelled by the client");
+  if (satisfied) {
+    result.end = GenerationEnd::kStop;
+  } else {
+    result.end = GenerationEnd::kCancelled;
+    result.status = absl::CancelledError("cancelled by the client");
+  }
   Finish(ctx, std::move(result));
 }
 
@@ -333,6 +354,7 @@ void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryRe
     return;
   }
   ctx.counters.CountRetry(stage, reason);
+  recovering_ = journal_.size() > 0;
   EndAttempt(ctx, std::string(status.message()));
   Plan(ctx);
 }

@@ -74,7 +74,8 @@ class RequestFlow {
   // A worker is no longer a member; the membership still knows its name.
   void OnWorkerLost(const FlowContext& ctx, SessionId session, const std::string& reason);
 
-  void Cancel(const FlowContext& ctx);
+  // `satisfied`: the front met a stop string, and the request ends well.
+  void Cancel(const FlowContext& ctx, bool satisfied);
   // REQUIRES: next_timer() <= ctx.now.
   void OnTimer(const FlowContext& ctx);
   // Ends with this status now, freeing everything at workers.
@@ -154,6 +155,7 @@ class RequestFlow {
   // Over all attempts.
   std::vector<SessionId> excluded_;  // answered Busy in this round, or failed
   int lost_workers_ = 0;
+  bool recovering_ = false;  // from a failure in the middle of the answer to its next token
   int failures_ = 0;
   int preemptions_ = 0;
   int max_model_len_ = 0;  // of the attempt's workers, the smallest

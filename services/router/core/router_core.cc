@@ -176,7 +176,7 @@ void RouterCore::Handle(const FlowContext& ctx, RequestSubmitted event) {
 void RouterCore::Handle(const FlowContext& ctx, RequestCancelled event) {
   const auto it = flows_.find(event.id);
   if (it == flows_.end()) return;  // ended already
-  it->second.flow->Cancel(ctx);
+  it->second.flow->Cancel(ctx, event.satisfied);
   Settle(event.id, it->second);
 }
 

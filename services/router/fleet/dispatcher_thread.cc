@@ -77,7 +77,12 @@ void DispatcherThread::Submit(GenerationSpec spec, std::shared_ptr<GenerationSin
 
 void DispatcherThread::Cancel(RequestId id) {
   absl::MutexLock lock(&mu_);
-  if (!stopped_) mailbox_.cancels.insert(id);
+  if (!stopped_) mailbox_.cancels.emplace(id, /*satisfied=*/false);
+}
+
+void DispatcherThread::Stop(RequestId id) {
+  absl::MutexLock lock(&mu_);
+  if (!stopped_) mailbox_.cancels.emplace(id, /*satisfied=*/true);
 }
 
 void DispatcherThread::OnWorkerEvent(SessionId session, Event event) {
@@ -171,7 +176,7 @@ void DispatcherThread::HandleMail(Mailbox mail, absl::Time now) {
     port_->Handled(session);
   }
   // A cancel comes after the submission it names.
-  for (const RequestId& id : mail.cancels) Step(RequestCancelled{id}, now);
+  for (const auto& [id, satisfied] : mail.cancels) Step(RequestCancelled{id, satisfied}, now);
 }
 
 void DispatcherThread::Accept(Submission submission, absl::Time now) {

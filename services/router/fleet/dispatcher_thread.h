@@ -15,7 +15,6 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "services/router/core/dispatcher.h"
@@ -60,6 +59,7 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   // Dispatcher
   void Submit(GenerationSpec spec, std::shared_ptr<GenerationSink> sink) override;
   void Cancel(RequestId id) override;
+  void Stop(RequestId id) override;
   ClusterSnapshot Snapshot() const override;
   std::string NotReadyReason() const override;
 
@@ -71,7 +71,7 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   struct Mailbox {
     std::vector<Submission> submissions;
     std::vector<std::shared_ptr<GenerationSink>> refused;
-    absl::flat_hash_set<RequestId> cancels;
+    absl::flat_hash_map<RequestId, bool> cancels;  // value: RequestCancelled::satisfied
     std::vector<std::pair<SessionId, Event>> worker_events;
     bool drain = false;
     bool stop = false;

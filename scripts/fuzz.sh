@@ -1,0 +1,73 @@
+#!/usr/bin/env bash
+# Builds the fuzz targets (preset `fuzz`, clang) and runs them, one after another.
+#   scripts/fuzz.sh                          every target of tests/fuzz for 30 s each
+#   scripts/fuzz.sh --seconds 600 http_body_fuzz ...
+#   --seconds N     per target
+#   --jobs N        compilers at once (2)
+# The inputs in tests/fuzz/corpus are only read: what a run learns goes to build/fuzz/corpus/TARGET
+# and is used again by the next one. A finding lies in build/fuzz/findings and makes the exit code 1;
+# when it is fixed, its file belongs into tests/fuzz/corpus/TARGET, where every preset replays it.
+set -uo pipefail
+cd "$(dirname "$0")/.." || exit 1
+
+seconds=30 jobs=2 targets=()
+while [ $# -gt 0 ]; do
+  case "$1" in
+    --seconds) seconds="${2:?--seconds needs a number}"; shift ;;
+    --jobs) jobs="${2:?--jobs needs a number}"; shift ;;
+    -h | --help) sed -n '2,9p' "$0" | cut -c3-; exit 0 ;;
+    -*) echo "fuzz.sh: unknown argument '$1' (try --help)" >&2; exit 2 ;;
+    *) targets+=("$1") ;;
+  esac
+  shift
+done
+[[ "$seconds" =~ ^[1-9][0-9]*$ ]] || { echo "fuzz.sh: --seconds needs a positive number" >&2; exit 2; }
+if [ ${#targets[@]} -eq 0 ]; then
+  for source in tests/fuzz/*_fuzz.cc; do targets+=("$(basename "$source" .cc)"); done
+fi
+for target in "${targets[@]}"; do
+  [ -f "tests/fuzz/$target.cc" ] || { echo "fuzz.sh: there is no tests/fuzz/$target.cc" >&2; exit 2; }
+done
+
+export CCACHE_BASEDIR="${CCACHE_BASEDIR:-$PWD}" CCACHE_NOHASHDIR="${CCACHE_NOHASHDIR:-1}"
+mkdir -p build/fuzz/logs build/fuzz/findings
+if ! cmake --preset fuzz >build/fuzz/logs/configure.log 2>&1; then
+  tail -40 build/fuzz/logs/configure.log
+  exit 1
+fi
+if ! ninja -C build/fuzz -j "$jobs" "${targets[@]}" >build/fuzz/logs/build.log 2>&1; then
+  grep -A 30 -m 3 -E '^FAILED|error:' build/fuzz/logs/build.log || tail -40 build/fuzz/logs/build.log
+  exit 1
+fi
+
+# A finding stops at the first broken rule, with the place. Limits: an input that takes 20 s, one
+# allocation above 512 MB or 2 GB in all are findings too.
+export UBSAN_OPTIONS="print_stacktrace=1" ASAN_OPTIONS="detect_leaks=1:strict_string_checks=1"
+failed=0
+for target in "${targets[@]}"; do
+  log="build/fuzz/logs/$target.log" learned="build/fuzz/corpus/$target"
+  mkdir -p "$learned"
+  started=$(mktemp)
+  build/fuzz/bin/"$target" -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=2048 \
+    -malloc_limit_mb=512 -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$target-" \
+    "$learned" "tests/fuzz/corpus/$target" >"$log" 2>&1
+  status=$?
+  executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
+  coverage=$(sed -n 's/.* cov: \([0-9]*\) .*/\1/p' "$log" | tail -1)
+  printf '%-22s %9s executions  %6s edges covered  %s\n' "$target" "${executions:-?}" "${coverage:-?}" \
+    "$([ $status = 0 ] && echo ok || echo FINDING)"
+  if [ $status != 0 ]; then
+    failed=1
+    grep -m 1 -E 'ERROR: |runtime error|invariant broken' "$log"
+    reproducer=$(find build/fuzz/findings -name "$target-*" -newer "$started" | head -1)
+    if [ -n "$reproducer" ]; then
+      echo "  reproducer: $reproducer"
+      echo "  replay:     build/fuzz/bin/$target $reproducer"
+    else
+      tail -5 "$log"
+    fi
+    echo "  log:        $log"
+  fi
+  rm -f "$started"
+done
+exit $failed

@@ -1,0 +1,216 @@
+"""Workers are killed, restarted, stopped and continued at random under 100 streams; every stream must stay whole.
+
+    nemesis_test.py [--seed N] [--events N | --long] [--streams N]
+
+The seed fixes the requests and the order and kind of the faults; it is printed and can be given again.
+"""
+
+import argparse
+import collections
+import random
+import re
+import signal
+import sys
+import threading
+import time
+
+from cluster import Cluster, wait_for
+from fault_table import write_section
+from history import Clients, History, ask_oracle, make_specs
+
+WORKER_TIMEOUT_SECONDS = 2.5
+MAX_LOST_WORKERS = 8
+NO_WORKER_TIMEOUT_SECONDS = 3
+
+
+class Nemesis:
+    """Breaks workers one after the other. Keeps the intervals in which each was down."""
+
+    def __init__(self, cluster, seed):
+        self.cluster = cluster
+        self.rng = random.Random(seed)
+        self.counts = collections.Counter()
+        self.down = []    # (role, from, to)
+        self.losses = []  # times at which the router loses a worker
+        self._repairs = []
+        self._broken = set()
+        self._mu = threading.Lock()
+
+    def strike(self):
+        """One fault on a worker that is up; repaired later by itself."""
+        # One of each role is left alive, but for one fault in 50: then a whole role may go.
+        least = 0 if self.rng.random() < 0.02 else 1
+        kind = self.rng.choices(["kill", "blink", "stop"], [45, 45, 10])[0]
+        worker = wait_for(lambda: self._take(least), 60, "a worker to break")
+        role, began = worker.name.split("-")[0], time.monotonic()
+        if kind == "kill":
+            pause = self.rng.choice([0, 0, 0.2, 0.8])
+            worker.signal(signal.SIGKILL)
+            self.losses.append(began)
+            what = f"SIGKILL of a {role} worker, restart"
+        else:
+            # A blink is over before the router notices; a stop makes the worker a zombie that wakes.
+            pause = self.rng.uniform(0.05, 0.6) if kind == "blink" else WORKER_TIMEOUT_SECONDS + self.rng.uniform(0.3, 1)
+            worker.signal(signal.SIGSTOP)
+            if kind == "stop":
+                self.losses.append(began)
+            what = f"SIGSTOP of a {role} worker for " + ("0.05-0.6 s" if kind == "blink" else "longer than its timeout")
+        self.counts[what] += 1
+        repair = threading.Thread(target=self._repair, args=(worker, kind, pause, role, began))
+        self._repairs.append(repair)
+        repair.start()
+
+    def _take(self, least):
+        """A random worker whose role keeps `least` others that are up; marked broken."""
+        with self._mu:
+            up = [w for w in self.cluster.workers if w.name not in self._broken]
+            roles = collections.Counter(w.name.split("-")[0] for w in up)
+            up = [w for w in up if roles[w.name.split("-")[0]] > least]
+            if not up:
+                return None
+            worker = self.rng.choice(up)
+            self._broken.add(worker.name)
+            return worker
+
+    def _repair(self, worker, kind, pause, role, began):
+        time.sleep(pause)
+        if kind == "kill":
+            worker.popen.wait(10)
+            worker = self.cluster.restart_worker(worker)
+        else:
+            worker.signal(signal.SIGCONT)
+        # Up again when it says that it is attached to the router.
+        wait_for(lambda: self._is_attached(worker), 30, f"{worker.name} to be attached")
+        with self._mu:
+            self.down.append((role, began, time.monotonic() + 0.5))
+            self._broken.discard(worker.name)
+
+    def _is_attached(self, worker):
+        try:
+            return any(value > 0 for name, value in self.cluster.metrics(worker).items()
+                       if name.startswith("sluice_worker_attached_routers"))
+        except OSError:
+            return False
+
+    def wait_for_repairs(self):
+        for repair in self._repairs:
+            repair.join()
+        assert not self._broken, f"not repaired: {self._broken}"
+
+    def num_lost(self, began, ended):
+        return sum(began - WORKER_TIMEOUT_SECONDS <= at <= ended for at in self.losses)
+
+    def was_role_down(self, role, size, began, ended):
+        """Whether all `size` workers of a role were down at one moment of the interval."""
+        edges = [began] + [start for _, start, _ in self.down if began <= start <= ended]
+        return any(sum(r == role and start <= at <= end for r, start, end in self.down) >= size for at in edges)
+
+
+def is_explained(answer, nemesis, roles):
+    """An error is allowed only if the history shows its cause."""
+    gave_up = re.search(r"gave up after (\d+) lost workers and (\d+) failures", answer.error)
+    if gave_up:
+        lost, failures = map(int, gave_up.groups())
+        return lost + failures <= nemesis.num_lost(answer.began, answer.ended)
+    missing = re.findall(r"no ready (prefill|decode) worker", answer.error)
+    since = answer.ended - NO_WORKER_TIMEOUT_SECONDS - WORKER_TIMEOUT_SECONDS
+    return any(nemesis.was_role_down(role, roles[role], since, answer.ended) for role in missing)
+
+
+def quantile(histogram, q):
+    """From cumulative (upper bound, count) pairs, linear within a bucket."""
+    total, below, low = histogram[-1][1], 0, 0.0
+    for bound, count in histogram:
+        if count >= q * total and count > below:
+            return low + (bound - low) * (q * total - below) / (count - below) if bound != float("inf") else low
+        below, low = count, bound
+    return 0.0
+
+
+def read_pauses(cluster):
+    buckets = []
+    for name, value in cluster.metrics(cluster.router).items():
+        if name.startswith("sluice_request_recovery_pause_seconds_bucket"):
+            buckets.append((float(re.search(r'le="([^"]+)"', name).group(1)), value))
+    return sorted(buckets)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(1 << 31))
+    parser.add_argument("--events", type=int, default=300)
+    parser.add_argument("--long", action="store_true", help="ten times as many faults")
+    parser.add_argument("--streams", type=int, default=100)
+    parser.add_argument("--max-seconds", type=float, default=0, help="give up after this; 0: by the number of events")
+    args = parser.parse_args()
+    events = args.events * (10 if args.long else 1)
+    max_seconds = args.max_seconds or 60 + 1.2 * events
+    print(f"seed {args.seed}: {events} faults under {args.streams} streams", flush=True)
+    sys.stdout.flush()
+
+    with Cluster(prefill=2, decode=3, kv_cache="48MiB",
+                 router_args=["--worker-timeout", f"{WORKER_TIMEOUT_SECONDS}s",
+                              "--no-worker-timeout", f"{NO_WORKER_TIMEOUT_SECONDS}s",
+                              "--max-lost-workers", str(MAX_LOST_WORKERS)],
+                 worker_args=["--transfer.peer-timeout", "2s"]) as cluster:
+        roles = collections.Counter(w.name.split("-")[0] for w in cluster.workers)
+        address = ("127.0.0.1", cluster.router.ports["http_port"])
+        history = History(ask_oracle(address, make_specs(args.seed, 24), random.Random(args.seed)))
+        print(f"oracle: {len(history.oracle)} requests", flush=True)
+        clients = Clients(address, history, args.streams, args.seed).start()
+        nemesis = Nemesis(cluster, args.seed)
+        began = time.monotonic()
+        try:
+            while sum(nemesis.counts.values()) < events and time.monotonic() - began < max_seconds:
+                nemesis.strike()
+                time.sleep(nemesis.rng.uniform(0.1, 0.9))
+                if sum(nemesis.counts.values()) % 50 == 0:
+                    print(f"{time.monotonic() - began:.0f} s: {sum(nemesis.counts.values())} faults, "
+                          f"{len(history.answers)} answers, {len(history.errors())} errors, "
+                          f"{len(history.damaged)} damaged", flush=True)
+            nemesis.wait_for_repairs()
+        finally:
+            for worker in cluster.workers:
+                if worker.popen.poll() is None:
+                    worker.signal(signal.SIGCONT)
+            clients.stop()
+        seconds = time.monotonic() - began
+
+        try:
+            cluster.wait_until_nothing_is_held(timeout_seconds=15)
+        except AssertionError as error:
+            held = {w.name: (cluster.blocks(w), {name: value for name, value in cluster.metrics(w).items() if value and
+                                                 name.startswith(("sluice_kv_transfers_in", "sluice_engine_requests"))})
+                    for w in cluster.workers}
+            raise AssertionError(f"blocks are held without a request; replay with --seed {args.seed}: {held}") from error
+        pauses = read_pauses(cluster)
+        retries = {name: int(value) for name, value in cluster.metrics(cluster.router).items()
+                   if name.startswith(("sluice_request_retries", "sluice_stale")) and value}
+        errors = history.errors()
+        unexplained = [a for a in errors if not is_explained(a, nemesis, roles)]
+        print(f"retries and dropped messages: {retries}")
+        print("errors:", collections.Counter(re.sub(r"[0-9.]+m?s|-\d", "N", a.error)[:160] for a in errors))
+        p50, p99 = quantile(pauses, 0.5), quantile(pauses, 0.99)
+        result = f"{len(history.damaged)} damaged, {len(errors)} ended with an allowed error, 0 leaked blocks"
+        if unexplained:
+            result += f", {len(unexplained)} errors without cause"
+        checked = f"{len(history.answers)} answers against the oracle"
+        write_section("Workers die, stop and come back", [
+            (what, count, checked, result) for what, count in sorted(nemesis.counts.items())],
+            f"2 prefill and 3 decode workers, {args.streams} streams at once, {seconds:.0f} s, seed {args.seed}. "
+            f"{int(pauses[-1][1])} answers were resumed; the pause their clients saw: p50 {p50:.2f} s, p99 {p99:.2f} s.")
+
+        problems = [*history.damaged[:5], *(f"error without cause in the history: {a.error}" for a in unexplained[:5])]
+        if sum(nemesis.counts.values()) < events:
+            problems.append(f"only {sum(nemesis.counts.values())} of {events} faults in {seconds:.0f} s")
+        if pauses[-1][1] == 0:
+            problems.append("no answer was ever resumed: the faults hit nothing")
+        if not [a for a in history.answers if not a.error]:
+            problems.append("no answer at all")
+        if problems:
+            print(f"FAILED with --seed {args.seed}", *problems, sep="\n", file=sys.stderr)
+            raise AssertionError(f"{len(problems)} problems; replay with --seed {args.seed}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,207 @@
+"""Five times more work than the cluster can do, and clients that do not read: the work that is done stays the same.
+
+    overload_test.py [--seconds N] [--times N]
+
+Capacity is measured first, in the same run, with as many clients as may run at once; then requests arrive on their own
+schedule, however slow the answers are (open loop).
+"""
+
+import argparse
+import json
+import socket
+import sys
+import threading
+import time
+
+from cancellation_test import rss_bytes
+from cluster import Cluster, MODEL_NAME, connect_raw, wait_for
+from fault_table import write_section
+from history import ask
+
+RUNNING = 24
+OUTPUT_TOKENS = 60
+# The test machine is shared and the clients run on the same cores; the aim is 0.9.
+MIN_GOODPUT_RATIO = 0.6
+SLOW_READERS = 2
+KV_CACHE_MIB = 128
+MAX_RSS_GROWTH_BYTES = 64 << 20  # a worker may besides touch its KV cache for the first time
+
+
+def spec(number):
+    return "/v1/completions", {"model": MODEL_NAME, "prompt": f"Story {number} about a dog.", "temperature": 0,
+                               "max_tokens": OUTPUT_TOKENS, "ignore_eos": True}
+
+
+def percentile(values, q):
+    return sorted(values)[min(len(values) - 1, int(q * len(values)))] if values else 0.0
+
+
+def measure_capacity(address, seconds):
+    """Answers per second of RUNNING clients in a closed loop."""
+    ends, deadline = [], time.monotonic() + seconds
+
+    def work(number):
+        while time.monotonic() < deadline:
+            answer = ask(address, spec(number), False, 60)
+            assert answer.status == 200 and not answer.damage, answer
+            if answer.ended < deadline:
+                ends.append(answer.ended)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(RUNNING)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return len(ends) / seconds
+
+
+def overload(address, rate, seconds):
+    """Sends at `rate` whatever happens; all answers."""
+    answers, threads, began = [], [], time.monotonic()
+    for number in range(int(rate * seconds)):
+        time.sleep(max(0.0, began + number / rate - time.monotonic()))
+        thread = threading.Thread(target=lambda n=number: answers.append(ask(address, spec(n), False, 60)))
+        thread.start()
+        threads.append(thread)
+        if time.monotonic() - began > seconds:
+            break
+    sent_in = time.monotonic() - began
+    for thread in threads:
+        thread.join()
+    return answers, began, sent_in
+
+
+def check_rejections_have_advice(cluster, address):
+    """While the cluster is full, a refusal says when to come again."""
+    keep = [threading.Thread(target=ask, args=(address, spec(i), False, 60)) for i in range(3 * RUNNING)]
+    for thread in keep:
+        thread.start()
+    seen = {}
+
+    def refused():
+        status, headers, _ = cluster.request("POST", *spec(0))
+        if status in (429, 503):
+            seen.update(headers)
+        return status in (429, 503)
+
+    try:
+        wait_for(refused, 20, "a refusal")
+    finally:
+        for thread in keep:
+            thread.join()
+    return "retry-after" in {name.lower() for name in seen}
+
+
+def slow_readers(cluster, address):
+    """(seconds until all were closed, slowest other answer beside them, beside the same requests that are read)."""
+    raw = json.dumps({"model": MODEL_NAME, "prompt": "Tell me a story.", "max_tokens": 1200, "ignore_eos": True,
+                      "stream": True, "n": 8, "logprobs": 20}).encode()
+
+    def start(receive_buffer_bytes):
+        socks = [connect_raw(cluster, receive_buffer_bytes) for _ in range(SLOW_READERS)]
+        for sock in socks:
+            sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                         b"Content-Length: %d\r\n\r\n%s" % (len(raw), raw))
+        return socks
+
+    def slowest_other(count=8):
+        answers = [ask(address, spec(i), True, 60) for i in range(count)]
+        assert not any(a.error or a.damage for a in answers), answers
+        return max(a.ended - a.began for a in answers)
+
+    def evictions():
+        return sum(value for name, value in cluster.metrics(cluster.router).items()
+                   if name.startswith("sluice_slow_client_evictions_total"))
+
+    def read_all(sock):
+        try:
+            while sock.recv(1 << 16):
+                pass
+        except OSError:
+            pass  # closed below
+
+    readers = start(None)
+    threads = [threading.Thread(target=read_all, args=(sock,)) for sock in readers]
+    for thread in threads:
+        thread.start()
+    beside_readers = slowest_other()
+    for sock in readers:
+        sock.shutdown(socket.SHUT_RDWR)
+    for thread in threads:
+        thread.join()
+    for sock in readers:
+        sock.close()
+    cluster.wait_until_nothing_is_held()
+
+    began = time.monotonic()
+    socks = start(2048)
+    beside_slow = slowest_other()
+    wait_for(lambda: evictions() >= SLOW_READERS, 120, "slow readers to be closed")
+    closed_after = time.monotonic() - began
+    for sock in socks:
+        sock.close()
+    return closed_after, beside_slow, beside_readers
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=15, help="of overload")
+    parser.add_argument("--times", type=float, default=5, help="capacity")
+    args = parser.parse_args()
+    problems = []
+    with Cluster(kv_cache=f"{KV_CACHE_MIB}MiB", router_args=[
+            "--worker-timeout", "10s", "--max-running-requests", str(RUNNING), "--max-queued-requests", str(RUNNING),
+            "--queue-timeout", "5s"]) as cluster:
+        address = ("127.0.0.1", cluster.router.ports["http_port"])
+        measure_capacity(address, 2)  # warm
+        capacity = measure_capacity(address, 8)
+        processes = [cluster.router, *cluster.workers]
+        before = {p.name: rss_bytes(p) for p in processes}
+        answers, began, sent_in = overload(address, args.times * capacity, args.seconds)
+        growth = {p.name: rss_bytes(p) - before[p.name] for p in processes}
+
+        good = [a for a in answers if a.status == 200 and not a.error and not a.damage]
+        goodput = sum(a.ended - began <= sent_in for a in good) / sent_in
+        refused = [a for a in answers if a.status in (429, 503)]
+        at_once = [a.ended - a.began for a in refused if "queued for" not in a.error]
+        other = [a for a in answers if a not in good and a not in refused]
+        cluster.wait_until_nothing_is_held()
+        has_advice = check_rejections_have_advice(cluster, address)
+        cluster.wait_until_nothing_is_held()
+        memory = ", ".join(f"{name} {size / 2**20:+.0f} MiB" for name, size in growth.items())
+        write_section("Overload", [
+            (f"{args.times:.0f} times the capacity of {capacity:.1f} answers/s for {sent_in:.0f} s", len(answers),
+             "goodput, refusals, memory",
+             f"goodput {goodput:.1f} answers/s ({100 * goodput / capacity:.0f} % of capacity); {len(refused)} refused, "
+             f"p50 {1e3 * percentile(at_once, .5):.0f} ms, p99 {1e3 * percentile(at_once, .99):.0f} ms; {memory}")],
+            f"At most {RUNNING} run and {RUNNING} wait.")
+
+        closed_after, beside_slow, beside_readers = slow_readers(cluster, address)
+        cluster.wait_until_nothing_is_held()
+        write_section("Slow readers", [
+            ("readers that never read", SLOW_READERS, "closed at the cap; others go on",
+             f"all closed after {closed_after:.1f} s; the slowest other answer took {beside_slow:.2f} s beside them, "
+             f"{beside_readers:.2f} s beside the same requests when they are read")],
+            "Receive buffers of 2 KiB, 8 choices with 20 log-probabilities a token; the cap is 1 MiB a stream.")
+        # Blocked by a reader, others would wait until it is closed.
+        if beside_slow > 5 * beside_readers + 1:
+            problems.append(f"answers take {beside_slow:.1f} s beside slow readers, {beside_readers:.1f} s beside others")
+        if goodput < MIN_GOODPUT_RATIO * capacity:
+            problems.append(f"goodput fell to {goodput:.1f} of {capacity:.1f} answers/s")
+        if not refused:
+            problems.append("nothing was refused")
+        if other:
+            problems.append(f"{len(other)} ended otherwise: {other[0]}")
+        if percentile(at_once, 0.5) > 1:
+            problems.append(f"refusals take {percentile(at_once, 0.5):.2f} s")
+        if not has_advice:
+            problems.append("a refusal without Retry-After")
+        problems += [f"{name} grew by {size >> 20} MiB" for name, size in growth.items()
+                     if size > MAX_RSS_GROWTH_BYTES + (0 if name == "router" else KV_CACHE_MIB << 20)]
+    if problems:
+        print(*problems, sep="\n", file=sys.stderr)
+        raise AssertionError(f"{len(problems)} problems")
+
+
+if __name__ == "__main__":
+    main()

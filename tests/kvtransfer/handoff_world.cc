@@ -1,0 +1,675 @@
+#include "tests/kvtransfer/handoff_world.h"
+
+#include <algorithm>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "kvtransfer/agent/transfer_agent.h"
+#include "kvtransfer/channel/sim_channel.h"
+
+namespace sluice {
+namespace {
+
+constexpr int kBlockTokens = 4;
+constexpr size_t kBlockBytes = 192;
+constexpr uint8_t kPoison = 0xdd;
+constexpr int kBlocksPerNode = 20;
+constexpr int kNumRequests = 16;
+constexpr int kManyTombstones = 1000;  // more than a run has transfers
+constexpr absl::Duration kFaultTime = absl::Seconds(8);
+constexpr absl::Duration kSettleTime = absl::Seconds(120);
+
+uint64_t g_seed = 0;
+bool g_trace = false;
+
+[[noreturn]] void Fail(absl::Time now, const std::string& what) {
+  std::printf("FAILED seed %llu at %.6f s: %s\nreplay: handoff_simulation --seed %llu\n",
+              static_cast<unsigned long long>(g_seed),
+              absl::ToDoubleSeconds(now - absl::UnixEpoch() - absl::Hours(1)), what.c_str(),
+              static_cast<unsigned long long>(g_seed));
+  std::exit(1);
+}
+
+uint64_t Mix(uint64_t x) {
+  x = (x ^ (x >> 30)) * 0xbf58476d1ce4e5b9u;
+  x = (x ^ (x >> 27)) * 0x94d049bb133111ebu;
+  return x ^ (x >> 31);
+}
+
+// What one life of a prefill worker computed in one attempt; real bytes would be the same for all,
+// these tell who wrote them.
+struct Origin {
+  uint32_t attempt = 0;
+  uint64_t incarnation = 0;
+};
+
+void FillContent(int request, Origin origin, int block, uint8_t* data) {
+  for (size_t i = 0; i < kBlockBytes; i += 8) {
+    uint64_t word =
+        Mix((uint64_t{static_cast<uint32_t>(request)} << 48) ^ (uint64_t{origin.attempt} << 24) ^
+            (origin.incarnation << 36) ^ (static_cast<uint64_t>(block) << 12) ^ i);
+    std::memcpy(data + i, &word, 8);
+  }
+}
+
+bool HasContent(int request, Origin origin, int block, const uint8_t* data) {
+  uint8_t expected[kBlockBytes];
+  FillContent(request, origin, block, expected);
+  return std::memcmp(expected, data, kBlockBytes) == 0;
+}
+
+// The blocks of one worker. Last freed, first taken.
+class Pool {
+ public:
+  explicit Pool(SimNetwork* network)
+      : network_(network), memory_(kBlocksPerNode * kBlockBytes, kPoison) {
+    for (int i = 0; i < kBlocksPerNode; ++i) free_.push_back(i);
+  }
+  size_t num_free() const { return free_.size(); }
+  int Take() {
+    int block = free_.back();
+    free_.pop_back();
+    const uint8_t* data = Data(block);
+    if (!std::all_of(data, data + kBlockBytes, [](uint8_t b) { return b == kPoison; })) {
+      Fail(network_->Now(), "a free block was written to");
+    }
+    return block;
+  }
+  void Free(int block) {
+    if (network_->MayWrite(Span(block))) Fail(network_->Now(), "freed under a pending receive");
+    if (network_->MayRead(Span(block))) Fail(network_->Now(), "unpinned under a pending send");
+    std::memset(Data(block), kPoison, kBlockBytes);
+    free_.push_back(block);
+  }
+  uint8_t* Data(int block) { return memory_.data() + static_cast<size_t>(block) * kBlockBytes; }
+  absl::Span<uint8_t> Span(int block) { return absl::MakeSpan(Data(block), kBlockBytes); }
+
+ private:
+  SimNetwork* const network_;
+  std::vector<uint8_t> memory_;
+  std::vector<int> free_;
+};
+
+struct SendJob {
+  int request = 0;
+  uint32_t attempt = 0;
+  bool stray = false;  // started by a stale message
+  std::vector<int> blocks;
+};
+struct ReceiveJob {
+  int request = 0;
+  uint32_t attempt = 0;
+  int begin_block = 0;
+  std::vector<int> blocks;
+  bool delivered = false;
+};
+struct CachedPrefix {
+  std::vector<std::pair<int, Origin>> blocks;  // block, who computed it
+};
+
+// One life of one worker process.
+struct Node {
+  Node(SimNetwork* network, const std::string& n, Incarnation inc, const TransferOptions& options)
+      : name(n), incarnation(inc), channel(network->NewChannel(n)), pool(network) {
+    agent = TransferAgent::Create(options, incarnation, channel.get(), network);
+  }
+  std::string name;
+  Incarnation incarnation;
+  std::unique_ptr<SimChannel> channel;
+  Pool pool;
+  std::map<TransferId, SendJob> sends;
+  std::map<TransferId, ReceiveJob> receives;
+  std::map<int, CachedPrefix> cache;  // by request
+  bool paused = false;
+  std::unique_ptr<TransferAgent> agent;  // before the channel
+};
+
+struct Request {
+  int num_tokens = 0;
+  uint32_t attempt = 0;
+  bool active = false;  // an attempt is under way
+  bool delivered = false;
+  int p = -1, d = -1;
+  Incarnation p_incarnation, d_incarnation;
+  std::string d_address;
+  TransferId transfer;
+};
+
+class World {
+ public:
+  explicit World(uint64_t seed) : random_(Mix(seed + 1)), network_(seed) {
+    start_ = network_.Now();
+    options_.window_bytes = kBlockBytes * Pick(1, 6);
+    options_.target_message_bytes = kBlockBytes * Pick(1, 4);
+    options_.lease = absl::Seconds(Pick(2, 5));
+    options_.max_tombstones = Chance(0.2) ? 2 : kManyTombstones;
+    for (int i = 0; i < 4; ++i) nodes_.push_back(NewNode(i));
+    requests_.resize(kNumRequests);
+  }
+
+  void Run() {
+    ChooseFaults();
+    for (int i = 0; i < kNumRequests; ++i) {
+      requests_[i].num_tokens = Pick(1, 10 * kBlockTokens);
+      After(RandomDelay(absl::Seconds(5)), [this, i] { Plan(i); });
+    }
+    Advance(start_ + kFaultTime);
+    StopFaults();
+    absl::Time deadline = network_.Now() + kSettleTime;
+    while (network_.Now() < deadline && !Settled()) {
+      Advance(std::min(deadline, network_.Now() + absl::Seconds(1)));
+    }
+    CheckEnd();
+  }
+  uint64_t num_polls() const { return num_polls_; }
+
+ private:
+  // --- chance and time ---
+  int Pick(int low, int high) {
+    return low + static_cast<int>(random_() % static_cast<uint64_t>(high - low + 1));
+  }
+  bool Chance(double p) { return static_cast<double>(random_() >> 11) * 0x1.0p-53 < p; }
+  absl::Duration RandomDelay(absl::Duration max) { return max * (Pick(0, 1000000) / 1e6); }
+  void After(absl::Duration delay, std::function<void()> action) {
+    schedule_.emplace(network_.Now() + delay, std::move(action));
+  }
+  template <typename... Args>
+  void Trace(const Args&... args) {
+    if (!g_trace) return;
+    std::printf("%10.6f %s\n", absl::ToDoubleSeconds(network_.Now() - start_),
+                absl::StrCat(args...).c_str());
+  }
+
+  void Advance(absl::Time until) {
+    int without_time = 0;
+    while (true) {
+      absl::Time now = network_.Now();
+      absl::Time next = std::min(until, network_.NextEventTime());
+      if (!schedule_.empty()) next = std::min(next, schedule_.begin()->first);
+      for (const auto& node : nodes_) next = std::min(next, WakeTime(*node));
+      next = std::max(next, now);
+      without_time = next == now ? without_time + 1 : 0;
+      if (without_time > 20000) Fail(now, "no progress in time: somebody spins");
+      network_.AdvanceTo(next);
+      while (!schedule_.empty() && schedule_.begin()->first <= next) {
+        std::function<void()> action = std::move(schedule_.begin()->second);
+        schedule_.erase(schedule_.begin());
+        action();
+      }
+      for (size_t i = 0; i < nodes_.size(); ++i) {
+        if (WakeTime(*nodes_[i]) <= next) PollNode(nodes_[i].get());
+      }
+      if (next >= until) return;
+    }
+  }
+  absl::Time WakeTime(const Node& node) const {
+    if (node.paused) return absl::InfiniteFuture();
+    return node.channel->has_events() ? network_.Now() : node.agent->NextDeadline();
+  }
+
+  // --- nodes: 0 and 1 prefill, 2 and 3 decode ---
+  std::unique_ptr<Node> NewNode(int i) {
+    return std::make_unique<Node>(&network_, absl::StrCat(i < 2 ? "p" : "d", i),
+                                  Incarnation(++last_incarnation_), options_);
+  }
+  void Restart(int i) {
+    Trace(nodes_[i]->name, " crashes and restarts");
+    Incarnation old = nodes_[i]->incarnation;
+    nodes_[i]->agent.reset();
+    nodes_[i] = NewNode(i);
+    // The router notices the broken stream a little later.
+    After(RandomDelay(absl::Milliseconds(50)), [this, old] {
+      for (int r = 0; r < kNumRequests; ++r) {
+        Request& request = requests_[r];
+        if (request.active && (request.p_incarnation == old || request.d_incarnation == old)) {
+          EndAttempt(r, request.attempt, "worker died");
+        }
+      }
+    });
+  }
+  void SetPaused(int i, bool paused) {
+    Trace(nodes_[i]->name, paused ? " pauses" : " resumes");
+    nodes_[i]->paused = paused;
+    network_.SetPaused(nodes_[i]->channel.get(), paused);
+  }
+
+  // --- faults: each seed has some kinds of them ---
+  void ChooseFaults() {
+    SimFaults faults;
+    faults.eager_bytes = Chance(0.3) ? 2 * kBlockBytes : 16;
+    auto maybe = [this](double max) { return Chance(0.5) ? max * (Pick(0, 1000) / 1e3) : 0; };
+    faults.slow = maybe(0.2);
+    faults.drop = maybe(0.2);
+    faults.duplicate = maybe(0.3);
+    faults.damage_header = maybe(0.1);
+    faults.damage_payload = maybe(0.2);
+    faults.fail_receive = maybe(0.2);
+    faults.hang_receive = maybe(0.02);
+    faults.report_crash = Chance(0.5) ? 1 : 0;
+    faults.read_needs_sender = Chance(0.5);
+    network_.set_faults(faults);
+    calm_.eager_bytes = faults.eager_bytes;
+    if (Chance(0.5)) {
+      for (int i = Pick(1, 4); i > 0; --i) {
+        After(RandomDelay(kFaultTime), [this] { Restart(Pick(0, 3)); });
+      }
+    }
+    if (Chance(0.5)) {
+      for (int i = Pick(1, 4); i > 0; --i) {
+        int node = Pick(0, 3);
+        After(RandomDelay(kFaultTime), [this, node] { SetPaused(node, true); });
+        After(RandomDelay(kFaultTime), [this, node] { SetPaused(node, false); });
+      }
+    }
+    if (Chance(0.5)) {
+      for (int i = Pick(1, 4); i > 0; --i) {
+        After(RandomDelay(kFaultTime), [this] {
+          int from = Pick(0, 3), to = Pick(0, 3);
+          Trace("cut ", nodes_[from]->name, " -> ", nodes_[to]->name);
+          network_.Cut(nodes_[from]->channel.get(), nodes_[to]->channel.get());
+        });
+      }
+      After(RandomDelay(kFaultTime), [this] { network_.HealAllLinks(); });
+    }
+    cancels_ = Chance(0.4);
+  }
+  void StopFaults() {
+    Trace("faults stop");
+    network_.set_faults(calm_);
+    network_.HealAllLinks();
+    for (int i = 0; i < 4; ++i) SetPaused(i, false);
+    faults_stopped_ = true;
+  }
+
+  // --- router ---
+  void Plan(int r) {
+    Request& request = requests_[r];
+    if (request.delivered || request.active) return;
+    request.attempt++;
+    request.active = true;
+    request.p = Pick(0, 1);
+    request.d = Pick(2, 3);
+    request.p_incarnation = nodes_[request.p]->incarnation;
+    request.d_incarnation = nodes_[request.d]->incarnation;
+    // Rarely the router believes that the new life is still the old one.
+    if (Chance(0.9)) request.d_address = nodes_[request.d]->channel->LocalAddress();
+    request.transfer = TransferId();
+    uint32_t attempt = request.attempt;
+    After(RandomDelay(absl::Milliseconds(5)), [this, r, attempt] { ReserveOnDecode(r, attempt); });
+    // The router's own deadline for an attempt, in case a report is lost with a crashed process.
+    After(absl::Seconds(20), [this, r, attempt] { EndAttempt(r, attempt, "attempt deadline"); });
+  }
+  void EndAttempt(int r, uint32_t attempt, const std::string& why) {
+    Request& request = requests_[r];
+    if (!request.active || request.attempt != attempt) return;
+    Trace("request ", r, " attempt ", attempt, " ends: ", why);
+    request.active = false;
+    if (Chance(0.5)) {  // tells the workers, or leaves them to find out
+      if (Node* p = Alive(request.p, request.p_incarnation)) {
+        p->agent->CancelSend(request.transfer, absl::AbortedError("re-planned"));
+      }
+      if (Node* d = Alive(request.d, request.d_incarnation)) {
+        d->agent->CancelReceive(request.transfer, absl::AbortedError("re-planned"));
+      }
+    }
+    if (!request.delivered) After(RandomDelay(absl::Milliseconds(200)), [this, r] { Plan(r); });
+  }
+  Node* Alive(int i, Incarnation incarnation) {
+    Node* node = nodes_[i].get();
+    return node->incarnation == incarnation && !node->paused ? node : nullptr;
+  }
+
+  // --- decode engine ---
+  void ReserveOnDecode(int r, uint32_t attempt) {
+    Request& request = requests_[r];
+    if (!request.active || request.attempt != attempt) return;
+    Node* node = Alive(request.d, request.d_incarnation);
+    if (node == nullptr) {
+      EndAttempt(r, attempt, "decode worker does not answer");
+      return;
+    }
+    int num_blocks = (request.num_tokens + kBlockTokens - 1) / kBlockTokens;
+    int cached = 0;
+    auto prefix = node->cache.find(r);
+    if (prefix != node->cache.end()) {
+      cached = std::min(static_cast<int>(prefix->second.blocks.size()), num_blocks - 1);
+    }
+    for (auto it = node->cache.begin();
+         static_cast<int>(node->pool.num_free()) < num_blocks - cached &&
+         it != node->cache.end();) {
+      bool in_use = it->first == r;
+      for (const auto& [id, job] : node->receives) in_use |= job.request == it->first;
+      if (in_use) {
+        ++it;
+        continue;
+      }
+      for (auto [block, by] : it->second.blocks) node->pool.Free(block);
+      it = node->cache.erase(it);
+    }
+    if (static_cast<int>(node->pool.num_free()) < num_blocks - cached) {
+      EndAttempt(r, attempt, "busy");
+      return;
+    }
+    ReceiveJob job{r, attempt, cached, {}, false};
+    ReceiveSpec spec;
+    spec.request = IdOf(r);
+    spec.attempt = Attempt(attempt);
+    spec.fingerprint = "model";
+    spec.begin_token = cached * kBlockTokens;
+    spec.end_token = request.num_tokens;
+    spec.block_bytes = kBlockBytes;
+    spec.block_tokens = kBlockTokens;
+    for (int i = cached; i < num_blocks; ++i) {
+      job.blocks.push_back(node->pool.Take());
+      spec.blocks.push_back(node->pool.Span(job.blocks.back()));
+    }
+    absl::StatusOr<TransferId> transfer = node->agent->Reserve(spec);
+    if (!transfer.ok())
+      Fail(network_.Now(), absl::StrCat("Reserve: ", transfer.status().ToString()));
+    if (Chance(0.1)) {  // a duplicate of the router's call
+      absl::StatusOr<TransferId> again = node->agent->Reserve(spec);
+      if (!again.ok() || *again != *transfer) Fail(network_.Now(), "Reserve is not idempotent");
+    }
+    request.transfer = *transfer;
+    if (request.d_address.empty()) request.d_address = node->channel->LocalAddress();
+    node->receives[*transfer] = std::move(job);
+    Trace("request ", r, " attempt ", attempt, " reserved on ", node->name, " from block ", cached);
+    int p = request.p;
+    After(RandomDelay(absl::Milliseconds(20)), [this, r, attempt, cached, p] {
+      StartPrefill(r, attempt, cached * kBlockTokens, p, /*stray=*/false);
+    });
+    if (Chance(0.05)) {
+      After(RandomDelay(absl::Milliseconds(200)), [this, r, attempt, cached, p] {
+        StartPrefill(r, attempt, cached * kBlockTokens, 1 - p, /*stray=*/true);
+      });
+    }
+    if (cancels_ && Chance(0.2)) {
+      After(RandomDelay(absl::Milliseconds(300)), [this, r, attempt, id = *transfer] {
+        Node* d = Alive(requests_[r].d, requests_[r].d_incarnation);
+        if (requests_[r].attempt == attempt && d != nullptr) {
+          d->agent->CancelReceive(id, absl::CancelledError("by test"));
+        }
+      });
+    }
+  }
+  void OnReceived(Node* node, const Received& event) {
+    auto it = node->receives.find(event.transfer);
+    if (it == node->receives.end() || it->second.delivered) Fail(network_.Now(), "delivered twice");
+    ReceiveJob& job = it->second;
+    job.delivered = true;
+    Trace("request ", job.request, " attempt ", job.attempt, " delivered on ", node->name);
+    if (event.request != IdOf(job.request) || event.attempt.value != job.attempt ||
+        event.first.token != job.request * 1000 + static_cast<int>(job.attempt)) {
+      Fail(network_.Now(), "delivered with another request's first token");
+    }
+    if (!OriginOf(node, event.transfer, job, job.blocks.size()).has_value()) {
+      Fail(network_.Now(), "foreign bytes in a delivered block");
+    }
+    delivered_.insert(event.transfer);
+    for (int i = 0; i < job.begin_block; ++i) {
+      auto [block, by] = node->cache.at(job.request).blocks.at(i);
+      if (!HasContent(job.request, by, i, node->pool.Data(block))) {
+        Fail(network_.Now(), "foreign bytes in the cached prefix");
+      }
+    }
+    Request& request = requests_[job.request];
+    if (request.attempt == job.attempt && request.active) {
+      request.delivered = true;
+      request.active = false;
+    }
+  }
+  void OnReceiveEnded(Node* node, const ReceiveEnded& event) {
+    auto it = node->receives.find(event.transfer);
+    if (it == node->receives.end()) Fail(network_.Now(), "a receive ended twice");
+    ReceiveJob job = std::move(it->second);
+    node->receives.erase(it);
+    Trace("request ", job.request, " attempt ", job.attempt, " receive ended on ", node->name, ": ",
+          event.status.ToString(), ", verified ", event.verified_tokens);
+    if (event.status.ok() != job.delivered) Fail(network_.Now(), "ended OK without delivery");
+    int verified = event.verified_tokens / kBlockTokens - job.begin_block;
+    size_t num_kept = static_cast<size_t>(std::clamp<int>(verified, 0, job.blocks.size()));
+    std::optional<Origin> origin = OriginOf(node, event.transfer, job, num_kept);
+    if (!origin.has_value()) {
+      Fail(network_.Now(), "foreign bytes in a verified block of an aborted transfer");
+    }
+    CachedPrefix& cache = node->cache[job.request];
+    for (size_t i = 0; i < job.blocks.size(); ++i) {
+      int position = job.begin_block + static_cast<int>(i);
+      if (i < num_kept && !job.delivered && static_cast<int>(cache.blocks.size()) == position) {
+        cache.blocks.push_back({job.blocks[i], *origin});
+      } else {
+        node->pool.Free(job.blocks[i]);
+      }
+    }
+    if (cache.blocks.empty()) node->cache.erase(job.request);
+    if (!event.status.ok()) EndAttempt(job.request, job.attempt, "receive failed");
+    if (options_.max_tombstones == kManyTombstones && Chance(0.1)) {
+      After(RandomDelay(absl::Seconds(1)),
+            [this, d = requests_[job.request].d, inc = node->incarnation, r = job.request,
+             attempt = job.attempt] { ReserveAgain(d, inc, r, attempt); });
+    }
+  }
+  // A stale Reserve of the router: that attempt is over.
+  void ReserveAgain(int d, Incarnation incarnation, int r, uint32_t attempt) {
+    Node* node = Alive(d, incarnation);
+    if (node == nullptr) return;
+    std::vector<uint8_t> scratch(kBlockBytes);
+    ReceiveSpec spec;
+    spec.request = IdOf(r);
+    spec.attempt = Attempt(attempt);
+    spec.fingerprint = "model";
+    spec.end_token = kBlockTokens;
+    spec.block_bytes = kBlockBytes;
+    spec.block_tokens = kBlockTokens;
+    spec.blocks = {absl::MakeSpan(scratch)};
+    if (node->agent->Reserve(spec).ok())
+      Fail(network_.Now(), "reserved for an attempt that is over");
+  }
+  // The one life of a prefill worker that computed the first blocks of the transfer, all of them.
+  std::optional<Origin> OriginOf(Node* node, TransferId transfer, const ReceiveJob& job,
+                                 size_t num_blocks) {
+    if (num_blocks == 0) return Origin();
+    for (Incarnation sender : senders_[transfer]) {
+      Origin origin{job.attempt, sender.value};
+      bool all = true;
+      for (size_t i = 0; i < num_blocks; ++i) {
+        all &= HasContent(job.request, origin, job.begin_block + static_cast<int>(i),
+                          node->pool.Data(job.blocks[i]));
+      }
+      if (all) return origin;
+    }
+    return std::nullopt;
+  }
+
+  // --- prefill engine ---
+  void StartPrefill(int r, uint32_t attempt, int begin_token, int p, bool stray) {
+    Request& request = requests_[r];
+    if (!request.active || request.attempt != attempt) return;
+    Node* node = Alive(p, stray ? nodes_[p]->incarnation : request.p_incarnation);
+    int num_blocks = (request.num_tokens + kBlockTokens - 1) / kBlockTokens;
+    if (node == nullptr || static_cast<int>(node->pool.num_free()) < num_blocks) {
+      if (!stray) EndAttempt(r, attempt, "prefill worker is busy or silent");
+      return;
+    }
+    SendSpec spec;
+    spec.transfer = request.transfer;
+    spec.request = IdOf(r);
+    spec.attempt = Attempt(attempt);
+    spec.peer_address = request.d_address;
+    spec.peer_incarnation = request.d_incarnation;
+    spec.fingerprint = "model";
+    spec.begin_token = begin_token;
+    spec.end_token = request.num_tokens;
+    spec.block_bytes = kBlockBytes;
+    spec.block_tokens = kBlockTokens;
+    absl::Status status = node->agent->StartSend(spec);
+    if (!status.ok()) Fail(network_.Now(), absl::StrCat("StartSend: ", status.ToString()));
+    Trace("request ", r, " attempt ", attempt, " computed on ", node->name,
+          stray ? ", astray" : "");
+    SendJob job{r, attempt, stray, {}};
+    for (int i = 0; i < num_blocks; ++i) job.blocks.push_back(node->pool.Take());
+    node->sends[spec.transfer] = std::move(job);
+    senders_[spec.transfer].push_back(node->incarnation);
+    After(RandomDelay(absl::Milliseconds(200)),
+          [this, p, inc = node->incarnation, id = spec.transfer] { ComputeChunk(p, inc, id, 0); });
+    if (cancels_ && Chance(0.2)) {
+      After(RandomDelay(absl::Milliseconds(400)),
+            [this, p, inc = node->incarnation, id = spec.transfer] {
+              Node* n = Alive(p, inc);
+              if (n != nullptr) n->agent->CancelSend(id, absl::CancelledError("by test"));
+            });
+    }
+  }
+  void ComputeChunk(int p, Incarnation incarnation, TransferId id, int begin_block) {
+    Node* node = nodes_[p].get();
+    if (node->incarnation != incarnation) return;
+    if (node->paused) {  // the engine stands still with its process, and goes on as a zombie
+      After(absl::Milliseconds(100), [=, this] { ComputeChunk(p, incarnation, id, begin_block); });
+      return;
+    }
+    auto it = node->sends.find(id);
+    if (it == node->sends.end()) return;
+    SendJob& job = it->second;
+    int num_tokens = requests_[job.request].num_tokens;
+    int num_blocks = static_cast<int>(job.blocks.size());
+    int end_block = std::min(num_blocks, begin_block + Pick(1, 4));
+    std::vector<absl::Span<const uint8_t>> spans;
+    for (int i = begin_block; i < end_block; ++i) {
+      FillContent(job.request, Origin{job.attempt, incarnation.value}, i,
+                  node->pool.Data(job.blocks[i]));
+      spans.push_back(node->pool.Span(job.blocks[i]));
+    }
+    absl::Status status =
+        node->agent->Offer(id, begin_block * kBlockTokens,
+                           std::min(num_tokens, end_block * kBlockTokens), std::move(spans));
+    if (absl::IsNotFound(status)) return;  // over; its end is on the way
+    if (!status.ok()) Fail(network_.Now(), absl::StrCat("Offer: ", status.ToString()));
+    if (end_block < num_blocks) {
+      After(RandomDelay(absl::Milliseconds(100)),
+            [=, this] { ComputeChunk(p, incarnation, id, end_block); });
+      return;
+    }
+    FirstToken first;
+    first.token = job.request * 1000 + static_cast<int>(job.attempt);
+    status = node->agent->FinishSend(id, first);
+    if (!status.ok()) Fail(network_.Now(), absl::StrCat("FinishSend: ", status.ToString()));
+  }
+  void OnSendEnded(Node* node, const SendEnded& event) {
+    auto it = node->sends.find(event.transfer);
+    if (it == node->sends.end()) Fail(network_.Now(), "a send ended twice");
+    SendJob job = std::move(it->second);
+    node->sends.erase(it);
+    Trace("request ", job.request, " attempt ", job.attempt, " send ended on ", node->name, ": ",
+          event.status.ToString());
+    for (int block : job.blocks) node->pool.Free(block);
+    bool delivered = delivered_.contains(event.transfer);
+    if (event.status.ok() && !delivered) Fail(network_.Now(), "committed and not delivered");
+    if (event.status.ok() && !committed_.insert(event.transfer).second) {
+      Fail(network_.Now(), "committed twice");
+    }
+    // Its own decode worker, with no other sender about and every closed transfer remembered, knows
+    // better.
+    const Request& request = requests_[job.request];
+    bool may_refuse = senders_[event.transfer].size() > 1 || request.attempt != job.attempt ||
+                      nodes_[request.d]->incarnation != request.d_incarnation ||
+                      options_.max_tombstones != kManyTombstones;
+    if (delivered && !may_refuse && absl::StrContains(event.status.message(), "refused")) {
+      Fail(network_.Now(), "refused after it was delivered");
+    }
+    if (!event.status.ok() && !job.stray) EndAttempt(job.request, job.attempt, "send failed");
+  }
+
+  void PollNode(Node* node) {
+    ++num_polls_;
+    std::vector<TransferEvent> events;
+    node->agent->Poll(&events);
+    for (const TransferEvent& event : events) {
+      if (const auto* send = std::get_if<SendEnded>(&event)) OnSendEnded(node, *send);
+      if (const auto* received = std::get_if<Received>(&event)) OnReceived(node, *received);
+      if (const auto* ended = std::get_if<ReceiveEnded>(&event)) OnReceiveEnded(node, *ended);
+    }
+  }
+
+  // --- the end ---
+  bool Settled() const {
+    for (const Request& request : requests_) {
+      if (!request.delivered) return false;
+    }
+    for (const auto& node : nodes_) {
+      TransferStats stats = node->agent->Stats();
+      if (stats.sends_in_flight > 0 || stats.receives_in_flight > 0) return false;
+      if (node->agent->NextDeadline() != absl::InfiniteFuture()) return false;
+    }
+    return network_.NextEventTime() == absl::InfiniteFuture();
+  }
+  void CheckEnd() {
+    absl::Time now = network_.Now();
+    for (int r = 0; r < kNumRequests; ++r) {
+      if (!requests_[r].delivered) Fail(now, absl::StrCat("request ", r, " was never delivered"));
+    }
+    for (const auto& node : nodes_) {
+      TransferStats stats = node->agent->Stats();
+      if (stats.sends_in_flight > 0 || stats.receives_in_flight > 0 || !node->sends.empty() ||
+          !node->receives.empty()) {
+        for (const auto& [id, job] : node->sends) Trace("sending ", job.request, " ", job.attempt);
+        for (const auto& [id, job] : node->receives) Trace("receiving ", job.request);
+        Fail(now, absl::StrCat("transfers left on ", node->name));
+      }
+      size_t cached = 0;
+      for (const auto& [request, prefix] : node->cache) cached += prefix.blocks.size();
+      if (node->pool.num_free() + cached != kBlocksPerNode) {
+        Fail(now, absl::StrCat("blocks leaked on ", node->name));
+      }
+      if (node->agent->NextDeadline() != absl::InfiniteFuture()) {
+        Fail(now, absl::StrCat(node->name, " is idle and still wants to wake up"));
+      }
+    }
+    if (network_.NextEventTime() != absl::InfiniteFuture()) Fail(now, "network does not get quiet");
+  }
+
+  static RequestId IdOf(int r) {
+    RequestId id;
+    id.bytes[0] = static_cast<uint8_t>(r + 1);
+    return id;
+  }
+
+  std::mt19937_64 random_;
+  SimNetwork network_;
+  TransferOptions options_;
+  SimFaults calm_;
+  absl::Time start_;
+  std::vector<std::unique_ptr<Node>> nodes_;
+  std::vector<Request> requests_;
+  std::multimap<absl::Time, std::function<void()>> schedule_;
+  std::map<TransferId, std::vector<Incarnation>> senders_;
+  std::set<TransferId> delivered_;
+  std::set<TransferId> committed_;
+  uint64_t last_incarnation_ = 100;
+  bool cancels_ = false;
+  bool faults_stopped_ = false;
+  uint64_t num_polls_ = 0;
+};
+
+}  // namespace
+
+uint64_t RunHandoffSeed(uint64_t seed, bool trace) {
+  g_seed = seed;
+  g_trace = trace;
+  World world(seed);
+  world.Run();
+  return world.num_polls();
+}
+
+}  // namespace sluice

@@ -1,0 +1,28 @@
+// Real transfer agents of two prefill and two decode workers over a faulty network, on virtual
+// time. Around the agents are fake engines with small LIFO block pools, which give the worst reuse
+// distance: what one request frees the next one takes at once. A router makes attempts until each
+// request is delivered; now and then a stale message of it starts the same attempt on a second
+// prefill worker, or reserves an attempt that is over.
+//
+// Checked all the time:
+//   - a delivered sequence holds exactly the bytes that one life of one worker computed for
+//   (request,
+//     attempt, position), and so does what an aborted transfer reports as verified;
+//   - delivery happens once, and only with every block covered;
+//   - a send that ended well was delivered, and one that was delivered is not refused;
+//   - a block reported free is not being written (decode) nor read (prefill) by the network;
+//   - nobody writes to a free block (poison is intact when it is taken again);
+//   - an attempt that is over is not reserved again.
+// And when the faults have stopped: every request is delivered, every transfer has ended, every
+// block is free or cached, and no agent wants to wake up.
+#pragma once
+
+#include <cstdint>
+
+namespace sluice {
+
+// Runs one seed; on a violation prints the seed, the time and what happened, and ends the process
+// with exit code 1. Returns the number of polls.
+uint64_t RunHandoffSeed(uint64_t seed, bool trace);
+
+}  // namespace sluice
