@@ -10,7 +10,7 @@ int main(int argc, char** argv) {
       "prompts too. Attaches to routers.";
   program.examples =
       "  # The tiny model, for a router on this machine (its fleet port)\n"
-      "  sluice-decode-worker models/deepseek-tiny --routers 127.0.0.1:7000\n"
+      "  sluice-decode-worker models/deepseek-tiny --routers 127.0.0.1:8002\n"
       "  # One worker for prompts and answers, no transfer\n"
       "  sluice-decode-worker models/deepseek-tiny --role both\n"
       "  # Room for 4 GiB of KV, drain for two minutes on SIGTERM\n"

@@ -8,9 +8,9 @@ int main(int argc, char** argv) {
       "Computes prompts and sends their KV blocks to decode workers. Attaches to routers.";
   program.examples =
       "  # The tiny model, for a router on this machine (its fleet port)\n"
-      "  sluice-prefill-worker models/deepseek-tiny --routers 127.0.0.1:7000\n"
+      "  sluice-prefill-worker models/deepseek-tiny --routers 127.0.0.1:8002\n"
       "  # In Kubernetes: every router behind a headless service, KV over one device\n"
-      "  sluice-prefill-worker /models/deepseek --routers dns:sluice-router-fleet:7000 \\\n"
+      "  sluice-prefill-worker /models/deepseek --routers dns:sluice-router-fleet:8002 \\\n"
       "      --transfer.net-devices eth1 --transfer.expect tcp\n";
   program.roles = {{"prefill", sluice::worker::MakePrefillHandler}};
   return sluice::worker::RunWorkerProgram(program, argc, argv);

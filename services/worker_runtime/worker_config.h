@@ -17,7 +17,7 @@ struct WorkerConfig {
   std::string model;              // folder with config.json and *.safetensors
   std::string served_model_name;  // "": the folder's name
   std::string role;               // set by the program to its default
-  std::vector<std::string> routers = {"127.0.0.1:7000"};
+  std::vector<std::string> routers = {"127.0.0.1:8002"};
   std::string worker_id;  // "": host name and admin port
   std::string admin_host = "127.0.0.1";
   int admin_port = 0;
