@@ -98,7 +98,8 @@ RC_GTEST_PROP(PreTokenizerProperty, DeepSeekLlmIsTheRegularExpressions, ()) {
   RC_ASSERT(SplitByScanner(PreTokenizerKind::kDeepSeekLlm, text) == SplitByRegex(patterns, text));
 }
 
-// Each of these made some expression look again and again at the same stretch.
+// Each of these made some expression look again and again at the same stretch. Linear is well under
+// a second, quadratic hours; the bound leaves room for sanitizers on a busy machine.
 TEST(PreTokenizerTime, IsLinear) {
   const std::vector<std::string> units = {" ", "\n", "a", "中", "1", "\x01", ".", " \x01", "<"};
   for (const PreTokenizerKind kind :
@@ -110,7 +111,7 @@ TEST(PreTokenizerTime, IsLinear) {
       const auto begin = std::chrono::steady_clock::now();
       std::vector<absl::string_view> pieces;
       PreTokenizer(kind).Split(text, &pieces);
-      EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(5)) << unit;
+      EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(60)) << unit;
     }
   }
 }
