@@ -2,7 +2,7 @@
 
 import unittest
 
-from cluster import Cluster, MODEL_NAME
+from cluster import Cluster, MODEL_NAME, wait_for
 
 QUESTION = ("The code of Mia is 4821. The code of Tom is 9034. The code of Ana is 1177. "
             "What is the code of Tom?")
@@ -60,14 +60,16 @@ class AnswersTest(unittest.TestCase):
     def test_kv_really_moved_over_the_transport(self):
         self.cluster.chat("Who are you?")
         prefill, decode = self.cluster.workers
-        sent = sum(v for k, v in self.cluster.metrics(prefill).items()
-                   if k.startswith("sluice_kv_transfer_bytes_total") and 'direction="send"' in k)
-        received = sum(v for k, v in self.cluster.metrics(decode).items()
-                       if k.startswith("sluice_kv_transfer_bytes_total") and 'direction="recv"' in k)
-        self.assertGreater(sent, 64 * 1024)
-        self.assertEqual(sent, received)
-        transports = {t["transport"] for w in self.cluster.status()["workers"] for t in w["transports"]}
-        self.assertEqual(transports, {"shm"})
+
+        def moved(process, direction):
+            return sum(v for k, v in self.cluster.metrics(process).items()
+                       if k.startswith("sluice_kv_transfer_bytes_total") and f'direction="{direction}"' in k)
+
+        # The counters follow the answer, and the router hears of the transport in the next load report.
+        wait_for(lambda: moved(prefill, "send") > 64 * 1024 and moved(prefill, "send") == moved(decode, "recv"), 5,
+                 "as many bytes received as sent")
+        wait_for(lambda: {t["transport"] for w in self.cluster.status()["workers"] for t in w["transports"]} == {"shm"},
+                 5, "status to name shared memory")
 
     def test_everything_is_free_afterwards(self):
         self.cluster.wait_until_nothing_is_held()
