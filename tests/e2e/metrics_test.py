@@ -5,7 +5,7 @@ import shutil
 import subprocess
 import unittest
 
-from cluster import Cluster, MODEL_NAME, SOURCE_DIR
+from cluster import Cluster, MODEL_NAME, SOURCE_DIR, wait_for
 
 
 def documented_names():
@@ -43,9 +43,12 @@ class MetricsTest(unittest.TestCase):
         for _ in range(3):
             self.cluster.post("/v1/completions", {"model": MODEL_NAME, "prompt": "Once", "max_tokens": 7,
                                                   "ignore_eos": True})
-        after = self.cluster.metrics(self.cluster.router)
+
         def grew(prefix):
+            after = self.cluster.metrics(self.cluster.router)
             return sum(v - before.get(k, 0) for k, v in after.items() if k.startswith(prefix))
+
+        wait_for(lambda: grew("sluice_requests_total") >= 3, 5, "three requests to be counted")
         self.assertEqual(grew("sluice_output_tokens_total"), 21)
         self.assertEqual(grew("sluice_requests_total"), 3)
         self.assertEqual(grew("sluice_time_to_first_token_seconds_count"), 3)
