@@ -15,7 +15,7 @@ RouterCore::RouterCore(CoreOptions options)
 std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
   std::vector<Action> actions;
   const FlowContext ctx{options_, membership_, prefixes_, counters_, actions, now};
-  std::visit([&](auto&& e) { Handle(ctx, std::move(e)); }, std::move(event));
+  std::visit([&](auto& e) { Handle(ctx, std::move(e)); }, event);
   AdmitQueued(ctx);
   return actions;
 }
