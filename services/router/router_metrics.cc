@@ -12,8 +12,6 @@ constexpr const char* kRejections[] = {"",          "queue_full", "queue_timeout
 // By RequestFlow::Phase. Waiting for decode blocks and asking for them is part of the queue.
 constexpr const char* kPhases[] = {"queued",      "queued",       "queued", "prefill",
                                    "kv_transfer", "decode_queue", "decode"};
-constexpr const char* kStages[] = {"admission", "route",       "prefill_queue",
-                                   "prefill",   "kv_transfer", "first_step"};
 constexpr const char* kRoles[] = {"prefill", "decode", "both"};
 constexpr const char* kStates[] = {"starting", "ready", "draining", "unreachable"};
 
@@ -70,10 +68,10 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
                                           "Prompt tokens of a request.", TokenBuckets(), by_model);
   output_tokens_ = registry->AddHistogram("sluice_request_output_tokens",
                                           "Output tokens of a request.", TokenBuckets(), by_model);
-  for (const char* stage : kStages) {
+  for (const char* stage : kTimeStages) {
     stages_[stage] = registry->AddHistogram("sluice_request_stage_duration_seconds",
-                                            "Stages of the time to first token.", StageBuckets(),
-                                            {{"stage", stage}});
+                                            "Stages of the time to the first and second token.",
+                                            StageBuckets(), {{"stage", stage}});
   }
   const char* prompt_help = "Prompt tokens of answered requests, by where their KV came from.";
   prompt_computed_ =

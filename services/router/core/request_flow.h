@@ -129,6 +129,7 @@ class RequestFlow {
   // REQUIRES: Prefill or Run was sent.
   void UpdatePhase();
   void RecordFirstToken(const FlowContext& ctx, const ProducedToken& token);
+  void RecordSecondToken(const FlowContext& ctx, const ProducedToken& token);
   void ReleasePrefillTokens(const FlowContext& ctx);
 
   // Constant after construction.
@@ -148,7 +149,6 @@ class RequestFlow {
   bool first_token_seen_ = false;
   bool kv_arrived_ = false;  // said so, or has sent a token
   bool decode_token_seen_ = false;
-  std::optional<absl::Time> kv_arrived_at_;  // when it said so
   // What the decode worker said, while the prefill worker's first token is still on its way.
   std::optional<AttemptEndReason> end_reason_;
 
@@ -173,7 +173,9 @@ class RequestFlow {
   absl::Time admitted_at_, sent_at_;
   absl::Time last_emit_at_;  // or of Submit
   int cached_tokens_ = 0;
-  absl::btree_map<std::string, absl::Duration> stages_;
+  std::optional<absl::Time> first_token_at_;  // of the answer
+  absl::Duration exposed_transfer_;           // of the latest attempt whose KV arrived
+  TimeStages stages_;
 };
 
 }  // namespace sluice::router

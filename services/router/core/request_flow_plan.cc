@@ -11,7 +11,6 @@ void RequestFlow::Plan(const FlowContext& ctx) {
   retry_at_ = phase_deadline_ = gap_deadline_ = absl::InfiniteFuture();
   base_index_ = journal_.size();
   first_token_seen_ = kv_arrived_ = decode_token_seen_ = false;
-  kv_arrived_at_.reset();
   end_reason_.reset();
 
   const ClusterView view = ctx.membership.View(ctx.now);
