@@ -152,7 +152,7 @@ def main():
     with Cluster(kv_cache=f"{KV_CACHE_MIB}MiB", router_args=[
             "--worker-timeout", "10s", "--max-running-requests", str(RUNNING), "--max-queued-requests", str(RUNNING),
             "--queue-timeout", "5s"]) as cluster:
-        address = ("127.0.0.1", cluster.router.ports["http_port"])
+        address = cluster.http_address
         measure_capacity(address, 2)  # warm
         capacity = measure_capacity(address, 8)
         processes = [cluster.router, *cluster.workers]
