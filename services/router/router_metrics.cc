@@ -80,6 +80,9 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
                                         with("source", "prefix_cache"));
   output_tokens_total_ =
       registry->AddCounter("sluice_output_tokens_total", "Tokens handed to the fronts.", by_model);
+  retry_queue_requests_ =
+      registry->AddGauge("sluice_retry_queue_requests",
+                         "Requests that lost a worker and wait for a place to start anew.");
   queue_requests_ = registry->AddGauge("sluice_admission_queue_requests",
                                        "Requests waiting for a place among the running ones.");
   queue_duration_ =
@@ -186,6 +189,7 @@ void RouterMetrics::OnTick(const RouterCore& core, absl::Time now) {
   for (const auto& [gauge, phase] : in_flight_) sums[gauge] += phases[phase];
   for (const auto& [gauge, count] : sums) gauge->Set(count);
   queue_requests_->Set(core.num_queued());
+  retry_queue_requests_->Set(static_cast<double>(core.retries().num_waiting()));
   draining_->Set(core.draining() ? 1 : 0);
   drain_remaining_->Set(core.draining() ? core.num_queued() + core.num_running() : 0);
   UpdateWorkers(core, now);

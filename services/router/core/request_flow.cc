@@ -157,6 +157,7 @@ void RequestFlow::OnPreempted(const FlowContext& ctx, const AttemptPreempted& ev
     return;
   }
   ctx.counters.CountRetry(Stage::kDecode, RetryReason::kPreempted);
+  starts_anew_ = true;
   EndAttempt(ctx, "preempted");
   Plan(ctx);
 }
@@ -354,6 +355,7 @@ void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryRe
   }
   ctx.counters.CountRetry(stage, reason);
   recovering_ = journal_.size() > 0;
+  starts_anew_ = true;
   EndAttempt(ctx, std::string(status.message()));
   Plan(ctx);
 }
@@ -396,6 +398,7 @@ void RequestFlow::FinishWhenDelivered(const FlowContext& ctx) {
 
 void RequestFlow::Finish(const FlowContext& ctx, GenerationResult result, RejectReason reject) {
   phase_ = Phase::kEnded;
+  ctx.retries.Release(spec_.id);
   if (reject != RejectReason::kNone) ctx.counters.CountRoute(RouteDecision::kRejected);
   result.cached_tokens = cached_tokens_;
   result.stages = std::move(stages_);
@@ -452,6 +455,8 @@ void RequestFlow::UpdatePhase() {
 void RequestFlow::RecordFirstToken(const FlowContext& ctx, const ProducedToken& token) {
   waiting_since_ = absl::InfiniteFuture();
   excluded_.clear();
+  starts_anew_ = false;
+  ctx.retries.Release(spec_.id);
   Leg& computed_by = colocated_ || !prefill_.has_value() ? *decode_ : *prefill_;
   ctx.membership.AddAssigned(computed_by.session, 0, -computed_by.prefill_tokens, 0);
   computed_by.prefill_tokens = 0;

@@ -32,6 +32,7 @@
 #include "services/router/core/messages.h"
 #include "services/router/core/policy.h"
 #include "services/router/core/prefix_index.h"
+#include "services/router/core/retry_budget.h"
 
 namespace sluice::router {
 
@@ -40,6 +41,8 @@ struct FlowContext {
   const CoreOptions& options;
   Membership& membership;
   const PrefixIndex& prefixes;
+  RetryBudget& retries;
+  int num_running;
   CoreCounters& counters;
   std::vector<Action>& actions;
   absl::Time now;
@@ -49,7 +52,7 @@ class RequestFlow {
  public:
   enum class Phase {
     kQueued,       // waiting for a place among the running requests
-    kWaiting,      // no worker can take it now; tried again at retry_at_
+    kWaiting,      // no worker can take it now: tried again at retry_at_; or for a place to retry
     kReserving,    // Reserve sent
     kPrefill,      // Prefill or Run sent
     kTransfer,     // first token seen, KV on its way
@@ -73,6 +76,9 @@ class RequestFlow {
   void OnKvArrived(const FlowContext& ctx, const KvArrived& event);
   // A worker is no longer a member; the membership still knows its name.
   void OnWorkerLost(const FlowContext& ctx, SessionId session, const std::string& reason);
+
+  // The retry budget has a place for it. REQUIRES: it stood in line.
+  void OnRetryPlace(const FlowContext& ctx) { Plan(ctx); }
 
   // `satisfied`: the front met a stop string, and the request ends well.
   void Cancel(const FlowContext& ctx, bool satisfied);
@@ -130,7 +136,6 @@ class RequestFlow {
   void UpdatePhase();
   void RecordFirstToken(const FlowContext& ctx, const ProducedToken& token);
   void RecordSecondToken(const FlowContext& ctx, const ProducedToken& token);
-  void ReleasePrefillTokens(const FlowContext& ctx);
 
   // Constant after construction.
   const GenerationSpec spec_;
@@ -155,7 +160,8 @@ class RequestFlow {
   // Over all attempts.
   std::vector<SessionId> excluded_;  // answered Busy in this round, or failed
   int lost_workers_ = 0;
-  bool recovering_ = false;  // from a failure in the middle of the answer to its next token
+  bool starts_anew_ = false;  // an attempt after the first, until its first token
+  bool recovering_ = false;   // from a failure in the middle of the answer to its next token
   int failures_ = 0;
   int preemptions_ = 0;
   int max_model_len_ = 0;  // of the attempt's workers, the smallest

@@ -19,6 +19,10 @@ void RequestFlow::Plan(const FlowContext& ctx) {
     WaitForWorkers(ctx, choice.none);
     return;
   }
+  if (starts_anew_ && !ctx.retries.Acquire(spec_.id, ctx.num_running)) {
+    phase_ = Phase::kWaiting;  // until OnRetryPlace
+    return;
+  }
   max_model_len_ = choice.worker->max_model_len;
   colocated_ = choice.worker->role == WorkerRole::kBoth;
   if (colocated_) {
@@ -44,6 +48,7 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
          RejectReason::kTooLong);
     return;
   }
+  ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
   const bool busy = why == NoRoute::kAllExcluded;
   if (waiting_since_ == absl::InfiniteFuture()) {
     waiting_since_ = ctx.now;
