@@ -9,16 +9,15 @@ on their own schedule, however slow the answers are (open loop).
 import argparse
 import json
 import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 
 from cancellation_test import rss_bytes
-from cluster import BIN_DIR, Cluster, MODEL_NAME, connect_raw, wait_for
+from cluster import Cluster, MODEL_NAME, connect_raw, wait_for
 from fault_table import write_section
 from history import ask
+from load import bench
 
 RUNNING = 24
 OUTPUT_TOKENS = 60
@@ -38,19 +37,10 @@ def percentile(values, q):
     return sorted(values)[min(len(values) - 1, int(q * len(values)))] if values else 0.0
 
 
-def bench(cluster, *flags):
-    """The figures of one run of `sluice bench`, whose clients cost little of the cores that the cluster needs."""
-    with tempfile.NamedTemporaryFile() as file:
-        subprocess.run([str(BIN_DIR / "sluice"), "bench", "--url", cluster.base_url, "--model", MODEL_NAME, "--quiet",
-                        "--prompt-tokens", "8", "--output-tokens", str(OUTPUT_TOKENS), "--json", file.name, *flags],
-                       check=True, stdout=subprocess.DEVNULL, timeout=600)
-        return json.load(file)["runs"][0]
-
-
 def measure_capacity(cluster, seconds, guess):
     """Answers per second of RUNNING clients in a closed loop, over about `seconds`."""
-    return bench(cluster, "--concurrency", str(RUNNING), "--requests", str(max(RUNNING, int(guess * seconds))))[
-        "requests_per_second"]
+    return bench(cluster, OUTPUT_TOKENS, "--concurrency", str(RUNNING), "--requests",
+                 str(max(RUNNING, int(guess * seconds))))["requests_per_second"]
 
 
 def check_rejections_have_advice(cluster, address):
@@ -139,7 +129,7 @@ def main():
         processes = [cluster.router, *cluster.workers]
         before = {p.name: rss_bytes(p) for p in processes}
         rate = args.times * before_load
-        run = bench(cluster, "--rate", f"{rate:.2f}", "--requests", str(int(rate * args.seconds)))
+        run = bench(cluster, OUTPUT_TOKENS, "--rate", f"{rate:.2f}", "--requests", str(int(rate * args.seconds)))
         growth = {p.name: rss_bytes(p) - before[p.name] for p in processes}
         after_load = measure_capacity(cluster, 6, guess)
 
