@@ -60,6 +60,13 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
   inter_token_latency_ =
       registry->AddHistogram("sluice_inter_token_latency_seconds",
                              "Gap between token events, per token.", ItlBuckets(), by_model);
+  time_per_output_token_ = registry->AddHistogram(
+      "sluice_time_per_output_token_seconds",
+      "Mean gap between the tokens of a request, after its first.", ItlBuckets(), by_model);
+  prefix_match_ratio_ = registry->AddHistogram(
+      "sluice_route_prefix_match_ratio",
+      "Share of a prompt that its prefill worker was expected to have cached.",
+      {0, .1, .2, .3, .4, .5, .6, .7, .8, .9, 1});
   recovery_pause_ = registry->AddHistogram(
       "sluice_request_recovery_pause_seconds",
       "Gap that a lost or failed worker left in an answer, as its client saw it.", StageBuckets(),
@@ -173,6 +180,10 @@ void RouterMetrics::OnEnd(const EndRequest& ended) {
   }
   if (const auto it = ended.result.stages.find("admission"); it != ended.result.stages.end()) {
     queue_duration_->Observe(Seconds(it->second));
+  }
+  if (ended.prefix_match_ratio.has_value()) prefix_match_ratio_->Observe(*ended.prefix_match_ratio);
+  if (ended.time_per_output_token.has_value()) {
+    time_per_output_token_->Observe(Seconds(*ended.time_per_output_token));
   }
   if (ended.output_tokens == 0) return;
   request_duration_->Observe(Seconds(ended.duration));

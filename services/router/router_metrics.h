@@ -38,6 +38,8 @@ class RouterMetrics final : public DispatcherObserver {
   Histogram* request_duration_ = nullptr;
   Histogram* time_to_first_token_ = nullptr;
   Histogram* inter_token_latency_ = nullptr;
+  Histogram* time_per_output_token_ = nullptr;
+  Histogram* prefix_match_ratio_ = nullptr;
   Histogram* recovery_pause_ = nullptr;
   Histogram* prompt_tokens_ = nullptr;
   Histogram* output_tokens_ = nullptr;

@@ -402,8 +402,18 @@ void RequestFlow::Finish(const FlowContext& ctx, GenerationResult result, Reject
   if (reject != RejectReason::kNone) ctx.counters.CountRoute(RouteDecision::kRejected);
   result.cached_tokens = cached_tokens_;
   result.stages = std::move(stages_);
-  ctx.actions.push_back(EndRequest{spec_.id, std::move(result), reject, ctx.now - submitted_at_,
-                                   num_prompt_tokens(), journal_.size()});
+  EndRequest end{spec_.id,
+                 std::move(result),
+                 reject,
+                 ctx.now - submitted_at_,
+                 num_prompt_tokens(),
+                 journal_.size(),
+                 /*time_per_output_token=*/std::nullopt,
+                 prefix_match_ratio_};
+  if (first_token_at_.has_value() && journal_.size() > 1) {
+    end.time_per_output_token = (last_emit_at_ - *first_token_at_) / (journal_.size() - 1);
+  }
+  ctx.actions.push_back(std::move(end));
 }
 
 bool RequestFlow::IsCurrent(const FlowContext& ctx, SessionId session, Attempt attempt) const {

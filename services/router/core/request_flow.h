@@ -179,6 +179,7 @@ class RequestFlow {
   absl::Time admitted_at_, sent_at_;
   absl::Time last_emit_at_;  // or of Submit
   int cached_tokens_ = 0;
+  std::optional<double> prefix_match_ratio_;
   std::optional<absl::Time> first_token_at_;  // of the answer
   absl::Duration exposed_transfer_;           // of the latest attempt whose KV arrived
   TimeStages stages_;

@@ -99,6 +99,9 @@ void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
   max_model_len_ = std::min(max_model_len_, choice.worker->max_model_len);
   const int64_t cached = int64_t{choice.matched_blocks} * choice.worker->kv_block_tokens;
   SetLeg(ctx, LegKind::kPrefill, *choice.worker, std::max<int64_t>(1, num_tokens() - cached));
+  if (match != nullptr && !prefix_match_ratio_.has_value()) {
+    prefix_match_ratio_ = std::min(1.0, static_cast<double>(cached) / num_tokens());
+  }
   sent_at_ = ctx.now;
   phase_ = Phase::kPrefill;
   phase_deadline_ = absl::InfiniteFuture();
