@@ -66,13 +66,15 @@ std::string DescribeBlocks(const v1::GetStatusResponse& status, bool as_json) {
   for (const v1::WorkerStatus& worker : status.workers()) {
     const absl::StatusOr<ProbeAnswer> answer =
         ProbeHttpAt(worker.address(), "/blocks", absl::Seconds(2));
-    WorkerBlocks blocks{worker.worker_id(), worker.address(), answer.status()};
-    if (answer.ok() && answer->http_status == 200) {
-      blocks.json = answer->body;
-    } else if (answer.ok()) {
-      blocks.json = absl::UnavailableError(answer->body);
+    absl::StatusOr<std::string> json;
+    if (!answer.ok()) {
+      json = answer.status();
+    } else if (answer->http_status != 200) {
+      json = absl::UnavailableError(answer->body);
+    } else {
+      json = answer->body;
     }
-    workers.push_back(std::move(blocks));
+    workers.push_back({worker.worker_id(), worker.address(), std::move(json)});
   }
   return as_json ? BlocksToJson(workers) : FormatBlocks(workers);
 }

@@ -38,6 +38,7 @@ EngineLoop::EngineLoop(Engine* engine, RequestHandler* handler, LoadBoard* board
 EngineLoop::~EngineLoop() { Stop(); }
 
 void EngineLoop::Start() {
+  Publish(clock_->Now());  // here, so that no router is told of a worker without blocks
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -62,7 +63,6 @@ absl::Duration EngineLoop::HeartbeatAge() const {
 }
 
 void EngineLoop::Run() {
-  Publish(clock_->Now());
   while (true) {
     std::vector<Command> commands;
     if (engine_->HasWork() && !stalled_) {
