@@ -207,8 +207,10 @@ def no_shared_memory_from_the_start():
             for _ in range(3):
                 ask(cluster)
             cluster.wait_until_nothing_is_held(20)
-            transports = {t["transport"] for w in cluster.status()["workers"] for t in w["transports"]}
-    return f"refused with a hint; answered over {', '.join(sorted(transports)) or 'no transport'}"
+            transports = wait_for(lambda: {t["transport"] for w in cluster.status()["workers"] for t in w["transports"]},
+                                  10, "a worker to tell its transport")
+            assert transports == {"tcp"}, transports
+    return "refused with a hint; answered over tcp"
 
 
 def shared_memory_fills_up():
