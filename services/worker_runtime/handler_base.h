@@ -102,6 +102,12 @@ class HandlerBase : public RequestHandler {
 
   int num_requests() const override { return table_.size(); }
 
+  std::optional<RequestTimes> TimesOf(const SequenceKey& key) const override {
+    const Record* record = table_.Find(key);
+    if (record == nullptr) return std::nullopt;
+    return RequestTimes{record->arrived, record->deadline, record->ending.has_value()};
+  }
+
  protected:
   // Frees everything the attempt holds; Finish follows, now or when the transfer has let go of the
   // blocks. `record.ending` is set. Called once per record.

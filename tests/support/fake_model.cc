@@ -84,6 +84,7 @@ FakeModel::FakeModel(const KvStore* kv_store, int64_t max_position_embeddings)
     : kv_store_(kv_store), spec_(FakeModelSpec(max_position_embeddings)) {}
 
 void FakeModel::Forward(absl::Span<const SequenceSlice> slices, absl::Span<float> logits) {
+  if (before_forward_) before_forward_();
   // All writes first: the slices are one batch, and none may depend on another's order.
   for (const SequenceSlice& slice : slices) {
     for (size_t i = 0; i < slice.tokens.size(); ++i) {

@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -39,12 +41,15 @@ class FakeModel : public Model {
   int64_t num_computed_tokens() const { return num_computed_tokens_; }
   // After this token every logit is NaN, as in a broken model. -1: never.
   void set_poison_token(TokenId token) { poison_token_ = token; }
+  // Called at the start of each Forward, on the engine thread; may block it.
+  void set_before_forward(std::function<void()> hook) { before_forward_ = std::move(hook); }
 
  private:
   const KvStore* const kv_store_;
   const ModelSpec spec_;
   int64_t num_computed_tokens_ = 0;
   TokenId poison_token_ = -1;
+  std::function<void()> before_forward_;
 };
 
 }  // namespace sluice::testing
