@@ -67,6 +67,18 @@ void WriteFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table,
   }
 }
 
+bool HasFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table, int position,
+               TokenId token) {
+  for (int64_t layer = 0; layer < kFakeNumLayers; ++layer) {
+    const FakeRow& row = *Row(kv_store, block_table, position, layer);
+    if (row.token != token || row.position != position || row.layer != layer ||
+        row.check != kCheck) {
+      return false;
+    }
+  }
+  return true;
+}
+
 std::vector<float> OracleLogits(absl::Span<const TokenId> tokens) {
   uint64_t state = 0;
   for (size_t position = 0; position < tokens.size(); ++position) {

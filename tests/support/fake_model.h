@@ -25,6 +25,9 @@ ModelSpec FakeModelSpec(int64_t max_position_embeddings);
 // The row that token `token` at `position` leaves in every layer.
 void WriteFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table, int position,
                  TokenId token);
+// Whether that row is there, in every layer.
+bool HasFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table, int position,
+               TokenId token);
 
 // What the fake model answers after `tokens`. [kFakeVocabSize]
 std::vector<float> OracleLogits(absl::Span<const TokenId> tokens);
