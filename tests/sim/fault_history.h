@@ -22,22 +22,19 @@ class FaultHistory {
   void DisturbTransfers(absl::Time begin, absl::Time end) { transfers_.push_back({0, begin, end}); }
 
   int NumWorkerFaults(absl::Time begin, absl::Time end) const {
-    return static_cast<int>(std::count_if(workers_.begin(), workers_.end(), [&](const Period& p) {
-      return p.Meets(begin, end);
-    }));
+    return static_cast<int>(std::count_if(workers_.begin(), workers_.end(),
+                                          [&](const Period& p) { return p.Meets(begin, end); }));
   }
   // Each of the workers was disturbed at some time within [begin, end].
   bool AllDisturbed(const std::vector<int>& workers, absl::Time begin, absl::Time end) const {
     return std::all_of(workers.begin(), workers.end(), [&](int worker) {
-      return std::any_of(workers_.begin(), workers_.end(), [&](const Period& p) {
-        return p.who == worker && p.Meets(begin, end);
-      });
+      return std::any_of(workers_.begin(), workers_.end(),
+                         [&](const Period& p) { return p.who == worker && p.Meets(begin, end); });
     });
   }
   bool RouterDisturbed(int router, absl::Time begin, absl::Time end) const {
-    return std::any_of(routers_.begin(), routers_.end(), [&](const Period& p) {
-      return p.who == router && p.Meets(begin, end);
-    });
+    return std::any_of(routers_.begin(), routers_.end(),
+                       [&](const Period& p) { return p.who == router && p.Meets(begin, end); });
   }
   bool TransfersDisturbed(absl::Time begin, absl::Time end) const {
     return std::any_of(transfers_.begin(), transfers_.end(),

@@ -42,6 +42,7 @@ class SimStreams {
   void SendUp(router::SessionId session, router::Event event);
   void SendDown(router::SessionId session, router::Action action);
   bool open_at_worker(router::SessionId session) const { return Get(session).worker_open; }
+  int worker_of(router::SessionId session) const { return Get(session).worker; }
 
   // The router is done with it; the worker hears of it when it has read the rest.
   void CloseByRouter(router::SessionId session);

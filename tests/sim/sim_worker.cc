@@ -42,8 +42,8 @@ SimWorker::SimWorker(SimWorkerOptions options, SimNetwork* network, worker::Work
       clock_(network),
       channel_(network->NewChannel(options_.name)),
       fake_(MakeFakeEngine(options_.scheduler, options_.num_blocks)),
-      agent_(TransferAgent::Create(options_.transfers, options_.incarnation, channel_.get(),
-                                   &clock_)),
+      agent_(
+          TransferAgent::Create(options_.transfers, options_.incarnation, channel_.get(), &clock_)),
       engine_free_at_(network->Now()) {
   worker::HandlerContext context;
   context.engine = fake_.engine.get();
