@@ -716,7 +716,7 @@ class World : public Simulation {
 SimulationProgram HandoffSimulation() {
   SimulationProgram program;
   program.name = "handoff_simulation";
-  program.default_seeds = 6000;
+  program.default_seeds = 8000;
   program.make = [](uint64_t seed, bool trace) { return std::make_unique<World>(seed, trace); };
   program.summarize = [] {
     std::printf("%llu polls\n", static_cast<unsigned long long>(num_handoff_polls));

@@ -14,7 +14,9 @@
 //   - no block is free, or another's, while the network may still write to it or read it;
 //   - block states sum to the pool, and scheduler and block manager agree with each other;
 //   - a request ends once, and an error has a cause in the history of faults;
-//   - without faults about, a request that ended is gone from every worker a second later.
+//   - an attempt is sent to a worker to compute once, whatever is planned anew;
+//   - without faults about, a request that ended, or lost its router, is gone from every worker at
+//     once, whatever is left of its answer.
 // When the faults have stopped: every request has ended, new ones are all answered, no worker holds
 // anything for anybody, and no router counts load that is not there.
 #pragma once

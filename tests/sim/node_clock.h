@@ -23,6 +23,7 @@ class NodeClock : public Clock {
     const absl::Time now = reference_->Now();
     if (local <= At(now)) return now;
     if (local == absl::InfiniteFuture() || rate_ == 0) return absl::InfiniteFuture();
+    if (rate_ == 1) return reference_base_ + (local - base_);  // most clocks, most of the time
     absl::Time when = std::max(now, reference_base_ + (local - base_) / rate_);
     // Rounding must not wake anybody a moment too early: it would find nothing due, again and
     // again.
@@ -43,7 +44,8 @@ class NodeClock : public Clock {
 
  private:
   absl::Time At(absl::Time reference) const {
-    return base_ + (reference - reference_base_) * rate_;
+    const absl::Duration passed = reference - reference_base_;
+    return base_ + (rate_ == 1 ? passed : passed * rate_);
   }
   void Rebase() {
     const absl::Time now = reference_->Now();

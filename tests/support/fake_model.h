@@ -31,6 +31,16 @@ bool HasFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table, i
 
 // What the fake model answers after `tokens`. [kFakeVocabSize]
 std::vector<float> OracleLogits(absl::Span<const TokenId> tokens);
+// The same, token by token.
+class OracleSequence {
+ public:
+  void Append(TokenId token);
+  std::vector<float> Logits() const;
+
+ private:
+  uint64_t state_ = 0;
+  int num_tokens_ = 0;
+};
 
 class FakeModel : public Model {
  public:
