@@ -31,7 +31,9 @@ constexpr absl::Duration kLoadInterval = absl::Milliseconds(200);
 constexpr absl::Duration kAftermath = absl::Seconds(4);
 constexpr absl::Duration kMaxRestart = absl::Milliseconds(500);
 // Messages take 2 ms, a slow worker's step 60 ms.
-constexpr absl::Duration kFreedWithin = absl::Milliseconds(300);
+constexpr absl::Duration kFreedWithin = absl::Milliseconds(200);
+// Not before the workers have registered.
+constexpr absl::Duration kFirstRequest = absl::Milliseconds(500);
 
 struct Totals {
   int completed = 0, failed = 0, cancelled = 0, lost_with_router = 0;
@@ -116,7 +118,7 @@ class Cluster : public Simulation {
     workers_.resize(roles_.size());
     routers_.resize(planned_.Once(0.6) ? 2 : 1);
     step_time_.assign(roles_.size(), absl::Milliseconds(2));
-    pool_blocks_ = planned_.Pick(12, 24);
+    pool_blocks_ = planned_.Pick(planned_.Once(0.3) ? 9 : 12, 24);
     faults_.eager_bytes = planned_.Once(0.3) ? 4096 : 16;
     faults_.report_crash = planned_.Once(0.5) ? 1 : 0;
     faults_.read_needs_sender = planned_.Once(0.5);
@@ -453,24 +455,34 @@ class Cluster : public Simulation {
     constexpr double kDensities[] = {0, 0.15, 0.15, 0.4, 0.4, 0.7, 0.7, 1, 1, 1};
     density_ = kDensities[planned_.Pick(0, 9)];
     WriteFaults();
+    // A burst does not fit the pools: sequences wait, and are preempted.
+    const absl::Duration span = planned_.Once(0.3) ? absl::Milliseconds(300) : absl::Seconds(5);
     for (int i = 0; i < kNumRequests; ++i) {
-      // Not before the workers have registered.
-      const absl::Duration at = absl::Milliseconds(500) + planned_.UpTo(absl::Seconds(5));
+      const absl::Duration at = kFirstRequest + planned_.UpTo(span);
       const size_t r = DrawRequest(&planned_);
       if (planned_.Once(0.1)) {
         requests_[r].timeout = absl::Milliseconds(50) + planned_.UpTo(absl::Seconds(3));
       }
-      script_.push_back(
-          {absl::StrCat(absl::FormatDuration(at), ": request ", r, " of ",
-                        requests_[r].spec.prompt.size(), " tokens at router ", requests_[r].router),
-           [this, r, at] { Submit(r, at); }});
-      if (!planned_.Once(0.08)) continue;
-      // A client that leaves in the middle of a long answer.
-      requests_[r].spec.sampling.max_tokens = 200;
-      requests_[r].spec.sampling.stop_token_ids.clear();
+      const bool leaves = planned_.Once(0.08);  // in the middle of a long answer
+      if (leaves) MakeLong(r);
+      AddRequest(r, at);
+      if (!leaves) continue;
       Add(at + planned_.UpTo(absl::Milliseconds(150)),
           absl::StrCat("the client of request ", r, " leaves"), [this, r] { Cancel(r); });
     }
+  }
+  void AddRequest(size_t r, absl::Duration at) {
+    script_.push_back(
+        {absl::StrCat(absl::FormatDuration(at), ": request ", r, " of ",
+                      requests_[r].spec.prompt.size(), " tokens at router ", requests_[r].router),
+         [this, r, at] { Submit(r, at); }});
+  }
+  // Its answer takes half a second or more.
+  void MakeLong(size_t r) {
+    router::GenerationSpec& spec = requests_[r].spec;
+    spec.prompt.resize(std::min<size_t>(spec.prompt.size(), 200));
+    spec.sampling.max_tokens = 300;
+    spec.sampling.stop_token_ids.clear();
   }
   void WriteFaults() {
     WriteRate("are slow", 0.2, &SimFaults::slow);
@@ -590,6 +602,12 @@ class Cluster : public Simulation {
     const absl::Duration length = planned_.UpTo(absl::Seconds(2));
     if (planned_.Once(0.5)) {
       const bool silent = planned_.Once(0.3);
+      if (at > kFirstRequest) {  // in the middle of an answer
+        const size_t lost = DrawRequest(&planned_);
+        MakeLong(lost);
+        requests_[lost].router = r;
+        AddRequest(lost, at - planned_.UpTo(absl::Milliseconds(200)));
+      }
       Add(at,
           absl::StrCat("router ", r, silent ? " dies with its machine for " : " crashes for ",
                        absl::FormatDuration(length)),
