@@ -12,8 +12,6 @@ constexpr const char* kRejections[] = {"",          "queue_full", "queue_timeout
 // By RequestFlow::Phase. Waiting for decode blocks and asking for them is part of the queue.
 constexpr const char* kPhases[] = {"queued",      "queued",       "queued", "prefill",
                                    "kv_transfer", "decode_queue", "decode"};
-constexpr const char* kStages[] = {"admission", "route",       "prefill_queue",
-                                   "prefill",   "kv_transfer", "first_step"};
 constexpr const char* kRoles[] = {"prefill", "decode", "both"};
 constexpr const char* kStates[] = {"starting", "ready", "draining", "unreachable"};
 
@@ -70,10 +68,10 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
                                           "Prompt tokens of a request.", TokenBuckets(), by_model);
   output_tokens_ = registry->AddHistogram("sluice_request_output_tokens",
                                           "Output tokens of a request.", TokenBuckets(), by_model);
-  for (const char* stage : kStages) {
+  for (const char* stage : kTimeStages) {
     stages_[stage] = registry->AddHistogram("sluice_request_stage_duration_seconds",
-                                            "Stages of the time to first token.", StageBuckets(),
-                                            {{"stage", stage}});
+                                            "Stages of the time to the first and second token.",
+                                            StageBuckets(), {{"stage", stage}});
   }
   const char* prompt_help = "Prompt tokens of answered requests, by where their KV came from.";
   prompt_computed_ =
@@ -82,6 +80,9 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
                                         with("source", "prefix_cache"));
   output_tokens_total_ =
       registry->AddCounter("sluice_output_tokens_total", "Tokens handed to the fronts.", by_model);
+  retry_queue_requests_ =
+      registry->AddGauge("sluice_retry_queue_requests",
+                         "Requests that lost a worker and wait for a place to start anew.");
   queue_requests_ = registry->AddGauge("sluice_admission_queue_requests",
                                        "Requests waiting for a place among the running ones.");
   queue_duration_ =
@@ -188,6 +189,7 @@ void RouterMetrics::OnTick(const RouterCore& core, absl::Time now) {
   for (const auto& [gauge, phase] : in_flight_) sums[gauge] += phases[phase];
   for (const auto& [gauge, count] : sums) gauge->Set(count);
   queue_requests_->Set(core.num_queued());
+  retry_queue_requests_->Set(static_cast<double>(core.retries().num_waiting()));
   draining_->Set(core.draining() ? 1 : 0);
   drain_remaining_->Set(core.draining() ? core.num_queued() + core.num_running() : 0);
   UpdateWorkers(core, now);

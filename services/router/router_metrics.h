@@ -46,6 +46,7 @@ class RouterMetrics final : public DispatcherObserver {
   Counter* prompt_cached_ = nullptr;
   Counter* output_tokens_total_ = nullptr;
   Gauge* queue_requests_ = nullptr;
+  Gauge* retry_queue_requests_ = nullptr;
   Histogram* queue_duration_ = nullptr;
   Gauge* draining_ = nullptr;
   Gauge* drain_remaining_ = nullptr;

@@ -455,8 +455,9 @@ class Cluster : public Simulation {
     constexpr double kDensities[] = {0, 0.15, 0.15, 0.4, 0.4, 0.7, 0.7, 1, 1, 1};
     density_ = kDensities[planned_.Pick(0, 9)];
     WriteFaults();
-    // A burst does not fit the pools: sequences wait, and are preempted.
-    const absl::Duration span = planned_.Once(0.3) ? absl::Milliseconds(300) : absl::Seconds(5);
+    // A burst of long answers does not fit the pools: sequences wait, and are preempted.
+    const bool burst = planned_.Once(0.3);
+    const absl::Duration span = burst ? absl::Milliseconds(300) : absl::Seconds(5);
     for (int i = 0; i < kNumRequests; ++i) {
       const absl::Duration at = kFirstRequest + planned_.UpTo(span);
       const size_t r = DrawRequest(&planned_);
@@ -464,7 +465,7 @@ class Cluster : public Simulation {
         requests_[r].timeout = absl::Milliseconds(50) + planned_.UpTo(absl::Seconds(3));
       }
       const bool leaves = planned_.Once(0.08);  // in the middle of a long answer
-      if (leaves) MakeLong(r);
+      if (leaves || (burst && planned_.Once(0.3))) MakeLong(r);
       AddRequest(r, at);
       if (!leaves) continue;
       Add(at + planned_.UpTo(absl::Milliseconds(150)),
@@ -509,7 +510,11 @@ class Cluster : public Simulation {
     WriteTimes(0.5, [this](absl::Duration at) { WriteWorkerCrash(at, planned_.Once(0.3)); });
     WriteTimes(0.4, [this](absl::Duration at) { WriteWorkerPause(at, planned_.Once(0.3)); });
     WriteTimes(0.4, [this](absl::Duration at) { WriteStreamFault(at); });
-    WriteTimes(0.3, [this](absl::Duration at) { WriteRouterFault(at); });
+    WriteTimes(0.3, [this](absl::Duration at) { WriteRouterCrash(at, planned_.Once(0.3)); });
+    WriteTimes(0.3, [this](absl::Duration at) { WriteRouterPause(at); });
+    if (planned_.Once(0.2 * density_)) {  // while nothing else is wrong
+      WriteRouterCrash(kFaultTime + kCalmAfter + planned_.UpTo(absl::Seconds(1)), false);
+    }
     WriteTimes(0.3, [this](absl::Duration at) { WriteClockFault(at); });
     WriteTimes(0.4, [this](absl::Duration at) {
       const int from = planned_.Pick(0, num_workers() - 1),
@@ -597,35 +602,35 @@ class Cluster : public Simulation {
         });
     }
   }
-  void WriteRouterFault(absl::Duration at) {
+  void WriteRouterCrash(absl::Duration at, bool silent) {
+    const int r = planned_.Pick(0, num_routers() - 1);
+    const absl::Duration down = planned_.UpTo(absl::Seconds(2));
+    if (at > kFirstRequest) {  // in the middle of an answer
+      const size_t lost = DrawRequest(&planned_);
+      MakeLong(lost);
+      requests_[lost].router = r;
+      AddRequest(lost, at - planned_.UpTo(absl::Milliseconds(200)));
+    }
+    Add(at,
+        absl::StrCat("router ", r, silent ? " dies with its machine for " : " crashes for ",
+                     absl::FormatDuration(down)),
+        [this, r, silent, down] {
+          if (RouterAt(r) == nullptr) return;
+          DisturbRouter(r, down);
+          CountRetries(*RouterAt(r));
+          routers_[static_cast<size_t>(r)].reset();
+          streams_.RouterDied(r, silent);
+          LoseRequestsOf(r, silent);
+          After(down, [this, r] {
+            StartRouter(r);
+            After(random_.UpTo(2 * kLoadInterval),
+                  [this, r] { streams_.ResetStreamsOfDeadRouter(r); });
+          });
+        });
+  }
+  void WriteRouterPause(absl::Duration at) {
     const int r = planned_.Pick(0, num_routers() - 1);
     const absl::Duration length = planned_.UpTo(absl::Seconds(2));
-    if (planned_.Once(0.5)) {
-      const bool silent = planned_.Once(0.3);
-      if (at > kFirstRequest) {  // in the middle of an answer
-        const size_t lost = DrawRequest(&planned_);
-        MakeLong(lost);
-        requests_[lost].router = r;
-        AddRequest(lost, at - planned_.UpTo(absl::Milliseconds(200)));
-      }
-      Add(at,
-          absl::StrCat("router ", r, silent ? " dies with its machine for " : " crashes for ",
-                       absl::FormatDuration(length)),
-          [this, r, silent, length] {
-            if (RouterAt(r) == nullptr) return;
-            DisturbRouter(r, length);
-            CountRetries(*RouterAt(r));
-            routers_[static_cast<size_t>(r)].reset();
-            streams_.RouterDied(r, silent);
-            LoseRequestsOf(r, silent);
-            After(length, [this, r] {
-              StartRouter(r);
-              After(random_.UpTo(2 * kLoadInterval),
-                    [this, r] { streams_.ResetStreamsOfDeadRouter(r); });
-            });
-          });
-      return;
-    }
     const bool suspended = planned_.Once(0.3);
     Add(at,
         absl::StrCat("router ", r, suspended ? " is suspended for " : " is paused for ",

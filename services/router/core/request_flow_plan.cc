@@ -12,13 +12,16 @@ void RequestFlow::Plan(const FlowContext& ctx) {
   retry_at_ = phase_deadline_ = gap_deadline_ = absl::InfiniteFuture();
   base_index_ = journal_.size();
   first_token_seen_ = kv_arrived_ = decode_token_seen_ = false;
-  kv_arrived_at_.reset();
   end_reason_.reset();
 
   const ClusterView view = ctx.membership.View(ctx.now);
   const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_});
   if (choice.worker == nullptr) {
     WaitForWorkers(ctx, choice.none);
+    return;
+  }
+  if (starts_anew_ && !ctx.retries.Acquire(spec_.id, ctx.num_running)) {
+    phase_ = Phase::kWaiting;  // until OnRetryPlace
     return;
   }
   max_model_len_ = choice.worker->max_model_len;
@@ -46,6 +49,7 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
          RejectReason::kTooLong);
     return;
   }
+  ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
   const bool busy = why == NoRoute::kAllExcluded;
   if (waiting_since_ == absl::InfiniteFuture()) {
     waiting_since_ = ctx.now;
