@@ -110,6 +110,7 @@ void DecodeHandler::OnReceived(const Received& event) {
     TearDownOnce(*record, Ending::Failed(std::move(activated), kStageDecode));
     return;
   }
+  if (Planted(WorkerMutant::kActivateForgotten)) return;
   record->state = DecodeRecord::State::kActive;
   record->activated_at = MonotonicNow();
   context_.routers->SendKvReady(record->session,
@@ -166,6 +167,9 @@ void DecodeHandler::TearDown(DecodeRecord& record) {
     case DecodeRecord::State::kGranted: {
       const absl::Status& why = record.ending->status;
       context_.engine->QuarantineReservation(record.key);
+      if (Planted(WorkerMutant::kFreeBeforeReceiveEnded)) {
+        context_.engine->AbandonReservation(record.key, 0);
+      }
       context_.transfers->CancelReceive(record.transfer,
                                         why.ok() ? absl::CancelledError("cancelled") : why);
       return;  // continued by OnReceiveEnded

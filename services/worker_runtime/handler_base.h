@@ -9,6 +9,7 @@
 #include "absl/container/btree_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
+#include "services/worker_runtime/mutants.h"
 #include "services/worker_runtime/request_handler.h"
 #include "services/worker_runtime/request_table.h"
 #include "services/worker_runtime/worker_metrics.h"
@@ -73,6 +74,7 @@ class HandlerBase : public RequestHandler {
   }
 
   void OnSessionLost(rpc::SessionId session) override {
+    if (Planted(WorkerMutant::kIgnoreLostRouter)) return;
     for (const SequenceKey& key :
          table_.KeysWhere([&](const Record& r) { return r.session == session; })) {
       if (Record* record = table_.Find(key)) TearDownOnce(*record, Ending::Cancelled());

@@ -152,6 +152,17 @@ TEST_F(NoRecoveryTest, LostPrefillWorkerEndsItsRequestsAndFreesDecode) {
   EXPECT_EQ(cancels[0].to, d_);
 }
 
+// CANCELLED means in the table of errors that the client left.
+TEST_F(NoRecoveryTest, WhatOneWorkerCancelledAtAnotherIsNotTheClientsDoing) {
+  const RequestId id = h_.Submit();
+  const AttemptKey key = Grant();
+  h_.PlayEnd(d_, key, AttemptEndReason::kFailed,
+             absl::CancelledError("cancelled by the prefill worker: cancelled"), "kv_transfer");
+  EXPECT_EQ(h_.Result(id).end, GenerationEnd::kFailed);
+  EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(Message(id), HasSubstr("cancelled by the prefill worker"));
+}
+
 TEST_F(RecoveryTest, LostDecodeWorkerIsReplacedAndNoTokenIsLostOrRepeated) {
   const RequestId id = SubmitAndDecode(3);
   h_.Play(WorkerLeft{d_, "its stream ended"});

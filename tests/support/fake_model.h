@@ -27,9 +27,22 @@ ModelSpec FakeModelSpec(int64_t max_position_embeddings);
 // The row that token `token` at `position` leaves in every layer.
 void WriteFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table, int position,
                  TokenId token);
+// Whether that row is there, in every layer.
+bool HasFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table, int position,
+               TokenId token);
 
 // What the fake model answers after `tokens`. [kFakeVocabSize]
 std::vector<float> OracleLogits(absl::Span<const TokenId> tokens);
+// The same, token by token.
+class OracleSequence {
+ public:
+  void Append(TokenId token);
+  std::vector<float> Logits() const;
+
+ private:
+  uint64_t state_ = 0;
+  int num_tokens_ = 0;
+};
 
 class FakeModel : public Model {
  public:

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/router/core/mutants.h"
 #include "services/router/core/request_flow.h"
 
 namespace sluice::router {
@@ -116,6 +117,9 @@ SequenceStart RequestFlow::MakeSequence(const FlowContext& ctx) const {
   sequence.tokens.reserve(num_tokens());
   sequence.tokens = spec_.prompt;
   sequence.tokens.insert(sequence.tokens.end(), journal_.tokens().begin(), journal_.tokens().end());
+  if (Planted(RouterMutant::kResumeWithoutLastToken) && journal_.size() > 0) {
+    sequence.tokens.pop_back();
+  }
   sequence.num_output_tokens = journal_.size();
   sequence.tenant_salt = spec_.tenant_salt;
   sequence.sampling = spec_.sampling;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/router/core/mutants.h"
 
 namespace sluice::router {
 
@@ -70,6 +71,7 @@ void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const s
   ++counters_.membership_events[static_cast<int>(member->info.role)][static_cast<int>(event)];
   membership_.Remove(session);
   prefixes_.Forget(session);
+  if (Planted(RouterMutant::kIgnoreLostWorker)) return;
   std::vector<RequestId> affected;
   for (const auto& [id, entry] : flows_) {
     if (entry.flow->Involves(session)) affected.push_back(id);
