@@ -28,7 +28,8 @@ constexpr Named kMutants[] = {
     NAMED(kReceiveVerifiedAgain),   NAMED(kDeliverWithoutFinal),    NAMED(kNeverEndLease),
     NAMED(kIgnoreAttempt),          NAMED(kReserveEndedAttempt),    NAMED(kAcceptDuplicateFinal),
     NAMED(kForgetCommit),           NAMED(kSendDoneAsAck),          NAMED(kUnpinBeforeSendEnded),
-    NAMED(kAlignFromFront),
+    NAMED(kAlignFromFront),         NAMED(kFetchAnyRange),          NAMED(kFetchAnyGrant),
+    NAMED(kServeFetchAgain),
 };
 #undef NAMED
 
