@@ -1,8 +1,9 @@
 """A prefill worker dies when it has handed over 90 % of a long prompt: the next one goes on from there.
 
-Two prefill workers and one decode worker. The one that computes the prompt is stopped when it has computed about
-90 % of it, and killed when the decode worker has taken what was sent. Checked: the other prefill worker computes less than 30 % of the prompt, the
-answer is bit for bit the undisturbed one, and no block stays held. The same without fetching prefixes shows what it saves.
+Two prefill workers and one decode worker. The one that computes the prompt is stopped when it has
+computed about 90 % of it, and killed when the decode worker has taken what was sent. Checked: the other prefill worker
+computes less than 30 % of the prompt, the answer is bit for bit the undisturbed one, and no block stays held. The same
+without fetching prefixes shows what it saves.
 """
 
 import argparse
@@ -18,7 +19,7 @@ BLOCK_TOKENS = 64
 # Small steps, so that there is a moment to hit.
 WORKER_ARGS = ["--scheduler.max-num-batched-tokens", "64", "--scheduler.max-num-seqs", "8"]
 # A stopped worker is not to be given up before it is killed.
-PATIENT = ["--transfer.peer-timeout", "10s"]
+PATIENT = ["--transfer.peer-timeout", "5s"]
 STOP_AT = 0.88
 ACCEPTED = (0.80, 0.99)  # of the prompt, held by the decode worker when the prefill worker died
 MAX_COMPUTED = 0.30

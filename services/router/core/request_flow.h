@@ -153,7 +153,8 @@ class RequestFlow {
   std::optional<AttemptEndReason> end_reason_;
 
   // Over all attempts.
-  std::vector<SessionId> excluded_;  // answered Busy in this round, or failed
+  std::vector<SessionId> excluded_;     // answered Busy in this round, or failed
+  std::optional<SessionId> kv_holder_;  // decode worker of the attempt before this one
   int lost_workers_ = 0;
   bool recovering_ = false;  // from a failure in the middle of the answer to its next token
   int failures_ = 0;
