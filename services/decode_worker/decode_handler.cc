@@ -1,8 +1,10 @@
 #include "services/decode_worker/decode_handler.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "common/block_hash.h"
+#include "common/clock.h"
 #include "services/decode_worker/token_stream.h"
 
 namespace sluice::worker {
@@ -153,6 +155,7 @@ void DecodeHandler::OnReceived(const Received& event) {
     return;
   }
   record->state = DecodeRecord::State::kActive;
+  record->activated_at = MonotonicNow();
   context_.routers->SendKvReady(record->session,
                                 {record->key.request, record->key.attempt, event.exposed});
 }
@@ -197,13 +200,18 @@ absl::Time DecodeHandler::NextDeadline() const {
   return std::min(held_.NextDeadline(), HandlerBase::NextDeadline());
 }
 
-void DecodeHandler::OnStep(const StepResult& result, const StepInterval&) {
+void DecodeHandler::OnStep(const StepResult& result, const StepInterval& interval) {
   TokensByRouter tokens;
   for (const TokenProduced& produced : result.tokens) {
-    if (DecodeRecord* record = table_.Find(produced.key)) {
-      tokens[record->session].push_back(
-          {produced.key.request, produced.key.attempt, produced.index, produced.token});
+    DecodeRecord* record = table_.Find(produced.key);
+    if (record == nullptr) continue;
+    rpc::OutputTokenEvent event{produced.key.request, produced.key.attempt, produced.index,
+                                produced.token};
+    if (!std::exchange(record->has_token, true)) {
+      event.stages =
+          rpc::StageDurations{interval.begin - record->activated_at, interval.end - interval.begin};
     }
+    tokens[record->session].push_back(std::move(event));
   }
   SendTokens(tokens);
   for (const SequenceEnded& ended : result.ended) {

@@ -25,6 +25,8 @@ struct DecodeRecord : RequestRecord {
   State state = State::kReserving;
   TransferId transfer;
   int cached_tokens = 0;
+  absl::Time activated_at;
+  bool has_token = false;
 };
 
 class DecodeHandler final : public HandlerBase<DecodeRecord> {

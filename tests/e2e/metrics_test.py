@@ -19,7 +19,7 @@ class MetricsTest(unittest.TestCase):
         cls.cluster = Cluster(prefill=1, decode=1, both=1).__enter__()
         cls.cluster.chat("Hello!")
         cls.cluster.request("POST", "/v1/completions", {"model": "nobody", "prompt": "x"})
-        cls.pages = {p.name: cls.cluster.request("GET", "/metrics", port=p.ports["admin_port"])[2].decode()
+        cls.pages = {p.name: cls.cluster.admin(p, "/metrics")[2].decode()
                      for p in [cls.cluster.router, *cls.cluster.workers]}
 
     @classmethod

@@ -154,7 +154,7 @@ def main():
                               "--max-lost-workers", str(MAX_LOST_WORKERS)],
                  worker_args=["--transfer.peer-timeout", "2s"]) as cluster:
         roles = collections.Counter(w.name.split("-")[0] for w in cluster.workers)
-        address = ("127.0.0.1", cluster.router.ports["http_port"])
+        address = cluster.http_address
         history = History(ask_oracle(address, make_specs(args.seed, 24), random.Random(args.seed)))
         print(f"oracle: {len(history.oracle)} requests", flush=True)
         clients = Clients(address, history, args.streams, args.seed).start()

@@ -10,12 +10,15 @@ namespace sluice::router {
 RouterCore::RouterCore(CoreOptions options)
     : options_(std::move(options)),
       membership_(options_),
-      prefixes_(options_.max_prefix_blocks_per_worker) {}
+      prefixes_(options_.max_prefix_blocks_per_worker),
+      retries_(options_.max_retry_share) {}
 
 std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
   std::vector<Action> actions;
-  const FlowContext ctx{options_, membership_, prefixes_, counters_, actions, now};
-  std::visit([&](auto&& e) { Handle(ctx, std::move(e)); }, std::move(event));
+  const FlowContext ctx{options_,      membership_, prefixes_, retries_,
+                        num_running(), counters_,   actions,   now};
+  std::visit([&](auto& e) { Handle(ctx, std::move(e)); }, event);
+  ResumeRetries(ctx);
   AdmitQueued(ctx);
   return actions;
 }
@@ -192,6 +195,14 @@ void RouterCore::AdmitQueued(const FlowContext& ctx) {
     entry.ticket = 0;
     entry.flow->Admit(ctx);
     Settle(id, entry);
+  }
+}
+
+void RouterCore::ResumeRetries(const FlowContext& ctx) {
+  while (const std::optional<RequestId> id = retries_.TakeNext(num_running())) {
+    Entry& entry = flows_.at(*id);
+    entry.flow->OnRetryPlace(ctx);
+    Settle(*id, entry);
   }
 }
 
