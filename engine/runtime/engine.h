@@ -6,6 +6,9 @@
 //   prefill:  AddPrefill -> chunks (ChunkComputed ...) -> FirstToken, blocks stay pinned -> Release
 //   decode:   Reserve (blocks belong to the transfer) -> Activate -> tokens -> Finished
 //                                                 or -> AbandonReservation
+//             PrefixPin lends the cached prefix of a reservation to a prefill worker.
+//   prefill may begin with a Reserve too: the blocks of a prefix that it fetches, which it gives up
+//   with AbandonReservation(tokens fetched) and then finds in its cache.
 //   both:     AddRun -> tokens -> Finished
 #pragma once
 
@@ -97,6 +100,12 @@ struct Reservation {
   std::vector<BlockId> blocks;  // to be filled: tokens [cached_tokens, tokens.size())
 };
 
+// Blocks of a reservation's cached prefix, held for the transfer thread to read.
+struct PrefixPin {
+  PinId id;
+  std::vector<BlockId> blocks;
+};
+
 struct EngineLoad {
   int running = 0;
   int waiting = 0;
@@ -134,6 +143,15 @@ class Engine {
   // down to blocks) hold good KV and become cached prefix.
   virtual void AbandonReservation(SequenceKey key, int verified_tokens) = 0;
 
+  // Leading tokens of `input` that AddPrefill or Reserve would find in the prefix cache now.
+  virtual int CachedTokens(const SequenceInput& input) const = 0;
+  // Holds the blocks of tokens [begin, end) within a reservation's cached prefix, as `sending`,
+  // until Unpin; neither Activate nor AbandonReservation ends it. NOT_FOUND: no such reservation;
+  // INVALID_ARGUMENT: not whole blocks of the prefix.
+  virtual absl::StatusOr<PrefixPin> PinPrefix(SequenceKey key, int begin, int end) = 0;
+  // REQUIRES: nothing reads the blocks any more. Unknown pins are ignored.
+  virtual void Unpin(PinId pin) = 0;
+
   // Unpins a prefill sequence after its blocks were taken over (or given up). Its full blocks stay
   // cached.
   virtual void Release(SequenceKey key) = 0;
@@ -159,8 +177,8 @@ class Engine {
   virtual std::vector<Holder> Holders() const = 0;
 
   // A block's bytes (layout().block_bytes()), valid for the engine's life. Reading a pinned block
-  // of a prefill sequence, or writing a block of a reservation, is allowed from the transfer
-  // thread.
+  // (of a prefill sequence or a PrefixPin), or writing a block of a reservation, is allowed from
+  // the transfer thread.
   virtual absl::Span<uint8_t> BlockBytes(BlockId block) = 0;
 
   virtual const ModelSpec& spec() const = 0;

@@ -132,6 +132,22 @@ void EngineImpl::AbandonReservation(SequenceKey key, int verified_tokens) {
   AssertBlocksBalance();
 }
 
+int EngineImpl::CachedTokens(const SequenceInput& input) const {
+  return scheduler_.CachedTokens(input);
+}
+
+absl::StatusOr<PrefixPin> EngineImpl::PinPrefix(SequenceKey key, int begin, int end) {
+  const Sequence* sequence = scheduler_.Find(key);
+  if (sequence == nullptr || sequence->phase != SequencePhase::kReserved) {
+    return absl::NotFoundError("pin: no reservation of this request and attempt");
+  }
+  PrefixPin pin;
+  SLUICE_ASSIGN_OR_RETURN(pin.id, scheduler_.PinPrefix(*sequence, begin, end));
+  const absl::Span<const BlockId> blocks = scheduler_.PinnedBlocks(pin.id);
+  pin.blocks.assign(blocks.begin(), blocks.end());
+  return pin;
+}
+
 void EngineImpl::Release(SequenceKey key) {
   Sequence* sequence = scheduler_.Find(key);
   if (sequence != nullptr && sequence->kind == SequenceKind::kPrefill) Drop(sequence);

@@ -39,6 +39,9 @@ class EngineImpl final : public Engine {
   absl::Status Activate(SequenceKey key, const SampledToken& first) override;
   void QuarantineReservation(SequenceKey key) override;
   void AbandonReservation(SequenceKey key, int verified_tokens) override;
+  int CachedTokens(const SequenceInput& input) const override;
+  absl::StatusOr<PrefixPin> PinPrefix(SequenceKey key, int begin, int end) override;
+  void Unpin(PinId pin) override { scheduler_.Unpin(pin); }
   void Release(SequenceKey key) override;
   bool Cancel(SequenceKey key) override;
 

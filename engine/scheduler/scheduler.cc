@@ -12,6 +12,10 @@ namespace {
 
 int64_t BlocksFor(int64_t num_tokens) { return (num_tokens + kBlockTokens - 1) / kBlockTokens; }
 
+// The last token is never reused: its logits give the next one, and a handoff carries that next
+// token with the KV of at least the last block.
+size_t NumReusableBlocks(size_t num_tokens) { return (num_tokens - 1) / kBlockTokens; }
+
 bool ArrivedBefore(const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; }
 
 }  // namespace
@@ -84,6 +88,40 @@ absl::StatusOr<const Sequence*> Scheduler::Reserve(SequenceInput input) {
   const Sequence* result = sequence.get();
   sequences_.emplace(sequence->key, std::move(sequence));
   return result;
+}
+
+int Scheduler::CachedTokens(const SequenceInput& input) const {
+  if (input.tokens.empty()) return 0;
+  const std::vector<BlockHash> chain =
+      BlockHashChain(RootBlockHash(model_fingerprint_, input.tenant_salt), input.tokens);
+  const size_t num_reusable = NumReusableBlocks(input.tokens.size());
+  return static_cast<int>(
+             blocks_->MatchPrefix(absl::MakeConstSpan(chain).first(num_reusable)).num_blocks) *
+         kBlockTokens;
+}
+
+absl::StatusOr<PinId> Scheduler::PinPrefix(const Sequence& sequence, int begin, int end) {
+  SLUICE_CHECK(sequence.phase == SequencePhase::kReserved);
+  if (begin < 0 || begin >= end || end > sequence.num_computed || begin % kBlockTokens != 0 ||
+      end % kBlockTokens != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("scheduler: tokens [", begin, ", ", end,
+                                                   ") are not whole blocks of a cached prefix of ",
+                                                   sequence.num_computed));
+  }
+  const auto blocks = absl::MakeConstSpan(sequence.block_table)
+                          .subspan(begin / kBlockTokens, (end - begin) / kBlockTokens);
+  blocks_->Lend(blocks);
+  const PinId pin(++last_pin_);
+  pins_.emplace(pin, std::vector<BlockId>(blocks.begin(), blocks.end()));
+  return pin;
+}
+
+void Scheduler::Unpin(PinId pin) {
+  const auto it = pins_.find(pin);
+  if (it == pins_.end()) return;
+  blocks_->Release(it->second, BlockUse::kSending);
+  pins_.erase(it);
+  stalled_ = false;
 }
 
 Sequence* Scheduler::Find(const SequenceKey& key) {
@@ -247,11 +285,11 @@ int64_t Scheduler::ExpectedGrowthBlocks(const Sequence& sequence) const {
 }
 
 absl::Span<const BlockHash> Scheduler::ReusableChain(const Sequence& sequence) const {
-  // The last token is never reused: its logits give the next one, and a handoff carries that next
-  // token with the KV of at least the last block.
-  const int num_kept = Planted(SchedulerMutant::kReuseWholePrompt) ? 0 : 1;
-  const int num_reusable = static_cast<int>(sequence.tokens.size()) - num_kept;
-  return absl::MakeConstSpan(sequence.block_hashes).first(num_reusable / kBlockTokens);
+  const size_t num_tokens = sequence.tokens.size();
+  const size_t num_blocks = Planted(SchedulerMutant::kReuseWholePrompt)
+                                ? num_tokens / kBlockTokens
+                                : NumReusableBlocks(num_tokens);
+  return absl::MakeConstSpan(sequence.block_hashes).first(num_blocks);
 }
 
 int Scheduler::MatchedTokens(const Sequence& sequence) const {

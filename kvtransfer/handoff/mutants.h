@@ -29,6 +29,10 @@ enum class HandoffMutant {
   kUnpinBeforeSendEnded,  // the end of a transfer unpins blocks that a send still reads
   // Sending agent.
   kAlignFromFront,  // the receiver's prefix is skipped in tokens, but not in blocks
+  // Prefix fetch, the asked side.
+  kFetchAnyRange,    // what is asked for is not held against the cached prefix
+  kFetchAnyGrant,    // the grant is not looked at: some reservation will do
+  kServeFetchAgain,  // a repeated Fetch is served once more
 };
 
 }  // namespace sluice::handoff

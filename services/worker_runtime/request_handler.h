@@ -29,7 +29,9 @@ struct HandlerContext {
   WorkerMetrics* metrics = nullptr;
   const Clock* clock = nullptr;
   Incarnation self;
-  absl::Duration lease;  // of grants, for the router's information
+  absl::Duration lease;           // of grants, for the router's information
+  absl::Duration peer_timeout;    // after which the transfers with a dead peer end
+  absl::Duration fetch_patience;  // of a prefix fetch; zero: prefixes are not fetched
 };
 
 // When a step began and ended, on the handler's clock.

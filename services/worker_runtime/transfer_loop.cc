@@ -54,6 +54,7 @@ void TransferLoop::CancelSend(TransferId transfer, absl::Status reason) {
   Post(CancelCommand{transfer, std::move(reason), /*send=*/true});
 }
 void TransferLoop::Reserve(ReceiveSpec spec) { Post(std::move(spec)); }
+void TransferLoop::Fetch(FetchSpec spec) { Post(std::move(spec)); }
 void TransferLoop::CancelReceive(TransferId transfer, absl::Status reason) {
   Post(CancelCommand{transfer, std::move(reason), /*send=*/false});
 }
@@ -130,6 +131,10 @@ void TransferLoop::Apply(ReceiveSpec spec) {
   undelivered_.push_back(ReserveAnswer{spec.request, spec.attempt, agent_->Reserve(spec)});
 }
 
+void TransferLoop::Apply(FetchSpec spec) {
+  undelivered_.push_back(ReserveAnswer{spec.into.request, spec.into.attempt, agent_->Fetch(spec)});
+}
+
 void TransferLoop::Observe(const TransferEvent& event) {
   if (const auto* sent = std::get_if<SendEnded>(&event)) {
     metrics_->TransferEnded(TransferDirection::kSend, TransportOfAll(), sent->status,
@@ -138,8 +143,9 @@ void TransferLoop::Observe(const TransferEvent& event) {
     const std::string transport = TransportOfAll();
     metrics_->TransferEnded(TransferDirection::kReceive, transport, absl::OkStatus(),
                             received->duration);
-    metrics_->TransferExposed(transport, received->exposed);
-  } else if (const auto* ended = std::get_if<ReceiveEnded>(&event); !ended->status.ok()) {
+    if (!received->fetched) metrics_->TransferExposed(transport, received->exposed);
+  } else if (const auto* ended = std::get_if<ReceiveEnded>(&event);
+             ended != nullptr && !ended->status.ok()) {
     metrics_->TransferEnded(TransferDirection::kReceive, TransportOfAll(), ended->status,
                             absl::ZeroDuration());
   }

@@ -13,7 +13,7 @@
 
 namespace sluice::worker {
 
-// Answers TransferPort::Reserve.
+// Answers TransferPort::Reserve and Fetch.
 struct ReserveAnswer {
   RequestId request;
   Attempt attempt;
@@ -29,6 +29,8 @@ class TransferPort {
   virtual void FinishSend(TransferId transfer, FirstToken first) = 0;
   virtual void CancelSend(TransferId transfer, absl::Status reason) = 0;
   virtual void Reserve(ReceiveSpec spec) = 0;
+  virtual void Fetch(FetchSpec spec) = 0;
+  // Ends a reservation or a fetch.
   virtual void CancelReceive(TransferId transfer, absl::Status reason) = 0;
 };
 

@@ -251,6 +251,10 @@ def frames():
     frame("nack", 8, struct.pack("<BI", 4, 9))
     frame("heartbeat", 9, b"")
     frame("heartbeat_and_more", 9, b"more")
+    fetch = bytes(range(16)) + struct.pack("<IIIQ", 64, 640, 64, 4096)
+    frame("fetch", 10, fetch + string(b"fingerprint") + string(b"address"))
+    frame("fetch_string_too_long", 10, fetch + string(b"") + string(bytes(4097)))
+    frame("fetch_cut_short", 10, fetch[:20])
     frame("unknown_type", 77, b"")
     frame("other_version", 9, b"", version=2)
     frame("other_magic", 9, b"", magic=0)
@@ -283,7 +287,8 @@ def handoff_scripts():
     # A stranger's message: to the decode worker?, as the prefill worker?, which one, its fields.
     for kind, fields in enumerate((
             [1, 1, 1, 0, 0, 0, 20, 1, 4, 1, 64, 1, 1, 1], [1, 0, 0, 1, 4, 1, 64, 1, 1, 1],
-            [1, 5, 2, 255, 255, 200, 200, 9, 9], [1, 2, 10, 2], [], [0], [1], [3, 1, 1], [])):
+            [1, 5, 2, 255, 255, 200, 200, 9, 9], [1, 2, 10, 2], [], [0], [1], [3, 1, 1],
+            [7, 0, 0, 1, 4, 1, 1, 1, 1], [])):
         for to_decode in (0, 1):
             script(f"stranger_{kind}_{to_decode}", start, [offer, 1, wait, 1, stranger, to_decode, to_decode, kind],
                    fields, [3, 1], [offer, 7, finish], tail)

@@ -27,6 +27,9 @@ int main() {
   ADD(kSendDoneAsAck);
   ADD(kUnpinBeforeSendEnded);
   ADD(kAlignFromFront);
+  ADD(kFetchAnyRange);
+  ADD(kFetchAnyGrant);
+  ADD(kServeFetchAgain);
 #undef ADD
   return sluice::testing::HuntMutants(sluice::testing::HandoffSimulation(), mutants,
                                       /*num_seeds=*/1000, /*num_minimised=*/3);

@@ -113,6 +113,16 @@ struct ReceiveJob {
 struct CachedPrefix {
   std::vector<std::pair<int, Origin>> blocks;  // block, who computed it
 };
+// A prefill worker's fetch of the decode worker's cached prefix, before it computes.
+struct FetchJob {
+  int request = 0;
+  uint32_t attempt = 0;
+  int p = 0;
+  int begin_block = 0;
+  std::vector<int> blocks;
+  std::vector<Origin> prefix;  // who computed the decode worker's cached blocks
+  bool complete = false;       // all of it was received
+};
 
 // One life of one worker process.
 struct Node {
@@ -128,6 +138,8 @@ struct Node {
   std::map<TransferId, SendJob> sends;
   std::map<TransferId, ReceiveJob> receives;
   std::map<int, CachedPrefix> cache;  // by request
+  std::map<TransferId, FetchJob> fetches;
+  std::map<TransferId, int> lends;  // fetches that are being served: the request
   bool paused = false;
   std::unique_ptr<TransferAgent> agent;  // before the channel
 };
@@ -397,6 +409,7 @@ class World : public Simulation {
          it != node->cache.end();) {
       bool in_use = it->first == r;
       for (const auto& [id, job] : node->receives) in_use |= job.request == it->first;
+      for (const auto& [id, request] : node->lends) in_use |= request == it->first;
       if (in_use) {
         ++it;
         continue;
@@ -568,8 +581,9 @@ class World : public Simulation {
     for (int i = 0; i < num_blocks; ++i) job.blocks.push_back(node->pool.Take());
     node->sends[spec.transfer] = std::move(job);
     senders_[spec.transfer].push_back(node->incarnation);
-    After(RandomDelay(absl::Milliseconds(200)),
-          [this, p, inc = node->incarnation, id = spec.transfer] { ComputeChunk(p, inc, id, 0); });
+    if (!Chance(0.7) || !StartFetch(node, p, r, attempt, begin_token / kBlockTokens)) {
+      StartComputing(node, p, spec.transfer);
+    }
     if (cancels_ && Chance(0.2)) {
       After(RandomDelay(absl::Milliseconds(400)),
             [this, p, inc = node->incarnation, id = spec.transfer] {
@@ -578,6 +592,114 @@ class World : public Simulation {
             });
     }
   }
+  void StartComputing(Node* node, int p, TransferId id) {
+    After(RandomDelay(absl::Milliseconds(200)),
+          [this, p, inc = node->incarnation, id] { ComputeChunk(p, inc, id, 0); });
+  }
+
+  // --- prefix fetch ---
+  // Asks the decode worker for its cached prefix, or a part of it. Sometimes wrongly: for more than
+  // the prefix, or with a grant that is none.
+  bool StartFetch(Node* node, int p, int r, uint32_t attempt, int cached) {
+    const Request& request = requests_[r];
+    FetchJob job{r, attempt, p, 0, {}, {}, false};
+    const Node* d = nodes_[request.d].get();
+    if (d->incarnation == request.d_incarnation && d->cache.contains(r)) {
+      for (const auto& [block, by] : d->cache.at(r).blocks) job.prefix.push_back(by);
+      job.prefix.resize(std::min<size_t>(job.prefix.size(), static_cast<size_t>(cached)));
+    }
+    const int num_blocks = (request.num_tokens + kBlockTokens - 1) / kBlockTokens;
+    const bool too_far = Chance(0.05) && cached < num_blocks - 1;
+    const int end_block = too_far ? Pick(cached + 1, num_blocks - 1) : cached;
+    if (end_block == 0) return false;
+    job.begin_block = Pick(0, end_block - 1);
+    if (static_cast<int>(node->pool.num_free()) < end_block - job.begin_block) return false;
+    FetchSpec spec;
+    spec.into.request = IdOf(r);
+    spec.into.attempt = Attempt(attempt);
+    spec.into.fingerprint = "model";
+    spec.into.begin_token = job.begin_block * kBlockTokens;
+    spec.into.end_token = end_block * kBlockTokens;
+    spec.into.block_bytes = kBlockBytes;
+    spec.into.block_tokens = kBlockTokens;
+    for (int i = job.begin_block; i < end_block; ++i) {
+      job.blocks.push_back(node->pool.Take());
+      spec.into.blocks.push_back(node->pool.Span(job.blocks.back()));
+    }
+    spec.grant = request.transfer;
+    if (Chance(0.1)) spec.grant.bytes[0] ^= 1;
+    spec.peer_address = request.d_address;
+    spec.peer_incarnation = request.d_incarnation;
+    absl::StatusOr<TransferId> into = node->agent->Fetch(spec);
+    if (!into.ok()) {  // this worker has fetched for the attempt before, for a stale message
+      for (int block : job.blocks) node->pool.Free(block);
+      return false;
+    }
+    Trace("request ", r, " attempt ", attempt, " fetches blocks ", job.begin_block, " to ",
+          end_block, " for ", node->name, too_far ? ", too far" : "");
+    node->fetches[*into] = std::move(job);
+    if (cancels_ && Chance(0.2)) {
+      After(RandomDelay(absl::Milliseconds(50)), [this, p, inc = node->incarnation, id = *into] {
+        if (Node* n = Alive(p, inc)) n->agent->CancelReceive(id, absl::CancelledError("by test"));
+      });
+    }
+    return true;
+  }
+  void OnFetchRequested(Node* node, const FetchRequested& event) {
+    auto it = node->receives.find(event.grant);
+    if (it == node->receives.end()) Fail(network_.Now(), "asked to serve a grant that is none");
+    const ReceiveJob& job = it->second;
+    if (node->lends.contains(event.send.transfer)) Fail(network_.Now(), "asked to serve twice");
+    Trace("request ", job.request, " attempt ", job.attempt, " prefix lent by ", node->name);
+    absl::Status status = node->agent->StartSend(event.send);
+    // A fetch that was served once before, and is over, does not come again.
+    if (!served_.insert(event.send.transfer).second) Fail(network_.Now(), "asked to serve again");
+    if (!status.ok()) Fail(network_.Now(), absl::StrCat("lending: ", status.ToString()));
+    node->lends[event.send.transfer] = job.request;
+    if (Chance(0.1)) {  // the engine does not want to
+      node->agent->CancelSend(event.send.transfer, absl::ResourceExhaustedError("by test"));
+      return;
+    }
+    // Whatever the agent lets pass: it has said that these blocks are there.
+    std::vector<absl::Span<const uint8_t>> spans;
+    for (int i = event.send.begin_token / kBlockTokens; i < event.send.end_token / kBlockTokens;
+         ++i) {
+      spans.push_back(node->pool.Span(i < job.begin_block
+                                          ? node->cache.at(job.request).blocks.at(i).first
+                                          : job.blocks.at(i - job.begin_block)));
+    }
+    const TransferId into = event.send.transfer;
+    status = node->agent->Offer(into, event.send.begin_token, event.send.end_token, spans);
+    if (!status.ok()) Fail(network_.Now(), absl::StrCat("lending: ", status.ToString()));
+    status = node->agent->FinishSend(into, FirstToken());
+    if (!status.ok()) Fail(network_.Now(), absl::StrCat("lending: ", status.ToString()));
+  }
+  void OnFetchEnded(Node* node, const ReceiveEnded& event) {
+    FetchJob job = std::move(node->fetches.at(event.transfer));
+    node->fetches.erase(event.transfer);
+    Trace("request ", job.request, " attempt ", job.attempt, " fetch ended on ", node->name, ": ",
+          event.status.ToString(), ", verified ", event.verified_tokens);
+    if (event.status.ok() != job.complete) Fail(network_.Now(), "a fetch ended OK by halves");
+    for (size_t i = 0; i < job.blocks.size(); ++i) {
+      const int position = job.begin_block + static_cast<int>(i);
+      if ((position + 1) * kBlockTokens <= event.verified_tokens) {
+        if (static_cast<size_t>(position) >= job.prefix.size()) {
+          Fail(network_.Now(), "fetched what the decode worker has not");
+        }
+        if (!HasContent(job.request, job.prefix[position], position,
+                        node->pool.Data(job.blocks[i]))) {
+          Fail(network_.Now(), "foreign bytes in a fetched block");
+        }
+      }
+      node->pool.Free(job.blocks[i]);
+    }
+    for (const auto& [id, send] : node->sends) {
+      if (send.request != job.request || send.attempt != job.attempt) continue;
+      StartComputing(node, job.p, id);
+      return;
+    }
+  }
+
   void ComputeChunk(int p, Incarnation incarnation, TransferId id, int begin_block) {
     Node* node = nodes_[p].get();
     if (node->incarnation != incarnation) return;
@@ -642,9 +764,28 @@ class World : public Simulation {
     std::vector<TransferEvent> events;
     node->agent->Poll(&events);
     for (const TransferEvent& event : events) {
-      if (const auto* send = std::get_if<SendEnded>(&event)) OnSendEnded(node, *send);
-      if (const auto* received = std::get_if<Received>(&event)) OnReceived(node, *received);
-      if (const auto* ended = std::get_if<ReceiveEnded>(&event)) OnReceiveEnded(node, *ended);
+      if (const auto* fetch = std::get_if<FetchRequested>(&event)) OnFetchRequested(node, *fetch);
+      if (const auto* send = std::get_if<SendEnded>(&event)) {
+        if (node->lends.erase(send->transfer) == 0) OnSendEnded(node, *send);
+      }
+      if (const auto* received = std::get_if<Received>(&event)) {
+        auto fetch = node->fetches.find(received->transfer);
+        if (received->fetched != (fetch != node->fetches.end())) {
+          Fail(network_.Now(), "a fetch and a reservation were mixed up");
+        }
+        if (received->fetched) {
+          fetch->second.complete = true;
+        } else {
+          OnReceived(node, *received);
+        }
+      }
+      if (const auto* ended = std::get_if<ReceiveEnded>(&event)) {
+        if (node->fetches.contains(ended->transfer)) {
+          OnFetchEnded(node, *ended);
+        } else {
+          OnReceiveEnded(node, *ended);
+        }
+      }
     }
   }
 
@@ -670,7 +811,7 @@ class World : public Simulation {
     for (const auto& node : nodes_) {
       TransferStats stats = node->agent->Stats();
       if (stats.sends_in_flight > 0 || stats.receives_in_flight > 0 || !node->sends.empty() ||
-          !node->receives.empty()) {
+          !node->receives.empty() || !node->fetches.empty() || !node->lends.empty()) {
         for (const auto& [id, job] : node->sends) Trace("sending ", job.request, " ", job.attempt);
         for (const auto& [id, job] : node->receives) Trace("receiving ", job.request);
         Fail(now, absl::StrCat("transfers left on ", node->name));
@@ -707,6 +848,7 @@ class World : public Simulation {
   std::map<TransferId, std::vector<Incarnation>> senders_;
   std::set<TransferId> delivered_;
   std::set<TransferId> committed_;
+  std::set<TransferId> served_;  // fetches
   uint64_t last_incarnation_ = 100;
   bool cancels_ = false;
 };

@@ -2,7 +2,8 @@
 // time. Around the agents are fake engines with small LIFO block pools, which give the worst reuse
 // distance: what one request frees the next one takes at once. A router makes attempts until each
 // request is delivered; now and then a stale message of it starts the same attempt on a second
-// prefill worker, or reserves an attempt that is over.
+// prefill worker, or reserves an attempt that is over. Before it computes, a prefill worker often
+// fetches the prefix that the decode worker has cached from an earlier attempt.
 //
 // Faults: messages are lost, doubled, delayed, reordered, damaged; receives fail or hang; links are
 // cut one way; processes crash, are paused (their clock goes on) or suspended (it does not); clocks
@@ -15,7 +16,9 @@
 //   - a send that ended well was delivered, and one that was delivered is not refused;
 //   - a block reported free is not being written (decode) nor read (prefill) by the network;
 //   - nobody writes to a free block (poison is intact when it is taken again);
-//   - an attempt that is over is not reserved again.
+//   - an attempt that is over is not reserved again;
+//   - a prefill worker that fetches the decode worker's cached prefix gets exactly that, whatever it
+//     asks for, and a fetch is served once.
 // And when the faults have stopped: every request is delivered, every transfer has ended, every
 // block is free or cached, and no agent wants to wake up.
 #pragma once

@@ -222,6 +222,19 @@ TEST_F(RecoveryTest, LostPrefillWorkerBeforeTheFirstToken) {
   EXPECT_EQ(Retries(Stage::kPrefill, RetryReason::kWorkerLost), 1u);
 }
 
+TEST_F(RecoveryTest, TheNextAttemptGoesWhereTheKvIs) {
+  h_.Submit();
+  Grant();
+  ASSERT_EQ(granted_by_, d_);
+  WorkerLoad load = CoreHarness::ReadyLoad();
+  load.blocks_free = 50;  // by load alone it would be the other decode worker
+  h_.Play(LoadReported{d_, load});
+  h_.Take<SendPrefill>();
+  h_.Play(WorkerLeft{p_, "gone"});
+  Grant();
+  EXPECT_EQ(granted_by_, d_);
+}
+
 TEST_F(RecoveryTest, LostPrefillWorkerDuringTransferStartsOver) {
   const RequestId id = SubmitAndDecode(1);
   h_.Play(WorkerLeft{p_, "gone"});

@@ -362,6 +362,7 @@ void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryRe
   }
   ctx.counters.CountRetry(stage, reason);
   recovering_ = journal_.size() > 0;
+  if (decode_.has_value()) kv_holder_ = decode_->session;
   starts_anew_ = true;
   EndAttempt(ctx, std::string(status.message()));
   Plan(ctx);

@@ -158,7 +158,8 @@ class RequestFlow {
   std::optional<AttemptEndReason> end_reason_;
 
   // Over all attempts.
-  std::vector<SessionId> excluded_;  // answered Busy in this round, or failed
+  std::vector<SessionId> excluded_;     // answered Busy in this round, or failed
+  std::optional<SessionId> kv_holder_;  // decode worker of the attempt before this one
   int lost_workers_ = 0;
   bool starts_anew_ = false;  // an attempt after the first, until its first token
   bool recovering_ = false;   // from a failure in the middle of the answer to its next token

@@ -15,7 +15,7 @@ void RequestFlow::Plan(const FlowContext& ctx) {
   end_reason_.reset();
 
   const ClusterView view = ctx.membership.View(ctx.now);
-  const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_});
+  const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_, kv_holder_});
   if (choice.worker == nullptr) {
     WaitForWorkers(ctx, choice.none);
     return;
