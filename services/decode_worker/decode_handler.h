@@ -22,6 +22,7 @@ struct DecodeRecord : RequestRecord {
   };
   State state = State::kReserving;
   TransferId transfer;
+  std::string kv_address;
   int cached_tokens = 0;
 };
 

@@ -127,7 +127,8 @@ void TransferLoop::Apply(CancelCommand command) {
 }
 
 void TransferLoop::Apply(ReceiveSpec spec) {
-  undelivered_.push_back(ReserveAnswer{spec.request, spec.attempt, agent_->Reserve(spec)});
+  undelivered_.push_back(
+      ReserveAnswer{spec.request, spec.attempt, agent_->Reserve(spec), channel_->LocalAddress()});
 }
 
 void TransferLoop::Observe(const TransferEvent& event) {

@@ -116,20 +116,20 @@ class Cluster:
         self.workers.append(worker)
         return worker
 
-    def restart_worker(self, dead):
+    def restart_worker(self, dead, timeout_seconds=20):
         """A new process with the name of one that has ended, in its place."""
         dead.stop()
         dead.port_file.unlink(missing_ok=True)
-        worker = self._start_worker(dead.name.rsplit("-", 1)[0], dead.name)
+        worker = self._start_worker(dead.name.rsplit("-", 1)[0], dead.name, timeout_seconds)
         self.workers[self.workers.index(dead)] = worker
         return worker
 
-    def _start_worker(self, role, name):
+    def _start_worker(self, role, name, timeout_seconds=20):
         program = "sluice-prefill-worker" if role == "prefill" else "sluice-decode-worker"
         return Process(name, program, [
             "--model", self.model, "--role", role, "--worker-id", name, "--admin-port", "0",
             "--routers", f"127.0.0.1:{self.router.ports['fleet_port']}", "--threads", "1",
-            *self.worker_args], self.run_dir, self.env).wait_for_ports()
+            *self.worker_args], self.run_dir, self.env).wait_for_ports(timeout_seconds)
 
     def __exit__(self, exc_type, exc, tb):
         codes = {}
