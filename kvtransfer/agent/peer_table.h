@@ -59,6 +59,7 @@ class PeerTable {
  private:
   struct Peer {
     PeerId endpoint;
+    std::string address;
     handoff::Liveness liveness;
   };
 

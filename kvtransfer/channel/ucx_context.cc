@@ -147,8 +147,10 @@ absl::Status UcxContext::Init(const UcxOptions& options) {
                      options.net_devices, "': ", ucs_status_string(status)));
   }
   ucp_worker_params_t worker_params = {};
-  worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_EVENTS;
   worker_params.thread_mode = UCS_THREAD_MODE_SINGLE;
+  // With more, it could not be armed while anything is to be sent to a peer that does not read.
+  worker_params.events = UCP_WAKEUP_RX;
   if (const ucs_status_t created = ucp_worker_create(context_, &worker_params, &worker_);
       created != UCS_OK) {
     const absl::Status status = UcxStatus(created, "creating a worker");
@@ -167,6 +169,18 @@ absl::Status UcxContext::Init(const UcxOptions& options) {
 UcxContext::~UcxContext() {
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+absl::Status UcxContext::SetMessageHandler(ucp_am_recv_callback_t callback, void* arg) {
+  ucp_am_handler_param_t handler = {};
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                       UCP_AM_HANDLER_PARAM_FIELD_ARG | UCP_AM_HANDLER_PARAM_FIELD_FLAGS;
+  handler.id = kUcxActiveMessageId;
+  handler.cb = callback;
+  handler.arg = arg;
+  handler.flags = UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA;
+  return UcxStatus(ucp_worker_set_am_recv_handler(worker_, &handler),
+                   "setting the message handler");
 }
 
 absl::StatusOr<std::string> UcxContext::WorkerAddress() const {

@@ -123,6 +123,7 @@ void DecodeHandler::OnReserveAnswer(ReserveAnswer answer) {
     return;
   }
   record->transfer = *answer.transfer;
+  record->kv_address = std::move(answer.kv_address);
   record->state = DecodeRecord::State::kGranted;
   if (record->ending) {
     TearDown(*record);  // what arrived while the capability was being minted
@@ -261,6 +262,7 @@ void DecodeHandler::SendGrant(const DecodeRecord& record) {
   grant.incarnation = context_.self;
   grant.cached_tokens = record.cached_tokens;
   grant.lease = context_.lease;
+  grant.kv_address = record.kv_address;
   context_.routers->SendGrant(record.session, grant);
 }
 

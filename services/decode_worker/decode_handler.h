@@ -24,6 +24,7 @@ struct DecodeRecord : RequestRecord {
   };
   State state = State::kReserving;
   TransferId transfer;
+  std::string kv_address;
   int cached_tokens = 0;
   absl::Time activated_at;
   bool has_token = false;

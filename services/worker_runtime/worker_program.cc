@@ -96,14 +96,17 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const WorkerConfig& config, P
   return Engine::Create(options);
 }
 
-absl::StatusOr<TransferParts> OpenTransfer(const WorkerConfig& config, Incarnation self) {
+absl::StatusOr<TransferParts> OpenTransfer(const WorkerConfig& config,
+                                           const WorkerOptions& worker) {
   UcxOptions options;
+  options.name = worker.worker_id;
   options.tls = config.transfer_tls;
   options.net_devices = config.transfer_net_devices;
   if (config.transfer_expect != "any") options.expect_transport = config.transfer_expect;
   TransferParts parts;
   SLUICE_ASSIGN_OR_RETURN(parts.channel, CreateUcxChannel(options));
-  parts.agent = TransferAgent::Create(config.transfer, self, parts.channel.get(), &RealClock());
+  parts.agent =
+      TransferAgent::Create(config.transfer, worker.incarnation, parts.channel.get(), &RealClock());
   return parts;
 }
 
@@ -151,7 +154,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   options.load_duration = load_time;
   TransferParts transfer;
   if (config.role != "both") {
-    SLUICE_ASSIGN_OR_RETURN(transfer, OpenTransfer(config, options.incarnation));
+    SLUICE_ASSIGN_OR_RETURN(transfer, OpenTransfer(config, options));
   }
   SLUICE_LOG(Info) << "worker " << options.worker_id << ", role " << config.role << ": "
                    << config.served_model_name << " ready in "

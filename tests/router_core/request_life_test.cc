@@ -106,6 +106,15 @@ TEST_F(RequestLifeTest, DisaggregatedFromSubmitToEnd) {
   ExpectNothingLeft();
 }
 
+TEST_F(RequestLifeTest, TheGrantsAddressIsNewerThanTheRegisteredOne) {
+  JoinPair();
+  h_.Submit(10, 100);
+  Granted granted{d_, h_.Take<SendReserve>().at(0).sequence.key, {}};
+  granted.grant.kv_address = "address of d since it started anew";
+  h_.Play(granted);
+  EXPECT_EQ(h_.Take<SendPrefill>().at(0).decode_kv_address, granted.grant.kv_address);
+}
+
 TEST_F(RequestLifeTest, ColocatedRunsWithoutHandoff) {
   const SessionId b = h_.Join("b", WorkerRole::kBoth);
   const RequestId id = h_.Submit(10, 2);

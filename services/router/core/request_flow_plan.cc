@@ -107,7 +107,8 @@ void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
   phase_ = Phase::kPrefill;
   phase_deadline_ = absl::InfiniteFuture();
   ctx.counters.CountRoute(RouteDecision::kDisaggregated);
-  ctx.actions.push_back(SendPrefill{prefill_->session, MakeSequence(ctx), grant, decode.kv_address,
+  const std::string& kv_address = grant.kv_address.empty() ? decode.kv_address : grant.kv_address;
+  ctx.actions.push_back(SendPrefill{prefill_->session, MakeSequence(ctx), grant, kv_address,
                                     decode.worker_id, decode.fingerprint});
 }
 
