@@ -53,6 +53,8 @@ SimWorker::SimWorker(SimWorkerOptions options, SimNetwork* network, worker::Work
   context.clock = &clock_;
   context.self = options_.incarnation;
   context.lease = options_.transfers.lease;
+  context.peer_timeout = options_.transfers.peer_timeout;
+  context.fetch_patience = options_.transfers.fetch_patience;
   switch (options_.role) {
     case router::WorkerRole::kPrefill:
       handler_ = worker::MakePrefillHandler(context);
@@ -302,6 +304,12 @@ void SimWorker::CancelSend(TransferId transfer, absl::Status reason) {
       [this, transfer, reason = std::move(reason)] { agent_->CancelSend(transfer, reason); });
 }
 
+void SimWorker::Fetch(FetchSpec spec) {
+  to_transfer_.push_back([this, spec = std::move(spec)] {
+    worker::ReserveAnswer answer{spec.into.request, spec.into.attempt, agent_->Fetch(spec)};
+    Post([answer](worker::RequestHandler* h) { h->OnReserveAnswer(answer); });
+  });
+}
 void SimWorker::Reserve(ReceiveSpec spec) {
   to_transfer_.push_back([this, spec = std::move(spec)] {
     worker::ReserveAnswer answer{spec.request, spec.attempt, agent_->Reserve(spec)};

@@ -81,6 +81,7 @@ class SimWorker : public worker::RouterLink, public worker::TransferPort {
   void FinishSend(TransferId transfer, FirstToken first) override;
   void CancelSend(TransferId transfer, absl::Status reason) override;
   void Reserve(ReceiveSpec spec) override;
+  void Fetch(FetchSpec spec) override;
   void CancelReceive(TransferId transfer, absl::Status reason) override;
 
   bool EngineHasWork() const;
