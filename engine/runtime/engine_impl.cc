@@ -143,8 +143,7 @@ absl::StatusOr<PrefixPin> EngineImpl::PinPrefix(SequenceKey key, int begin, int 
   }
   PrefixPin pin;
   SLUICE_ASSIGN_OR_RETURN(pin.id, scheduler_.PinPrefix(*sequence, begin, end));
-  const absl::Span<const BlockId> blocks = scheduler_.PinnedBlocks(pin.id);
-  pin.blocks.assign(blocks.begin(), blocks.end());
+  pin.blocks = scheduler_.pins().at(pin.id).blocks;
   return pin;
 }
 
@@ -224,6 +223,9 @@ std::vector<Engine::Holder> EngineImpl::Holders() const {
   for (const Sequence* sequence : scheduler_.Sequences()) {
     holders.push_back({sequence->key, SequencePhaseName(sequence->phase),
                        static_cast<int>(sequence->block_table.size())});
+  }
+  for (const auto& [id, pin] : scheduler_.pins()) {
+    holders.push_back({pin.key, "lent", static_cast<int>(pin.blocks.size())});
   }
   return holders;
 }

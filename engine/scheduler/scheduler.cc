@@ -112,14 +112,14 @@ absl::StatusOr<PinId> Scheduler::PinPrefix(const Sequence& sequence, int begin, 
                           .subspan(begin / kBlockTokens, (end - begin) / kBlockTokens);
   blocks_->Lend(blocks);
   const PinId pin(++last_pin_);
-  pins_.emplace(pin, std::vector<BlockId>(blocks.begin(), blocks.end()));
+  pins_.emplace(pin, PrefixPin{sequence.key, {blocks.begin(), blocks.end()}});
   return pin;
 }
 
 void Scheduler::Unpin(PinId pin) {
   const auto it = pins_.find(pin);
   if (it == pins_.end()) return;
-  blocks_->Release(it->second, BlockUse::kSending);
+  blocks_->Release(it->second.blocks, BlockUse::kSending);
   pins_.erase(it);
   stalled_ = false;
 }

@@ -82,9 +82,9 @@ TEST_F(PeerTableTest, AnAddressThatCannotBeReachedChangesNothing) {
 TEST_F(PeerTableTest, AnEndpointLivesAsLongAsAnyOwner) {
   const PeerId endpoint = *table_.Ensure(Incarnation(7), "a");
   EXPECT_EQ(*table_.Ensure(Incarnation(8), "a"), endpoint);
-  ASSERT_TRUE(table_.Ensure(Incarnation(7), "b").ok());
-  EXPECT_THAT(channel_.disconnected, IsEmpty());
   table_.Remove(Incarnation(8));
+  EXPECT_THAT(channel_.disconnected, IsEmpty());
+  table_.Remove(Incarnation(7));
   EXPECT_THAT(channel_.disconnected, ElementsAre(endpoint));
 }
 
@@ -97,6 +97,21 @@ TEST_F(PeerTableTest, IdlePeersMakeRoomAndBusyOnesDoNot) {
   table_.Attach(Incarnation(9), now_);
   EXPECT_EQ(table_.Ensure(Incarnation(10), "d").status().code(),
             absl::StatusCode::kResourceExhausted);
+}
+
+// The router's word about an address may be stale: what was sent over the wrong endpoint, which
+// another peer uses, must still end with the peer.
+TEST_F(PeerTableTest, APeerMovedAwayFromASharedEndpointEndsWithIt) {
+  const PeerId shared = *table_.Ensure(Incarnation(7), "a");
+  EXPECT_EQ(*table_.Ensure(Incarnation(8), "a"), shared);
+  const PeerId own = *table_.Ensure(Incarnation(8), "b");
+  EXPECT_THAT(channel_.disconnected, IsEmpty());
+  EXPECT_THAT(table_.Endpoints(Incarnation(8)), ElementsAre(shared, own));
+  EXPECT_THAT(table_.Owners(shared), ElementsAre(Incarnation(7), Incarnation(8)));
+  table_.Remove(Incarnation(7));
+  EXPECT_THAT(channel_.disconnected, IsEmpty());
+  table_.Remove(Incarnation(8));
+  EXPECT_THAT(channel_.disconnected, ElementsAre(shared, own));
 }
 
 }  // namespace
