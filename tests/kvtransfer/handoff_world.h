@@ -17,8 +17,8 @@
 //   - a block reported free is not being written (decode) nor read (prefill) by the network;
 //   - nobody writes to a free block (poison is intact when it is taken again);
 //   - an attempt that is over is not reserved again;
-//   - a prefill worker that fetches the decode worker's cached prefix gets exactly that, whatever it
-//     asks for, and a fetch is served once.
+//   - a prefill worker that fetches gets the decode worker's cached prefix and nothing else,
+//     whatever it asks for, and a fetch is served once.
 // And when the faults have stopped: every request is delivered, every transfer has ended, every
 // block is free or cached, and no agent wants to wake up.
 #pragma once
