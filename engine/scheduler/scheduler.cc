@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "engine/scheduler/mutants.h"
 
 namespace sluice {
 namespace {
@@ -116,6 +117,9 @@ void Scheduler::Abandon(Sequence* sequence, int num_verified_tokens) {
                sequence->phase == SequencePhase::kQuarantined);
   const BlockUse use =
       sequence->phase == SequencePhase::kReserved ? BlockUse::kReceiving : BlockUse::kQuarantined;
+  if (Planted(SchedulerMutant::kTrustUnverified)) {
+    num_verified_tokens = static_cast<int>(sequence->tokens.size());
+  }
   const int num_verified =
       std::min(num_verified_tokens, static_cast<int>(sequence->tokens.size())) / kBlockTokens;
   const int num_cached = sequence->num_computed / kBlockTokens;
@@ -127,7 +131,7 @@ void Scheduler::Abandon(Sequence* sequence, int num_verified_tokens) {
   blocks_->Release(table.subspan(num_good), use);
   sequence->block_table.resize(num_good);
   ReleaseBlocks(sequence, BlockUse::kActive);
-  --num_reserved_;
+  if (!Planted(SchedulerMutant::kReserveForEver)) --num_reserved_;
   Erase(sequence);
 }
 
@@ -245,7 +249,8 @@ int64_t Scheduler::ExpectedGrowthBlocks(const Sequence& sequence) const {
 absl::Span<const BlockHash> Scheduler::ReusableChain(const Sequence& sequence) const {
   // The last token is never reused: its logits give the next one, and a handoff carries that next
   // token with the KV of at least the last block.
-  const int num_reusable = static_cast<int>(sequence.tokens.size()) - 1;
+  const int num_kept = Planted(SchedulerMutant::kReuseWholePrompt) ? 0 : 1;
+  const int num_reusable = static_cast<int>(sequence.tokens.size()) - num_kept;
   return absl::MakeConstSpan(sequence.block_hashes).first(num_reusable / kBlockTokens);
 }
 
@@ -311,7 +316,7 @@ void Scheduler::Preempt(Sequence* sequence) {
   RemoveFromRunning(sequence);
   ReleaseBlocks(sequence, BlockUse::kActive);
   if (sequence->kind == SequenceKind::kReserved) {
-    plan_.preempted.push_back(sequence->key);
+    if (!Planted(SchedulerMutant::kPreemptInSilence)) plan_.preempted.push_back(sequence->key);
     Erase(sequence);
     return;
   }
@@ -442,7 +447,9 @@ void Scheduler::RemoveFromRunning(Sequence* sequence) {
 void Scheduler::ReleaseBlocks(Sequence* sequence, BlockUse use) {
   blocks_->Release(sequence->block_table, use);
   sequence->block_table.clear();
-  promised_blocks_ -= sequence->promised_blocks_left;
+  if (!Planted(SchedulerMutant::kKeepPromise)) {
+    promised_blocks_ -= sequence->promised_blocks_left;
+  }
   sequence->promised_blocks_left = 0;
 }
 

@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <signal.h>
+#include <sys/statvfs.h>
 #include <ucs/debug/debug.h>
 
 #include <cstdlib>
@@ -43,6 +44,19 @@ bool AllowsSharedMemory(const std::string& tls) {
     }
   }
   return false;
+}
+
+// UCX says "no resources" when its shared memory transports find no room for their buffers: the
+// usual cause is a container with a small /dev/shm.
+std::string SharedMemoryHint() {
+  constexpr uint64_t kRoomBytes = 16 << 20;  // two interfaces' receive buffers, some to spare
+  struct statvfs info;
+  if (statvfs("/dev/shm", &info) != 0) return "";
+  const uint64_t free_bytes = uint64_t{info.f_bavail} * info.f_frsize;
+  if (free_bytes >= kRoomBytes) return "";
+  return absl::StrCat("; /dev/shm has only ", free_bytes >> 10,
+                      " KiB free: give it at least 16 MiB, or set transfer.tls to transports "
+                      "without shared memory, for example tcp");
 }
 
 class Config {
@@ -137,8 +151,11 @@ absl::Status UcxContext::Init(const UcxOptions& options) {
   worker_params.thread_mode = UCS_THREAD_MODE_SINGLE;
   // With more, it could not be armed while anything is to be sent to a peer that does not read.
   worker_params.events = UCP_WAKEUP_RX;
-  SLUICE_RETURN_IF_ERROR(
-      UcxStatus(ucp_worker_create(context_, &worker_params, &worker_), "creating a worker"));
+  if (const ucs_status_t created = ucp_worker_create(context_, &worker_params, &worker_);
+      created != UCS_OK) {
+    const absl::Status status = UcxStatus(created, "creating a worker");
+    return absl::Status(status.code(), absl::StrCat(status.message(), SharedMemoryHint()));
+  }
   SLUICE_RETURN_IF_ERROR(
       UcxStatus(ucp_worker_get_efd(worker_, &event_fd_), "asking for the event descriptor"));
 

@@ -1,6 +1,9 @@
 #include "services/decode_worker/decode_handler.h"
 
+#include <utility>
+
 #include "common/block_hash.h"
+#include "common/clock.h"
 #include "services/decode_worker/token_stream.h"
 
 namespace sluice::worker {
@@ -108,7 +111,9 @@ void DecodeHandler::OnReceived(const Received& event) {
     TearDownOnce(*record, Ending::Failed(std::move(activated), kStageDecode));
     return;
   }
+  if (Planted(WorkerMutant::kActivateForgotten)) return;
   record->state = DecodeRecord::State::kActive;
+  record->activated_at = MonotonicNow();
   context_.routers->SendKvReady(record->session,
                                 {record->key.request, record->key.attempt, event.exposed});
 }
@@ -129,13 +134,18 @@ void DecodeHandler::OnReceiveEnded(const ReceiveEnded& event) {
   Finish(*record, Ending::Failed(std::move(why), kStageTransfer));
 }
 
-void DecodeHandler::OnStep(const StepResult& result, const StepInterval&) {
+void DecodeHandler::OnStep(const StepResult& result, const StepInterval& interval) {
   TokensByRouter tokens;
   for (const TokenProduced& produced : result.tokens) {
-    if (DecodeRecord* record = table_.Find(produced.key)) {
-      tokens[record->session].push_back(
-          {produced.key.request, produced.key.attempt, produced.index, produced.token});
+    DecodeRecord* record = table_.Find(produced.key);
+    if (record == nullptr) continue;
+    rpc::OutputTokenEvent event{produced.key.request, produced.key.attempt, produced.index,
+                                produced.token};
+    if (!std::exchange(record->has_token, true)) {
+      event.stages =
+          rpc::StageDurations{interval.begin - record->activated_at, interval.end - interval.begin};
     }
+    tokens[record->session].push_back(std::move(event));
   }
   SendTokens(tokens);
   for (const SequenceEnded& ended : result.ended) {
@@ -158,6 +168,9 @@ void DecodeHandler::TearDown(DecodeRecord& record) {
     case DecodeRecord::State::kGranted: {
       const absl::Status& why = record.ending->status;
       context_.engine->QuarantineReservation(record.key);
+      if (Planted(WorkerMutant::kFreeBeforeReceiveEnded)) {
+        context_.engine->AbandonReservation(record.key, 0);
+      }
       context_.transfers->CancelReceive(record.transfer,
                                         why.ok() ? absl::CancelledError("cancelled") : why);
       return;  // continued by OnReceiveEnded

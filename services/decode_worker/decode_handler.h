@@ -24,6 +24,8 @@ struct DecodeRecord : RequestRecord {
   TransferId transfer;
   std::string kv_address;
   int cached_tokens = 0;
+  absl::Time activated_at;
+  bool has_token = false;
 };
 
 class DecodeHandler final : public HandlerBase<DecodeRecord> {

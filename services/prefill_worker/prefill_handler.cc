@@ -156,7 +156,7 @@ void PrefillHandler::OnSendEnded(const SendEnded& event) {
 void PrefillHandler::TearDown(PrefillRecord& record) {
   // Nothing was offered: no one reads the blocks, so stop computing now instead of after the
   // decode worker's answer.
-  if (!record.offered) LeaveEngine(record);
+  if (!record.offered || Planted(WorkerMutant::kUnpinBeforeSendEnded)) LeaveEngine(record);
   const Ending& ending = *record.ending;
   context_.transfers->CancelSend(
       record.transfer, ending.status.ok() ? absl::CancelledError("cancelled") : ending.status);

@@ -51,6 +51,11 @@ class Phase {
     const Worker* worker = worker_.load();
     return worker == nullptr ? NotStartedReason() : worker->NotReadyReason();
   }
+  absl::StatusOr<std::string> BlocksJson() const {
+    const Worker* worker = worker_.load();
+    if (worker == nullptr) return absl::UnavailableError(NotStartedReason());
+    return worker->BlocksJson();
+  }
 
  private:
   std::atomic<int> percent_{0};
@@ -124,9 +129,11 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   probes.live = [] { return std::string(); };
   probes.started = [&phase] { return phase.NotStartedReason(); };
   probes.ready = [&phase] { return phase.NotReadyReason(); };
-  SLUICE_ASSIGN_OR_RETURN(
-      std::unique_ptr<AdminServer> admin,
-      AdminServer::Start({config.admin_host, config.admin_port}, &registry, std::move(probes)));
+  AdminPages pages;
+  pages["/blocks"] = [&phase] { return phase.BlocksJson(); };
+  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<AdminServer> admin,
+                          AdminServer::Start({config.admin_host, config.admin_port}, &registry,
+                                             std::move(probes), std::move(pages)));
 
   const absl::Time load_began = MonotonicNow();
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, LoadEngine(config, &phase));

@@ -198,7 +198,7 @@ def main():
                  router_args=["--worker-timeout", f"{WORKER_TIMEOUT_SECONDS}s",
                               "--no-worker-timeout", f"{NO_WORKER_TIMEOUT_SECONDS}s",
                               "--max-lost-workers", str(MAX_LOST_WORKERS)]) as cluster:
-        address = ("127.0.0.1", cluster.router.ports["http_port"])
+        address = cluster.http_address
         history = History(ask_oracle(address, make_specs(args.seed, 24), random.Random(args.seed)))
         print(f"oracle: {len(history.oracle)} requests", flush=True)
         clients = Clients(address, history, args.streams, args.seed).start()

@@ -100,7 +100,8 @@ void CpuBackend::AttendPartition(const MlaAttentionParams& params, const Attenti
   const int first_block = args.first_token / block_tokens;
   const int num_blocks = (args.num_tokens + block_tokens - 1) / block_tokens;
   for (int b = 0; b < num_blocks; ++b) {
-    const BlockId block = sequence.block_table[static_cast<size_t>(first_block + b)];
+    const BlockId block =
+        sequence.block_table[static_cast<size_t>(first_block) + static_cast<size_t>(b)];
     bases[b] = cache.base + int64_t{block.value} * cache.block_bytes;
   }
   args.row_base = bases;
