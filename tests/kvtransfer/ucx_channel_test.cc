@@ -17,7 +17,7 @@
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvtransfer/channel/ucx_lanes.h"
-#include "ucx_harness.h"
+#include "tests/kvtransfer/ucx_harness.h"
 
 namespace sluice {
 namespace {

@@ -9,7 +9,7 @@
 #include "common/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "ucx_harness.h"
+#include "tests/kvtransfer/ucx_harness.h"
 
 namespace sluice {
 namespace {

@@ -1,4 +1,4 @@
-#include "ucx_harness.h"
+#include "tests/kvtransfer/ucx_harness.h"
 
 #include <signal.h>
 #include <sys/mman.h>
