@@ -93,6 +93,11 @@ class RequestFlow {
   Phase phase() const { return phase_; }
   bool ended() const { return phase_ == Phase::kEnded; }
   absl::Time next_timer() const;
+  // Since when it has sought a worker in vain; InfiniteFuture: it does not.
+  absl::Time starving_since() const {
+    const bool seeks = phase_ == Phase::kWaiting || phase_ == Phase::kReserving;
+    return seeks ? waiting_since_ : absl::InfiniteFuture();
+  }
   bool Involves(SessionId session) const;
   RequestId id() const { return spec_.id; }
   int num_prompt_tokens() const { return static_cast<int>(spec_.prompt.size()); }

@@ -163,7 +163,8 @@ void RouterCore::Handle(const FlowContext& ctx, RequestSubmitted event) {
   const std::string missing = MissingRole(view);
   if (missing.empty()) could_serve_at_ = ctx.now;
   const absl::Time gives_up_at = could_serve_at_ + options_.no_worker_timeout;
-  const bool must_wait = !missing.empty() || num_running() >= options_.max_running_requests;
+  const bool must_wait =
+      !missing.empty() || IsAnyStarving(ctx.now) || num_running() >= options_.max_running_requests;
   if (!valid) {
     flow.Fail(ctx, absl::InvalidArgumentError("a prompt token and max_tokens >= 1 are required"));
   } else if (draining_) {
@@ -192,8 +193,13 @@ void RouterCore::Handle(const FlowContext& ctx, RequestCancelled event) {
 
 void RouterCore::Handle(const FlowContext&, DrainStarted) { draining_ = true; }
 
+bool RouterCore::IsAnyStarving(absl::Time now) const {
+  return !starving_.empty() && starving_.begin()->first + options_.starvation_patience <= now;
+}
+
 void RouterCore::AdmitQueued(const FlowContext& ctx) {
   if (queue_.empty() || num_running() >= options_.max_running_requests) return;
+  if (IsAnyStarving(ctx.now)) return;
   if (!MissingRole(membership_.View(ctx.now)).empty()) return;  // they wait, up to queue_timeout
   while (!queue_.empty() && num_running() < options_.max_running_requests) {
     const RequestId id = queue_.begin()->second;
@@ -219,6 +225,13 @@ void RouterCore::Settle(RequestId id, Entry& entry) {
     timers_.erase({entry.timer, id});
     entry.timer = timer;
     if (timer != absl::InfiniteFuture()) timers_.insert({timer, id});
+  }
+  const absl::Time since =
+      entry.flow->ended() ? absl::InfiniteFuture() : entry.flow->starving_since();
+  if (since != entry.starving_since) {
+    starving_.erase({entry.starving_since, id});
+    entry.starving_since = since;
+    if (since != absl::InfiniteFuture()) starving_.insert({since, id});
   }
   if (!entry.flow->ended()) return;
   if (entry.ticket != 0) queue_.erase(entry.ticket);
