@@ -9,17 +9,7 @@ namespace sluice {
 
 absl::StatusOr<PeerId> PeerTable::Ensure(Incarnation peer, const std::string& address) {
   auto it = peers_.find(peer);
-  if (it != peers_.end()) {
-    Peer& known = it->second;
-    if (known.address == address) return known.endpoint;
-    // The peer's channel started anew: nothing is heard through the old endpoint. Transfers go on
-    // through the new one, as far as the peer still knows them.
-    SLUICE_ASSIGN_OR_RETURN(PeerId endpoint, channel_->Connect(address));
-    const PeerId old = std::exchange(known.endpoint, endpoint);
-    known.address = address;
-    if (Owners(old).empty()) channel_->Disconnect(old);
-    return endpoint;
-  }
+  if (it != peers_.end()) return it->second.endpoint;
   if (peers_.size() >= options_.max_peers && !EvictIdle()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("endpoints to ", peers_.size(), " peers are in use"));
@@ -28,6 +18,11 @@ absl::StatusOr<PeerId> PeerTable::Ensure(Incarnation peer, const std::string& ad
   peers_.emplace(peer, Peer{endpoint, address,
                             handoff::Liveness(options_.heartbeat_interval, options_.peer_timeout)});
   return endpoint;
+}
+
+bool PeerTable::HasMoved(Incarnation peer, const std::string& address) const {
+  auto it = peers_.find(peer);
+  return it != peers_.end() && it->second.address != address;
 }
 
 PeerId PeerTable::Endpoint(Incarnation peer) const {

@@ -35,6 +35,9 @@ class PeerTable {
   // The endpoint to that life of a process, connecting if there is none. RESOURCE_EXHAUSTED when
   // all max_peers endpoints are in use.
   absl::StatusOr<PeerId> Ensure(Incarnation peer, const std::string& address);
+  // Whether there is an endpoint to that life, but to another address: its channel started anew,
+  // and nothing is heard through the old endpoint. The peer is to be condemned before Ensure.
+  bool HasMoved(Incarnation peer, const std::string& address) const;
   // 0 when there is none.
   PeerId Endpoint(Incarnation peer) const;
   // Ends the endpoint; pending operations on it end by their own events.

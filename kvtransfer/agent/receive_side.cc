@@ -120,8 +120,7 @@ void ReceiveSide::OnMessage(const handoff::Frame& frame, PeerId origin, PayloadI
 PeerId ReceiveSide::Origin(const handoff::Frame& frame, PeerId origin) {
   // Only a Bind brings an address, and only who knows a transfer of ours makes us connect.
   const auto* bind = std::get_if<handoff::Bind>(&frame.body);
-  if (bind != nullptr &&
-      (by_id_.contains(frame.transfer) || tombstones_.Find(frame.transfer) != nullptr)) {
+  if (bind != nullptr && Knows(frame.transfer)) {
     absl::StatusOr<PeerId> endpoint = core_->peers.Ensure(frame.sender, bind->reply_address);
     if (endpoint.ok()) return *endpoint;
   }

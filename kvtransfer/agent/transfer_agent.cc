@@ -20,7 +20,10 @@ class ChannelTransferAgent : public TransferAgent {
         receive_(&core_),
         last_poll_(clock->Now()) {}
 
-  absl::Status StartSend(const SendSpec& spec) override { return send_.Start(spec); }
+  absl::Status StartSend(const SendSpec& spec) override {
+    BuryIfMoved(spec.peer_incarnation, spec.peer_address, core_.clock->Now());
+    return send_.Start(spec);
+  }
   absl::Status Offer(TransferId transfer, int begin, int end,
                      std::vector<absl::Span<const uint8_t>> blocks) override {
     return send_.Offer(transfer, begin, end, std::move(blocks));
@@ -56,6 +59,7 @@ class ChannelTransferAgent : public TransferAgent {
   void OnMessage(const ChannelEvent& event, absl::Time now);
   void Refuse(const ChannelEvent& event);
   void BuryCondemned(absl::Time now);
+  void BuryIfMoved(Incarnation peer, const std::string& address, absl::Time now);
   void ForgiveOwnPause(absl::Time now);
 
   AgentCore core_;
@@ -135,6 +139,10 @@ void ChannelTransferAgent::OnMessage(const ChannelEvent& event, absl::Time now) 
     Refuse(event);
     return;
   }
+  if (const auto* bind = std::get_if<handoff::Bind>(&frame->body);
+      bind != nullptr && receive_.Knows(frame->transfer)) {
+    BuryIfMoved(frame->sender, bind->reply_address, now);
+  }
   core_.peers.Heard(frame->sender, now);
 
   handoff::Side side = handoff::Side::kReceiver;
@@ -179,6 +187,13 @@ void ChannelTransferAgent::BuryCondemned(absl::Time now) {
       core_.peers.Remove(peer);
     }
   }
+}
+
+void ChannelTransferAgent::BuryIfMoved(Incarnation peer, const std::string& address,
+                                       absl::Time now) {
+  if (!core_.peers.HasMoved(peer, address)) return;
+  core_.Condemn(peer, absl::UnavailableError("the peer's channel started anew"));
+  BuryCondemned(now);
 }
 
 void ChannelTransferAgent::ForgiveOwnPause(absl::Time now) {
