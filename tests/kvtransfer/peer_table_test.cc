@@ -23,7 +23,7 @@ class NotedChannel : public KvChannel {
     return endpoints.try_emplace(address, PeerId(endpoints.size() + 1)).first->second;
   }
   void Disconnect(PeerId peer) override { disconnected.push_back(peer); }
-  absl::Status Send(PeerId peer, std::string, std::vector<absl::Span<const uint8_t>>,
+  absl::Status Send(PeerId, std::string, std::vector<absl::Span<const uint8_t>>,
                     OperationId) override {
     return absl::OkStatus();
   }
