@@ -14,7 +14,7 @@ build_packages=(
 )
 test_packages=(
   clang clang-format clang-tidy libclang-rt-14-dev python3 python3-grpcio python3-protobuf nodejs npm
-  prometheus curl jq procps spin
+  prometheus curl jq procps spin iproute2 iptables
 )
 
 dry_run=0

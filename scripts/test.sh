@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # Builds Sluice and runs all its tests, as the continuous integration does. Works from a clean clone.
-#   scripts/test.sh             everything: lint, release with all tests, asan and tsan with
-#                               the unit, property and simulation tests (fuzz targets replay
-#                               their corpora among the unit tests)
-#   scripts/test.sh --quick     without the sanitizers
+#   scripts/test.sh             everything: lint, release with all tests, clang-tidy, asan and tsan
+#                               with the unit, property and simulation tests (fuzz targets
+#                               replay their corpora among the unit tests)
+#   scripts/test.sh --quick     lint and release alone
 #   --no-setup                  do not look for missing packages (scripts/setup.sh)
-#   --only STAGE                one of lint, release, asan, tsan, fuzz; may be repeated
+#   --only STAGE                one of lint, release, tidy, asan, tsan, fuzz; may be repeated
 #   --fuzz-seconds N            per target of the fuzz stage, which runs when asked for (10)
 #   --jobs N                    compilers and tests at once (2)
 # Logs lie in build/<preset>/. The exit code is 0 only if every stage passed.
@@ -19,8 +19,8 @@ while [ $# -gt 0 ]; do
     --no-setup) setup=0 ;;
     --only)
       case "${2:-}" in
-        lint | release | asan | tsan | fuzz) stages+=("$2") ;;
-        *) echo "test.sh: --only needs lint, release, asan, tsan or fuzz" >&2; exit 2 ;;
+        lint | release | tidy | asan | tsan | fuzz) stages+=("$2") ;;
+        *) echo "test.sh: --only needs lint, release, tidy, asan, tsan or fuzz" >&2; exit 2 ;;
       esac
       shift ;;
     --fuzz-seconds) fuzz_seconds="${2:?--fuzz-seconds needs a number}"; shift ;;
@@ -32,7 +32,7 @@ while [ $# -gt 0 ]; do
 done
 if [ ${#stages[@]} -eq 0 ]; then
   stages=(lint release)
-  [ "$quick" = 1 ] || stages+=(asan tsan)
+  [ "$quick" = 1 ] || stages+=(tidy asan tsan)
 fi
 
 # Compiler results are shared between checkouts of the same sources at different paths.
@@ -84,6 +84,7 @@ for stage in "${stages[@]}"; do
   case "$stage" in
     lint) run_stage lint scripts/lint.sh ;;
     release) run_stage "release build" configure_and_build release && run_stage "release tests" run_tests release ;;
+    tidy) run_stage "tidy build" configure_and_build release && run_stage tidy scripts/lint.sh --tidy-all --jobs "$jobs" ;;
     fuzz) run_stage fuzz scripts/fuzz.sh --seconds "$fuzz_seconds" --jobs "$jobs" ;;
     *)
       run_stage "$stage build" configure_and_build "$stage" tests-unit tests-property tests-simulation &&

@@ -37,6 +37,7 @@ RunResult RunWorkload(const std::vector<PlannedRequest>& workload, const TargetF
           worst_delay = std::max(worst_delay, delay);
         }
         result.records[index] = target->Run(request, options.request_timeout);
+        result.records[index].ended = MonotonicNow();
         finished.fetch_add(1);
       }
       absl::MutexLock lock(&mu);

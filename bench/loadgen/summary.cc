@@ -55,7 +55,7 @@ Summary Summarize(std::string name, double x, const RunResult& run, const Slo& s
   summary.requests = static_cast<int>(run.records.size());
   summary.duration_seconds = absl::ToDoubleSeconds(run.duration);
   summary.worst_send_delay_ms = Milliseconds(run.worst_send_delay);
-  std::vector<double> ttft, tpot, itl, e2e;
+  std::vector<double> ttft, tpot, itl, e2e, refusals;
   double prompt_tokens = 0, cached_tokens = 0, output_tokens = 0;
   int good = 0;
   for (const RequestRecord& record : run.records) {
@@ -63,6 +63,7 @@ Summary Summarize(std::string name, double x, const RunResult& run, const Slo& s
       ++summary.failed;
       if (absl::IsResourceExhausted(record.status) || absl::IsFailedPrecondition(record.status)) {
         ++summary.rejected;
+        refusals.push_back(Milliseconds(record.ended - record.sent));
       }
       if (summary.first_error.empty()) summary.first_error = record.status.ToString();
       continue;
@@ -88,6 +89,7 @@ Summary Summarize(std::string name, double x, const RunResult& run, const Slo& s
   summary.tpot_ms = PercentilesOf(std::move(tpot));
   summary.itl_ms = PercentilesOf(std::move(itl));
   summary.e2e_ms = PercentilesOf(std::move(e2e));
+  summary.refusal_ms = PercentilesOf(std::move(refusals));
   if (summary.duration_seconds > 0) {
     summary.request_throughput = (summary.requests - summary.failed) / summary.duration_seconds;
     summary.output_token_throughput = output_tokens / summary.duration_seconds;
@@ -117,8 +119,10 @@ std::string FormatTable(const std::vector<Summary>& runs) {
   }
   for (const Summary& run : runs) {
     if (run.failed > 0) {
-      text += absl::StrFormat("%s: %d failed (%d refused early), first: %s\n", run.name, run.failed,
-                              run.rejected, run.first_error);
+      text += absl::StrFormat(
+          "%s: %d failed (%d refused early, after %.1f ms p50 and %.1f ms p99), first: %s\n",
+          run.name, run.failed, run.rejected, run.refusal_ms.p50, run.refusal_ms.p99,
+          run.first_error);
     }
     if (run.worst_send_delay_ms > 100) {
       text += absl::StrFormat(
@@ -150,6 +154,8 @@ std::string FormatJson(const std::vector<Summary>& runs, const std::string& titl
                             {"tpot_ms", ToJson(run.tpot_ms)},
                             {"itl_ms", ToJson(run.itl_ms)},
                             {"e2e_ms", ToJson(run.e2e_ms)},
+                            {"refusal_ms", ToJson(run.refusal_ms)},
+                            {"worst_send_delay_ms", run.worst_send_delay_ms},
                             {"requests_per_second", run.request_throughput},
                             {"output_tokens_per_second", run.output_token_throughput},
                             {"prompt_tokens_per_second", run.prompt_token_throughput},

@@ -31,6 +31,7 @@ struct Summary {
   Percentiles tpot_ms;  // per request: (last - first token) / (tokens - 1)
   Percentiles itl_ms;   // between events
   Percentiles e2e_ms;
+  Percentiles refusal_ms;         // sent to refused early
   double request_throughput = 0;  // per second
   double output_token_throughput = 0;
   double prompt_token_throughput = 0;

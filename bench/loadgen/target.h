@@ -19,6 +19,7 @@ struct RequestRecord {
   absl::Time sent;
   absl::Time first_token;  // InfiniteFuture: none came
   absl::Time last_token;
+  absl::Time ended;                  // set by the runner
   std::vector<absl::Duration> gaps;  // between events that carried tokens
   int prompt_tokens = 0;             // as the server counted them
   int cached_tokens = 0;

@@ -68,6 +68,13 @@ void BlockManager::Publish(BlockId id, const BlockHash& hash) {
   log_.Add(hash);
 }
 
+void BlockManager::Lend(absl::Span<const BlockId> blocks) {
+  for (const BlockId id : blocks) {
+    SLUICE_CHECK(state(id) == BlockState::kActive || state(id) == BlockState::kSending);
+    AddReference(id, BlockUse::kSending);
+  }
+}
+
 void BlockManager::ChangeUse(absl::Span<const BlockId> blocks, BlockUse from, BlockUse to) {
   for (const BlockId id : blocks) {
     Block& block = Get(id);

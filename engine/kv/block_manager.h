@@ -69,6 +69,8 @@ class BlockManager {
   // REQUIRES: block is active or sending.
   void Publish(BlockId block, const BlockHash& hash);
 
+  // Adds one sending reference to each block. REQUIRES: all are active or sending.
+  void Lend(absl::Span<const BlockId> blocks);
   // Turns one reference of each block from one kind into another.
   void ChangeUse(absl::Span<const BlockId> blocks, BlockUse from, BlockUse to);
   // Gives one reference of each block back. The last one makes it cached (if published) or free;

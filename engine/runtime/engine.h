@@ -6,6 +6,9 @@
 //   prefill:  AddPrefill -> chunks (ChunkComputed ...) -> FirstToken, blocks stay pinned -> Release
 //   decode:   Reserve (blocks belong to the transfer) -> Activate -> tokens -> Finished
 //                                                 or -> AbandonReservation
+//             PrefixPin lends the cached prefix of a reservation to a prefill worker.
+//   prefill may begin with a Reserve too: the blocks of a prefix that it fetches, which it gives up
+//   with AbandonReservation(tokens fetched) and then finds in its cache.
 //   both:     AddRun -> tokens -> Finished
 #pragma once
 
@@ -42,6 +45,10 @@ struct EngineOptions {
   // all.
   int64_t sampleable_vocab_size = 0;
   SchedulerOptions scheduler;
+  // Holds the model folder against its manifest (engine/weights/manifest.h), if it has one.
+  bool verify_weights = true;
+  // Refuses to run when the engine does not answer as it should (answer_check.h).
+  bool check_answers = true;
   // Progress of loading, 0..1; may be null.
   std::function<void(double)> on_load_progress;
 };
@@ -93,6 +100,12 @@ struct Reservation {
   std::vector<BlockId> blocks;  // to be filled: tokens [cached_tokens, tokens.size())
 };
 
+// Blocks of a reservation's cached prefix, held for the transfer thread to read.
+struct PrefixPin {
+  PinId id;
+  std::vector<BlockId> blocks;
+};
+
 struct EngineLoad {
   int running = 0;
   int waiting = 0;
@@ -105,6 +118,8 @@ class Engine {
   virtual ~Engine() = default;
 
   // Loads and packs the weights; seconds. Errors name the file, tensor or field.
+  // FAILED_PRECONDITION: the folder is not what its manifest describes; DATA_LOSS: the engine
+  // computes something else than it should.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options);
 
   // RESOURCE_EXHAUSTED: the waiting queue is full, or the sequence can never fit the pool;
@@ -127,6 +142,15 @@ class Engine {
   // REQUIRES: nothing writes to the blocks any more. The first `verified_tokens` tokens (rounded
   // down to blocks) hold good KV and become cached prefix.
   virtual void AbandonReservation(SequenceKey key, int verified_tokens) = 0;
+
+  // Leading tokens of `input` that AddPrefill or Reserve would find in the prefix cache now.
+  virtual int CachedTokens(const SequenceInput& input) const = 0;
+  // Holds the blocks of tokens [begin, end) within a reservation's cached prefix, as `sending`,
+  // until Unpin; neither Activate nor AbandonReservation ends it. NOT_FOUND: no such reservation;
+  // INVALID_ARGUMENT: not whole blocks of the prefix.
+  virtual absl::StatusOr<PrefixPin> PinPrefix(SequenceKey key, int begin, int end) = 0;
+  // REQUIRES: nothing reads the blocks any more. Unknown pins are ignored.
+  virtual void Unpin(PinId pin) = 0;
 
   // Unpins a prefill sequence after its blocks were taken over (or given up). Its full blocks stay
   // cached.
@@ -153,8 +177,8 @@ class Engine {
   virtual std::vector<Holder> Holders() const = 0;
 
   // A block's bytes (layout().block_bytes()), valid for the engine's life. Reading a pinned block
-  // of a prefill sequence, or writing a block of a reservation, is allowed from the transfer
-  // thread.
+  // (of a prefill sequence or a PrefixPin), or writing a block of a reservation, is allowed from
+  // the transfer thread.
   virtual absl::Span<uint8_t> BlockBytes(BlockId block) = 0;
 
   virtual const ModelSpec& spec() const = 0;

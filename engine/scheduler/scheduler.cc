@@ -5,11 +5,16 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "engine/scheduler/mutants.h"
 
 namespace sluice {
 namespace {
 
 int64_t BlocksFor(int64_t num_tokens) { return (num_tokens + kBlockTokens - 1) / kBlockTokens; }
+
+// The last token is never reused: its logits give the next one, and a handoff carries that next
+// token with the KV of at least the last block.
+size_t NumReusableBlocks(size_t num_tokens) { return (num_tokens - 1) / kBlockTokens; }
 
 bool ArrivedBefore(const Sequence* a, const Sequence* b) { return a->arrival < b->arrival; }
 
@@ -85,6 +90,40 @@ absl::StatusOr<const Sequence*> Scheduler::Reserve(SequenceInput input) {
   return result;
 }
 
+int Scheduler::CachedTokens(const SequenceInput& input) const {
+  if (input.tokens.empty()) return 0;
+  const std::vector<BlockHash> chain =
+      BlockHashChain(RootBlockHash(model_fingerprint_, input.tenant_salt), input.tokens);
+  const size_t num_reusable = NumReusableBlocks(input.tokens.size());
+  return static_cast<int>(
+             blocks_->MatchPrefix(absl::MakeConstSpan(chain).first(num_reusable)).num_blocks) *
+         kBlockTokens;
+}
+
+absl::StatusOr<PinId> Scheduler::PinPrefix(const Sequence& sequence, int begin, int end) {
+  SLUICE_CHECK(sequence.phase == SequencePhase::kReserved);
+  if (begin < 0 || begin >= end || end > sequence.num_computed || begin % kBlockTokens != 0 ||
+      end % kBlockTokens != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("scheduler: tokens [", begin, ", ", end,
+                                                   ") are not whole blocks of a cached prefix of ",
+                                                   sequence.num_computed));
+  }
+  const auto blocks = absl::MakeConstSpan(sequence.block_table)
+                          .subspan(begin / kBlockTokens, (end - begin) / kBlockTokens);
+  blocks_->Lend(blocks);
+  const PinId pin(++last_pin_);
+  pins_.emplace(pin, PrefixPin{sequence.key, {blocks.begin(), blocks.end()}});
+  return pin;
+}
+
+void Scheduler::Unpin(PinId pin) {
+  const auto it = pins_.find(pin);
+  if (it == pins_.end()) return;
+  blocks_->Release(it->second.blocks, BlockUse::kSending);
+  pins_.erase(it);
+  stalled_ = false;
+}
+
 Sequence* Scheduler::Find(const SequenceKey& key) {
   const auto it = sequences_.find(key);
   return it == sequences_.end() ? nullptr : it->second.get();
@@ -116,6 +155,9 @@ void Scheduler::Abandon(Sequence* sequence, int num_verified_tokens) {
                sequence->phase == SequencePhase::kQuarantined);
   const BlockUse use =
       sequence->phase == SequencePhase::kReserved ? BlockUse::kReceiving : BlockUse::kQuarantined;
+  if (Planted(SchedulerMutant::kTrustUnverified)) {
+    num_verified_tokens = static_cast<int>(sequence->tokens.size());
+  }
   const int num_verified =
       std::min(num_verified_tokens, static_cast<int>(sequence->tokens.size())) / kBlockTokens;
   const int num_cached = sequence->num_computed / kBlockTokens;
@@ -127,7 +169,7 @@ void Scheduler::Abandon(Sequence* sequence, int num_verified_tokens) {
   blocks_->Release(table.subspan(num_good), use);
   sequence->block_table.resize(num_good);
   ReleaseBlocks(sequence, BlockUse::kActive);
-  --num_reserved_;
+  if (!Planted(SchedulerMutant::kReserveForEver)) --num_reserved_;
   Erase(sequence);
 }
 
@@ -243,10 +285,11 @@ int64_t Scheduler::ExpectedGrowthBlocks(const Sequence& sequence) const {
 }
 
 absl::Span<const BlockHash> Scheduler::ReusableChain(const Sequence& sequence) const {
-  // The last token is never reused: its logits give the next one, and a handoff carries that next
-  // token with the KV of at least the last block.
-  const int num_reusable = static_cast<int>(sequence.tokens.size()) - 1;
-  return absl::MakeConstSpan(sequence.block_hashes).first(num_reusable / kBlockTokens);
+  const size_t num_tokens = sequence.tokens.size();
+  const size_t num_blocks = Planted(SchedulerMutant::kReuseWholePrompt)
+                                ? num_tokens / kBlockTokens
+                                : NumReusableBlocks(num_tokens);
+  return absl::MakeConstSpan(sequence.block_hashes).first(num_blocks);
 }
 
 int Scheduler::MatchedTokens(const Sequence& sequence) const {
@@ -311,7 +354,7 @@ void Scheduler::Preempt(Sequence* sequence) {
   RemoveFromRunning(sequence);
   ReleaseBlocks(sequence, BlockUse::kActive);
   if (sequence->kind == SequenceKind::kReserved) {
-    plan_.preempted.push_back(sequence->key);
+    if (!Planted(SchedulerMutant::kPreemptInSilence)) plan_.preempted.push_back(sequence->key);
     Erase(sequence);
     return;
   }
@@ -442,7 +485,9 @@ void Scheduler::RemoveFromRunning(Sequence* sequence) {
 void Scheduler::ReleaseBlocks(Sequence* sequence, BlockUse use) {
   blocks_->Release(sequence->block_table, use);
   sequence->block_table.clear();
-  promised_blocks_ -= sequence->promised_blocks_left;
+  if (!Planted(SchedulerMutant::kKeepPromise)) {
+    promised_blocks_ -= sequence->promised_blocks_left;
+  }
   sequence->promised_blocks_left = 0;
 }
 

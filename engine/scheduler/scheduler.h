@@ -62,6 +62,19 @@ class Scheduler {
   // Takes blocks for a sequence whose KV comes from outside. RESOURCE_EXHAUSTED: not now, or never.
   absl::StatusOr<const Sequence*> Reserve(SequenceInput input);
 
+  // Leading tokens of `input` that a sequence added now would find in the prefix cache.
+  int CachedTokens(const SequenceInput& input) const;
+  // Holds blocks of a reservation's cached prefix as `sending`, for tokens [begin, end), until
+  // Unpin, whatever becomes of the reservation. INVALID_ARGUMENT: not whole blocks of its prefix.
+  // REQUIRES: phase kReserved.
+  absl::StatusOr<PinId> PinPrefix(const Sequence& sequence, int begin, int end);
+  struct PrefixPin {
+    SequenceKey key;  // whose reservation lent it
+    std::vector<BlockId> blocks;
+  };
+  const absl::flat_hash_map<PinId, PrefixPin>& pins() const { return pins_; }
+  void Unpin(PinId pin);
+
   // nullptr when unknown. The pointer is valid until the sequence leaves.
   Sequence* Find(const SequenceKey& key);
 
@@ -146,12 +159,14 @@ class Scheduler {
   BlockManager* const blocks_;
 
   absl::flat_hash_map<SequenceKey, std::unique_ptr<Sequence>> sequences_;
+  absl::flat_hash_map<PinId, PrefixPin> pins_;
   std::vector<Sequence*> running_;  // prefilling and decoding; by arrival; at most max_num_seqs
   absl::btree_set<Sequence*, GoesBefore> waiting_;
   int num_short_waiting_ = 0;
   int num_reserved_ = 0;         // reserved and quarantined
   int64_t promised_blocks_ = 0;  // sum of promised_blocks_left
   uint64_t next_arrival_ = 0;
+  uint64_t last_pin_ = 0;
   int64_t step_ = 0;
   int64_t num_preemptions_ = 0;
   bool stalled_ = false;  // the last plan admitted nobody, and nothing has changed since

@@ -73,6 +73,12 @@ absl::Status Scheduler::CheckIntegrity() const {
       }
     }
   }
+  for (const auto& [id, pin] : pins_) {
+    for (const BlockId block : pin.blocks) {
+      ++holdings[block].num_references;
+      holdings[block].has_sending = true;
+    }
+  }
   for (const auto& [block, holding] : holdings) {
     if (holding.num_references != blocks_->num_references(block)) {
       return broken("block ", block.value, " is in ", holding.num_references, " tables, but has ",

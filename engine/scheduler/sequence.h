@@ -23,6 +23,9 @@ struct SequenceKey {
   }
 };
 
+// Blocks that are held for somebody outside, beyond the life of any sequence. 0 is none.
+using PinId = StrongId<struct PinIdTag, uint64_t>;
+
 struct SequenceInput {
   SequenceKey key;
   std::vector<TokenId> tokens;  // prompt, then output tokens the client already has

@@ -37,13 +37,47 @@ absl::Status CheckSpec(const ReceiveSpec& spec) {
 }  // namespace
 
 absl::StatusOr<TransferId> ReceiveSide::Reserve(const ReceiveSpec& spec) {
+  SLUICE_ASSIGN_OR_RETURN(const Key key, Open(spec, core_->options.lease));
+  return transfers_.at(key).id;
+}
+
+absl::StatusOr<TransferId> ReceiveSide::Fetch(const FetchSpec& spec) {
+  const ReceiveSpec& into = spec.into;
+  if (into.block_tokens <= 0 || into.end_token % into.block_tokens != 0) {
+    return absl::InvalidArgumentError("only full blocks can be fetched");
+  }
+  handoff::Fetch fetch;
+  fetch.begin_token = static_cast<uint32_t>(into.begin_token);
+  fetch.end_token = static_cast<uint32_t>(into.end_token);
+  fetch.block_tokens = static_cast<uint32_t>(into.block_tokens);
+  fetch.block_bytes = into.block_bytes;
+  fetch.fingerprint = into.fingerprint;
+  fetch.reply_address = core_->channel->LocalAddress();
+  if (fetch.fingerprint.size() > handoff::kMaxFingerprintBytes ||
+      fetch.reply_address.size() > handoff::kMaxAddressBytes) {
+    return absl::FailedPreconditionError("fingerprint or channel address too long for a message");
+  }
+  SLUICE_RETURN_IF_ERROR(core_->peers.Ensure(spec.peer_incarnation, spec.peer_address).status());
+  SLUICE_ASSIGN_OR_RETURN(const Key key, Open(into, core_->options.fetch_patience));
+  Transfer& transfer = transfers_.at(key);
+  if (transfer.asked.has_value()) return transfer.id;
+  fetch.into = transfer.id;
+  const absl::Time now = core_->clock->Now();
+  transfer.asked.emplace(spec.peer_incarnation, spec.grant, std::move(fetch),
+                         core_->options.resend_interval, now);
+  SendDueFetch(&transfer, now);
+  deadlines_.Set(key, NextDeadlineOf(transfer));
+  return transfer.id;
+}
+
+absl::StatusOr<ReceiveSide::Key> ReceiveSide::Open(const ReceiveSpec& spec, absl::Duration lease) {
   SLUICE_RETURN_IF_ERROR(CheckSpec(spec));
   auto live = by_request_.find(spec.request);
   if (live != by_request_.end()) {
     const Transfer& transfer = transfers_.at(live->second);
     bool open = transfer.machine.open();
     bool same = transfer.spec.attempt == spec.attempt || Planted(HandoffMutant::kIgnoreAttempt);
-    if (open && same) return transfer.id;
+    if (open && same) return live->second;
     if (spec.attempt <= transfer.spec.attempt) {
       return absl::FailedPreconditionError(
           absl::StrCat("attempt ", spec.attempt.value, " of the request is over: attempt ",
@@ -73,7 +107,7 @@ absl::StatusOr<TransferId> ReceiveSide::Reserve(const ReceiveSpec& spec) {
   expected.block_tokens = static_cast<uint32_t>(spec.block_tokens);
   expected.block_bytes = spec.block_bytes;
   expected.fingerprint = spec.fingerprint;
-  handoff::ReceiverOptions options{core_->options.lease, core_->options.window_bytes};
+  handoff::ReceiverOptions options{lease, core_->options.window_bytes};
   TransferId id = RandomId128<TransferId>();
   Key key = ++last_key_;
   auto [it, inserted] =
@@ -81,14 +115,14 @@ absl::StatusOr<TransferId> ReceiveSide::Reserve(const ReceiveSpec& spec) {
                          std::forward_as_tuple(id, spec, options, std::move(expected), now));
   by_id_.emplace(id, key);
   by_request_.insert_or_assign(spec.request, key);
-  deadlines_.Set(key, it->second.machine.NextDeadline());
-  return id;
+  deadlines_.Set(key, NextDeadlineOf(it->second));
+  return key;
 }
 
 void ReceiveSide::Cancel(const TransferId& id, absl::Status reason) {
   std::optional<Key> key = Find(id);
   if (!key.has_value()) return;
-  if (reason.ok()) reason = absl::CancelledError("cancelled by the decode worker");
+  if (reason.ok()) reason = absl::CancelledError("cancelled by the receiver");
   Step(*key, handoff::Receiver::Abort{std::move(reason)}, nullptr, core_->clock->Now());
 }
 
@@ -97,8 +131,14 @@ void ReceiveSide::OnMessage(const handoff::Frame& frame, PeerId origin, PayloadI
   Incoming incoming{Origin(frame, origin), frame.sender, payload};
   std::optional<Key> key = Find(frame.transfer);
   if (key.has_value()) {
+    const std::optional<handoff::FetchRequest>& asked = transfers_.at(*key).asked;
     handoff::Receiver::Message message{frame.sender, frame.body, payload_bytes};
-    if (!Step(*key, message, &incoming, now)) ++core_->stats.messages_refused;
+    if (asked.has_value() && asked->peer() != frame.sender) {
+      ++core_->stats.messages_refused;
+      Answer(incoming, frame.transfer, handoff::Nack{handoff::NackCode::kStale});
+    } else if (!Step(*key, message, &incoming, now)) {
+      ++core_->stats.messages_refused;
+    }
   } else {
     const handoff::Tombstone* tombstone = tombstones_.Find(frame.transfer);
     std::optional<handoff::Body> answer = handoff::Nack{handoff::NackCode::kUnknown};
@@ -106,8 +146,8 @@ void ReceiveSide::OnMessage(const handoff::Frame& frame, PeerId origin, PayloadI
     if (tombstone == nullptr || !tombstone->committed) ++core_->stats.messages_refused;
     if (Planted(HandoffMutant::kAcceptDuplicateFinal) && tombstone != nullptr &&
         tombstone->committed && std::holds_alternative<handoff::Final>(frame.body)) {
-      core_->events.push_back(Received{frame.transfer, tombstone->request, tombstone->attempt,
-                                       std::get<handoff::Final>(frame.body).first});
+      core_->events.emplace_back(Received{frame.transfer, tombstone->request, tombstone->attempt,
+                                          std::get<handoff::Final>(frame.body).first});
     }
     if (answer.has_value()) Answer(incoming, frame.transfer, *std::move(answer));
   }
@@ -118,11 +158,14 @@ void ReceiveSide::OnMessage(const handoff::Frame& frame, PeerId origin, PayloadI
 }
 
 PeerId ReceiveSide::Origin(const handoff::Frame& frame, PeerId origin) {
-  // Only a Bind brings an address, and only who knows a transfer of ours makes us connect.
-  const auto* bind = std::get_if<handoff::Bind>(&frame.body);
-  if (bind != nullptr &&
+  // Only a Bind or a Fetch brings an address, and only who knows a transfer of ours makes us
+  // connect.
+  const std::string* address = nullptr;
+  if (const auto* bind = std::get_if<handoff::Bind>(&frame.body)) address = &bind->reply_address;
+  if (const auto* fetch = std::get_if<handoff::Fetch>(&frame.body)) address = &fetch->reply_address;
+  if (address != nullptr &&
       (by_id_.contains(frame.transfer) || tombstones_.Find(frame.transfer) != nullptr)) {
-    absl::StatusOr<PeerId> endpoint = core_->peers.Ensure(frame.sender, bind->reply_address);
+    absl::StatusOr<PeerId> endpoint = core_->peers.Ensure(frame.sender, *address);
     if (endpoint.ok()) return *endpoint;
   }
   PeerId known = core_->peers.Endpoint(frame.sender);
@@ -132,6 +175,52 @@ PeerId ReceiveSide::Origin(const handoff::Frame& frame, PeerId origin) {
 void ReceiveSide::Answer(const Incoming& incoming, const TransferId& transfer, handoff::Body body) {
   if (incoming.origin == PeerId()) return;  // silence ends the sender as well, only later
   core_->peers.SendTo(incoming.origin, incoming.from, transfer, std::move(body));
+}
+
+void ReceiveSide::OnFetch(const handoff::Frame& frame, const handoff::Fetch& fetch, PeerId origin) {
+  std::optional<Key> key = Find(frame.transfer);
+  if (Planted(HandoffMutant::kFetchAnyGrant) && !key.has_value() && !transfers_.empty()) {
+    key = transfers_.begin()->first;
+  }
+  absl::Status why = absl::AbortedError("there is no such reservation any more");
+  handoff::FetchGate::Verdict verdict = handoff::FetchGate::Verdict::kRefuse;
+  const PeerId answer_through = Origin(frame, origin);
+  if (key.has_value() && transfers_.at(*key).machine.open()) {
+    Transfer& transfer = transfers_.at(*key);
+    verdict =
+        transfer.gate.Judge(transfer.expected, transfer.machine.bound(), frame.sender, fetch, &why);
+    if (verdict == handoff::FetchGate::Verdict::kServe) {
+      SendSpec send;
+      send.transfer = fetch.into;
+      send.request = transfer.spec.request;
+      send.attempt = transfer.spec.attempt;
+      send.peer_address = fetch.reply_address;
+      send.peer_incarnation = frame.sender;
+      send.fingerprint = fetch.fingerprint;
+      send.begin_token = static_cast<int>(fetch.begin_token);
+      send.end_token = static_cast<int>(fetch.end_token);
+      send.block_bytes = fetch.block_bytes;
+      send.block_tokens = static_cast<int>(fetch.block_tokens);
+      core_->events.emplace_back(FetchRequested{frame.transfer, std::move(send)});
+    }
+  }
+  if (verdict != handoff::FetchGate::Verdict::kRefuse) return;
+  ++core_->stats.messages_refused;
+  if (answer_through == PeerId()) return;  // silence ends the fetch as well, only later
+  core_->peers.SendTo(
+      answer_through, frame.sender, fetch.into,
+      handoff::Cancel{handoff::Side::kReceiver, why.code(), std::string(why.message())});
+}
+
+void ReceiveSide::SendDueFetch(Transfer* transfer, absl::Time now) {
+  if (!transfer->asked.has_value() || !transfer->asked->TakeDue(now)) return;
+  core_->peers.Send(transfer->asked->peer(), transfer->asked->grant(), transfer->asked->fetch());
+}
+
+absl::Time ReceiveSide::NextDeadlineOf(const Transfer& transfer) const {
+  const absl::Time deadline = transfer.machine.NextDeadline();
+  if (!transfer.asked.has_value()) return deadline;
+  return std::min(deadline, transfer.asked->NextDeadline());
 }
 
 void ReceiveSide::OnReceiveDone(OperationId id, const absl::Status& status, absl::Time now) {
@@ -199,6 +288,13 @@ bool ReceiveSide::Step(Key key, const handoff::Receiver::Event& event, Incoming*
   std::vector<handoff::Receiver::Action> actions;
   uint64_t checksum_failures = transfer.machine.checksum_failures();
   bool accepted = transfer.machine.Step(event, now, &actions);
+  if (transfer.asked.has_value()) {
+    if (transfer.machine.state() == handoff::Receiver::State::kReserved) {
+      SendDueFetch(&transfer, now);
+    } else {
+      transfer.asked->Answered();
+    }
+  }
   core_->stats.checksum_failures += transfer.machine.checksum_failures() - checksum_failures;
   if (!transfer.attached && transfer.machine.state() == handoff::Receiver::State::kBound &&
       core_->peers.Endpoint(*transfer.machine.bound()) != PeerId()) {
@@ -219,7 +315,7 @@ bool ReceiveSide::Step(Key key, const handoff::Receiver::Event& event, Incoming*
     transfers_.erase(it);
     return accepted;
   }
-  deadlines_.Set(key, transfer.machine.NextDeadline());
+  deadlines_.Set(key, NextDeadlineOf(transfer));
   return accepted;
 }
 
@@ -241,15 +337,15 @@ void ReceiveSide::Apply(Key key, Transfer* transfer, const handoff::Receiver::Ac
   } else if (const auto* close = std::get_if<Machine::ClosePeer>(&action)) {
     core_->Condemn(*transfer->machine.bound(), close->reason);
   } else if (const auto* delivered = std::get_if<Machine::Delivered>(&action)) {
-    core_->events.push_back(Received{transfer->id, transfer->spec.request, transfer->spec.attempt,
-                                     delivered->first, transfer->machine.verified_bytes(),
-                                     now - transfer->machine.first_offer_time(),
-                                     now - transfer->machine.final_time()});
+    core_->events.emplace_back(
+        Received{transfer->id, transfer->spec.request, transfer->spec.attempt, delivered->first,
+                 transfer->machine.verified_bytes(), now - transfer->machine.first_offer_time(),
+                 now - transfer->machine.final_time(), transfer->asked.has_value()});
   } else {
     const auto& freed = std::get<Machine::Freed>(action);
-    core_->events.push_back(ReceiveEnded{transfer->id, transfer->spec.request,
-                                         transfer->spec.attempt, freed.status,
-                                         static_cast<int>(freed.verified_tokens)});
+    core_->events.emplace_back(ReceiveEnded{transfer->id, transfer->spec.request,
+                                            transfer->spec.attempt, freed.status,
+                                            static_cast<int>(freed.verified_tokens)});
   }
 }
 

@@ -1,5 +1,6 @@
-// The decode half of a transfer agent: takes offered payloads into the owner's blocks, as the
-// receiver machines (kvtransfer/handoff/receiver.h) decide. Transfer thread only.
+// The receiving half of a transfer agent: takes offered payloads into the owner's blocks, as the
+// receiver machines (kvtransfer/handoff/receiver.h) decide. A decode worker receives what it has
+// reserved, a prefill worker what it fetches. Transfer thread only.
 #pragma once
 
 #include <cstdint>
@@ -11,6 +12,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "kvtransfer/agent/agent_core.h"
 #include "kvtransfer/agent/deadline_index.h"
+#include "kvtransfer/handoff/fetch.h"
 #include "kvtransfer/handoff/receiver.h"
 #include "kvtransfer/handoff/tombstones.h"
 
@@ -23,11 +25,15 @@ class ReceiveSide {
 
   absl::StatusOr<TransferId> Reserve(const ReceiveSpec& spec);
   void Cancel(const TransferId& transfer, absl::Status reason);
+  // A reservation whose filling is asked of a decode worker.
+  absl::StatusOr<TransferId> Fetch(const FetchSpec& spec);
 
   // A message for one of our receivers; takes or drops its payload. `origin` is the endpoint the
   // message can be answered through, if one is known.
   void OnMessage(const handoff::Frame& frame, PeerId origin, PayloadId payload,
                  uint64_t payload_bytes, absl::Time now);
+  // Somebody asks for the cached prefix of one of our reservations.
+  void OnFetch(const handoff::Frame& frame, const handoff::Fetch& fetch, PeerId origin);
   void OnReceiveDone(OperationId operation, const absl::Status& status, absl::Time now);
   void OnPeerDead(Incarnation peer, const absl::Status& reason, absl::Time now);
   void Tick(absl::Time now);
@@ -41,13 +47,16 @@ class ReceiveSide {
   using Key = uint64_t;  // local, in order of reservation
   struct Transfer {
     Transfer(const TransferId& transfer, const ReceiveSpec& s,
-             const handoff::ReceiverOptions& options, handoff::Bind expected, absl::Time now)
-        : id(transfer), spec(s), machine(options, std::move(expected), now) {}
+             const handoff::ReceiverOptions& options, handoff::Bind expect, absl::Time now)
+        : id(transfer), spec(s), expected(std::move(expect)), machine(options, expected, now) {}
     TransferId id;
     ReceiveSpec spec;
+    handoff::Bind expected;
     handoff::Receiver machine;
-    bool attached = false;  // counted in the peer table
-    bool ack_due = false;   // queued in acks_due_
+    std::optional<handoff::FetchRequest> asked;  // its filling was asked for by us
+    handoff::FetchGate gate;                     // who may fetch its cached prefix
+    bool attached = false;                       // counted in the peer table
+    bool ack_due = false;                        // queued in acks_due_
   };
   struct Operation {
     Key key = 0;
@@ -63,6 +72,9 @@ class ReceiveSide {
     PayloadId payload;
   };
 
+  absl::StatusOr<Key> Open(const ReceiveSpec& spec, absl::Duration lease);
+  void SendDueFetch(Transfer* transfer, absl::Time now);
+  absl::Time NextDeadlineOf(const Transfer& transfer) const;
   std::optional<Key> Find(const TransferId& transfer) const;
   bool Step(Key key, const handoff::Receiver::Event& event, Incoming* incoming, absl::Time now);
   void Apply(Key key, Transfer* transfer, const handoff::Receiver::Action& action,

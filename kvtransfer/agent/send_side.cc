@@ -149,7 +149,7 @@ absl::Status SendSide::Finish(const TransferId& id, const FirstToken& first) {
 void SendSide::Cancel(const TransferId& id, absl::Status reason) {
   std::optional<Key> key = Find(id);
   if (!key.has_value()) return;
-  if (reason.ok()) reason = absl::CancelledError("cancelled by the prefill worker");
+  if (reason.ok()) reason = absl::CancelledError("cancelled by the sender");
   Step(*key, handoff::Sender::Abort{std::move(reason)}, core_->clock->Now());
 }
 
@@ -309,8 +309,8 @@ void SendSide::Apply(Key, Transfer* transfer, const handoff::Sender::Action& act
     core_->Condemn(spec.peer_incarnation, close->reason);
   } else {
     const auto& ended = std::get<handoff::Sender::Ended>(action);
-    core_->events.push_back(SendEnded{spec.transfer, spec.request, spec.attempt, ended.status,
-                                      transfer->machine.acked_bytes(), now - transfer->started});
+    core_->events.emplace_back(SendEnded{spec.transfer, spec.request, spec.attempt, ended.status,
+                                         transfer->machine.acked_bytes(), now - transfer->started});
   }
 }
 

@@ -1,5 +1,6 @@
-// The prefill half of a transfer agent: lends the owner's blocks to the channel, message by
-// message, as the sender machines (kvtransfer/handoff/sender.h) ask. Transfer thread only.
+// The sending half of a transfer agent: lends the owner's blocks to the channel, message by
+// message, as the sender machines (kvtransfer/handoff/sender.h) ask. A prefill worker sends what it
+// computes, a decode worker what is fetched from it. Transfer thread only.
 #pragma once
 
 #include <cstdint>

@@ -38,6 +38,7 @@ class ChannelTransferAgent : public TransferAgent {
   void CancelReceive(TransferId transfer, absl::Status reason) override {
     receive_.Cancel(transfer, std::move(reason));
   }
+  absl::StatusOr<TransferId> Fetch(const FetchSpec& spec) override { return receive_.Fetch(spec); }
 
   bool Poll(std::vector<TransferEvent>* events) override;
   absl::Time NextDeadline() const override;
@@ -152,6 +153,8 @@ void ChannelTransferAgent::OnMessage(const ChannelEvent& event, absl::Time now) 
     Refuse(event);  // nobody attaches a payload to anything else
   } else if (std::holds_alternative<handoff::Heartbeat>(frame->body)) {
     // Heard above.
+  } else if (const auto* fetch = std::get_if<handoff::Fetch>(&frame->body)) {
+    receive_.OnFetch(*frame, *fetch, event.peer);
   } else if (side == handoff::Side::kReceiver) {
     receive_.OnMessage(*frame, event.peer, event.payload, event.payload_bytes, now);
   } else if (!send_.OnMessage(*frame, now)) {
@@ -173,10 +176,12 @@ void ChannelTransferAgent::BuryCondemned(absl::Time now) {
     PeerTable::Dead dead = std::move(core_.condemned.back());
     core_.condemned.pop_back();
     // An endpoint ends as a whole: whoever else was reached through it ends with it.
-    for (Incarnation peer : core_.peers.Owners(core_.peers.Endpoint(dead.peer))) {
-      send_.OnPeerDead(peer, dead.reason, now);
-      receive_.OnPeerDead(peer, dead.reason, now);
-      core_.peers.Remove(peer);
+    for (const PeerId endpoint : core_.peers.Endpoints(dead.peer)) {
+      for (Incarnation peer : core_.peers.Owners(endpoint)) {
+        send_.OnPeerDead(peer, dead.reason, now);
+        receive_.OnPeerDead(peer, dead.reason, now);
+        core_.peers.Remove(peer);
+      }
     }
   }
 }

@@ -29,7 +29,7 @@ namespace sluice {
 
 struct TransferOptions {
   absl::Duration heartbeat_interval = absl::Milliseconds(200);
-  absl::Duration peer_timeout = absl::Milliseconds(1000);  // no sign of life: the peer is dead
+  absl::Duration peer_timeout = absl::Seconds(2);  // no sign of life: the peer is dead
   // A transfer without an answer, or without progress of what is on its way, ends after this.
   absl::Duration lease = absl::Seconds(5);
   absl::Duration resend_interval = absl::Milliseconds(300);  // Bind, Final, Cancel until answered
@@ -38,6 +38,9 @@ struct TransferOptions {
   int max_transfers = 4096;                 // in each direction; more are refused
   int max_tombstones = 16384;               // closed transfers remembered, to refuse stragglers
   int max_peers = 4096;                     // endpoints kept; idle ones go first
+  // A fetch of a prefix that is not answered, or makes no progress, ends after this: the prompt
+  // waits for it. Zero: owners do not fetch.
+  absl::Duration fetch_patience = absl::Seconds(1);
 };
 
 struct SendSpec {
@@ -65,6 +68,15 @@ struct ReceiveSpec {
       blocks;  // ceil((end - begin) / block_tokens) spans of block_bytes
 };
 
+// Asks a decode worker for blocks of the prefix that it has cached for a reservation of this
+// request and attempt.
+struct FetchSpec {
+  ReceiveSpec into;          // its begin and end are multiples of block_tokens
+  TransferId grant;          // the decode worker's transfer: the capability
+  std::string peer_address;  // of the decode worker's channel
+  Incarnation peer_incarnation;
+};
+
 // Reports, in order of occurrence.
 struct SendEnded {  // the blocks may be unpinned
   TransferId transfer;
@@ -82,6 +94,7 @@ struct Received {  // complete and verified
   uint64_t bytes = 0;
   absl::Duration duration;  // first offer -> verified
   absl::Duration exposed;   // Final received (or prefill's end) -> verified
+  bool fetched = false;     // asked for by Fetch; no answer begins with it, `first` says nothing
 };
 // No receive is pending; the blocks may be freed (after Received: they are handed over).
 struct ReceiveEnded {
@@ -92,7 +105,14 @@ struct ReceiveEnded {
   int verified_tokens =
       0;  // contiguous from begin_token, in tokens counted from the sequence's start
 };
-using TransferEvent = std::variant<SendEnded, Received, ReceiveEnded>;
+// A prefill worker wants blocks of the cached prefix of a live reservation of ours. The agent has
+// checked capability, lives, range and geometry; the owner answers with StartSend(send), after
+// which it offers and finishes, or cancels.
+struct FetchRequested {
+  TransferId grant;  // the reservation's transfer
+  SendSpec send;
+};
+using TransferEvent = std::variant<SendEnded, Received, ReceiveEnded, FetchRequested>;
 
 struct TransferStats {
   uint64_t messages_refused = 0;  // stale incarnation, unknown or closed transfer, bad fingerprint
@@ -129,6 +149,10 @@ class TransferAgent {
   // INVALID_ARGUMENT.
   virtual absl::StatusOr<TransferId> Reserve(const ReceiveSpec& spec) = 0;
   virtual void CancelReceive(TransferId transfer, absl::Status reason) = 0;
+
+  // Prefill side: asks for a cached prefix and receives it. Reports, and is cancelled, like a
+  // reservation; errors are those of Reserve and StartSend.
+  virtual absl::StatusOr<TransferId> Fetch(const FetchSpec& spec) = 0;
 
   // Moves messages and timers; appends what happened to *events. Never waits. Returns whether
   // anything moved.

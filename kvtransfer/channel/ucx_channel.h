@@ -16,6 +16,8 @@
 namespace sluice {
 
 struct UcxOptions {
+  // What peers call us, for people. Empty: host:pid.
+  std::string name;
   // Transports UCX may use, as UCX_TLS: "all", "tcp", "shm,tcp", "rc,tcp". Empty: UCX_TLS of the
   // environment, or all.
   std::string tls;

@@ -158,6 +158,17 @@ void WriteBody(const Nack& body, Writer* writer) {
   writer->Number(body.seq);
 }
 void WriteBody(const Heartbeat&, Writer*) {}
+void WriteBody(const Fetch& body, Writer* writer) {
+  CheckBound(body.fingerprint.size(), kMaxFingerprintBytes, "fingerprint");
+  CheckBound(body.reply_address.size(), kMaxAddressBytes, "address");
+  writer->Raw(body.into.ToWire());
+  writer->Number(body.begin_token);
+  writer->Number(body.end_token);
+  writer->Number(body.block_tokens);
+  writer->Number(body.block_bytes);
+  writer->String(body.fingerprint);
+  writer->String(body.reply_address);
+}
 
 template <typename Id>
 Id ReadId(Reader* reader) {
@@ -219,6 +230,17 @@ Cancel ReadCancel(Reader* reader) {
   body.reason = reader->String(kMaxReasonBytes);
   return body;
 }
+Fetch ReadFetch(Reader* reader) {
+  Fetch body;
+  body.into = ReadId<TransferId>(reader);
+  body.begin_token = reader->Number<uint32_t>();
+  body.end_token = reader->Number<uint32_t>();
+  body.block_tokens = reader->Number<uint32_t>();
+  body.block_bytes = reader->Number<uint64_t>();
+  body.fingerprint = reader->String(kMaxFingerprintBytes);
+  body.reply_address = reader->String(kMaxAddressBytes);
+  return body;
+}
 
 absl::StatusOr<Body> ReadBody(uint8_t type, Reader* reader) {
   switch (type) {
@@ -244,6 +266,8 @@ absl::StatusOr<Body> ReadBody(uint8_t type, Reader* reader) {
     }
     case 9:
       return Heartbeat{};
+    case 10:
+      return ReadFetch(reader);
     default:
       return absl::InvalidArgumentError(absl::StrCat("unknown message type ", type));
   }
@@ -270,8 +294,8 @@ const char* NackCodeName(NackCode code) {
 }
 
 const char* BodyName(const Body& body) {
-  static constexpr const char* kNames[] = {"Bind",   "Offer",     "Ack",  "Final",    "Commit",
-                                           "Cancel", "CancelAck", "Nack", "Heartbeat"};
+  static constexpr const char* kNames[] = {"Bind",   "Offer",     "Ack",  "Final",     "Commit",
+                                           "Cancel", "CancelAck", "Nack", "Heartbeat", "Fetch"};
   static_assert(std::size(kNames) == std::variant_size_v<Body>);
   return kNames[body.index()];
 }

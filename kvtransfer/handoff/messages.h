@@ -1,6 +1,7 @@
-// The handoff protocol on the wire: what a prefill worker (sender) and a decode worker (receiver)
-// say to each other about one transfer. docs/handoff.md explains the conversation. Pure values, any
-// thread.
+// The handoff protocol on the wire: what the sender and the receiver of one transfer say to each
+// other. KV goes from a prefill worker to a decode worker; with Fetch a prefill worker asks for the
+// other direction, and the parts are reversed. docs/handoff.md explains the conversation. Pure
+// values, any thread.
 //
 // A frame is the header of one channel message, little-endian:
 //   magic u32, version u8, type u8, reserved u16 = 0, sender incarnation u64,
@@ -132,7 +133,23 @@ struct Heartbeat {
   friend bool operator==(const Heartbeat&, const Heartbeat&) = default;
 };
 
-using Body = std::variant<Bind, Offer, Ack, Final, Commit, Cancel, CancelAck, Nack, Heartbeat>;
+// Prefill worker to decode worker, before the prompt is computed: send me blocks of the prefix that
+// you have cached for this reservation. The frame's transfer is the reservation's grant; the blocks
+// travel in a transfer of their own, `into`, which the asker has minted and receives. Repeated
+// until answered, by a Bind or a Cancel of `into`.
+struct Fetch {
+  TransferId into;
+  uint32_t begin_token = 0;
+  uint32_t end_token = 0;
+  uint32_t block_tokens = 0;
+  uint64_t block_bytes = 0;
+  std::string fingerprint;
+  std::string reply_address;  // of the asker's channel
+  friend bool operator==(const Fetch&, const Fetch&) = default;
+};
+
+using Body =
+    std::variant<Bind, Offer, Ack, Final, Commit, Cancel, CancelAck, Nack, Heartbeat, Fetch>;
 const char* BodyName(const Body& body);
 
 struct Frame {

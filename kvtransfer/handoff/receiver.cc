@@ -36,9 +36,8 @@ bool Receiver::Step(const Event& event, absl::Time now, std::vector<Action>* act
     return true;
   }
   if (open() && now >= lease_end_ && !Planted(HandoffMutant::kNeverEndLease)) {
-    BeginAbort(
-        absl::DeadlineExceededError("lease of the transfer ended: no word of the prefill worker"),
-        /*tell_sender=*/true, now, actions);
+    BeginAbort(absl::DeadlineExceededError("lease of the transfer ended: no word of the sender"),
+               /*tell_sender=*/true, now, actions);
   } else if (open() && now >= stalled_at_) {
     BeginAbort(absl::DeadlineExceededError("no receive ended for the time of a lease"),
                /*tell_sender=*/true, now, actions);
@@ -67,9 +66,9 @@ bool Receiver::OnMessage(const Message& message, absl::Time now, std::vector<Act
     }
     cancel_ack_owed_ = bound_.has_value();
     if (open()) {
-      BeginAbort(absl::Status(cancel->code,
-                              absl::StrCat("cancelled by the prefill worker: ", cancel->reason)),
-                 /*tell_sender=*/false, now, actions);
+      BeginAbort(
+          absl::Status(cancel->code, absl::StrCat("cancelled by the sender: ", cancel->reason)),
+          /*tell_sender=*/false, now, actions);
     }
     return true;
   }

@@ -1,5 +1,5 @@
-// The receiving half of one transfer (decode worker), sans I/O: Step takes what happened and says
-// what to do; nothing here sleeps, sends or reads a clock. One owner, one thread.
+// The receiving half of one transfer, sans I/O: Step takes what happened and says what to do;
+// nothing here sleeps, sends or reads a clock. One owner, one thread.
 //
 //             Bind           first Offer            coverage full           Final agrees
 //   RESERVED -----> BOUND ----------------> RECEIVING ------------> VERIFIED ------------> ACTIVE
@@ -41,7 +41,7 @@ class Receiver {
     kFreed
   };
 
-  // A message of the prefill worker; payload_bytes is what the channel announced with it.
+  // A message of the sender; payload_bytes is what the channel announced with it.
   struct Message {
     Incarnation from;
     Body body;

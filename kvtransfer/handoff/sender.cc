@@ -12,7 +12,7 @@ namespace {
 constexpr absl::Duration kMaxLease = absl::Hours(1);
 
 absl::Status RefusalStatus(NackCode code) {
-  std::string text = absl::StrCat("transfer refused by the decode worker: ", NackCodeName(code));
+  std::string text = absl::StrCat("transfer refused by the receiver: ", NackCodeName(code));
   switch (code) {
     case NackCode::kUnknown:
       return absl::NotFoundError(text);
@@ -80,9 +80,9 @@ bool Sender::Step(const Event& event, absl::Time now, std::vector<Action>* actio
   if (const auto* cancel = std::get_if<Cancel>(&event)) {
     actions->push_back(SendControl{CancelAck{Side::kReceiver}});
     if (open()) {
-      BeginAbort(absl::Status(cancel->code,
-                              absl::StrCat("cancelled by the decode worker: ", cancel->reason)),
-                 /*answered=*/true, now, actions);
+      BeginAbort(
+          absl::Status(cancel->code, absl::StrCat("cancelled by the receiver: ", cancel->reason)),
+          /*answered=*/true, now, actions);
     } else if (state_ == State::kAborting) {
       answered_ = true;
       MaybeEnd(now, actions);

@@ -1,5 +1,5 @@
-// The sending half of one transfer (prefill worker), sans I/O: Step takes what happened and says
-// what to do; nothing here sleeps, sends or reads a clock. One owner, one thread.
+// The sending half of one transfer, sans I/O: Step takes what happened and says what to do; nothing
+// here sleeps, sends or reads a clock. One owner, one thread.
 //
 //            first Ack            Finish, all offered        Commit
 //   QUEUED ------------> SENDING ------------> FINAL_SENT ------------> COMMITTED --> ENDED

@@ -1,6 +1,10 @@
 #include "services/decode_worker/decode_handler.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "common/block_hash.h"
+#include "common/clock.h"
 #include "services/decode_worker/token_stream.h"
 
 namespace sluice::worker {
@@ -11,6 +15,8 @@ constexpr char kStageDecode[] = "decode";
 
 // Blocks free up as running answers end; asking much sooner finds the same pool.
 constexpr absl::Duration kRetryAfter = absl::Milliseconds(100);
+// A dead peer's transfer ends this long after its silence was noticed.
+constexpr absl::Duration kTearDownTime = absl::Milliseconds(200);
 
 SampledToken ToSampledToken(const FirstToken& first) {
   SampledToken token{first.token, first.logprob, {}};
@@ -20,7 +26,8 @@ SampledToken ToSampledToken(const FirstToken& first) {
 
 }  // namespace
 
-DecodeHandler::DecodeHandler(const HandlerContext& context) : HandlerBase(context) {}
+DecodeHandler::DecodeHandler(const HandlerContext& context)
+    : HandlerBase(context), lender_(context) {}
 
 std::unique_ptr<RequestHandler> MakeDecodeHandler(const HandlerContext& context) {
   return std::make_unique<DecodeHandler>(context);
@@ -37,6 +44,39 @@ void DecodeHandler::OnReserve(rpc::SessionId session, rpc::SequenceAttempt seque
     }
     return;
   }
+  if (const HeldReserve* held = held_.Find(key.request);
+      held != nullptr && held->sequence.attempt >= key.attempt) {
+    context_.metrics->Ignored(IgnoredReason::kDuplicate);
+    return;
+  }
+  const absl::Time now = context_.clock->Now();
+  if (IsBeingTornDown(key.request)) {
+    held_.Hold({session, std::move(sequence), now, now + context_.peer_timeout + kTearDownTime});
+    return;
+  }
+  Reserve(session, std::move(sequence));
+}
+
+bool DecodeHandler::IsBeingTornDown(const RequestId& request) const {
+  return !table_
+              .KeysWhere([&](const DecodeRecord& record) {
+                return record.key.request == request && record.ending.has_value();
+              })
+              .empty();
+}
+
+void DecodeHandler::ResumeHeld(const RequestId& request) {
+  if (held_.Find(request) == nullptr) return;
+  HeldReserve held = held_.Take(request);
+  if (held.sequence.time_left) {
+    *held.sequence.time_left = std::max(
+        absl::ZeroDuration(), *held.sequence.time_left - (context_.clock->Now() - held.arrived));
+  }
+  Reserve(held.session, std::move(held.sequence));
+}
+
+void DecodeHandler::Reserve(rpc::SessionId session, rpc::SequenceAttempt sequence) {
+  const SequenceKey key{sequence.request, sequence.attempt};
   if (draining_) {
     SendBusy(session, key, absl::UnavailableError("draining"));
     return;
@@ -79,9 +119,11 @@ void DecodeHandler::OnReserveAnswer(ReserveAnswer answer) {
     context_.engine->AbandonReservation(record->key, 0);
     Finish(*record, record->ending ? Ending(*record->ending)
                                    : Ending::Failed(answer.transfer.status(), kStageTransfer));
+    ResumeHeld(answer.request);
     return;
   }
   record->transfer = *answer.transfer;
+  record->kv_address = std::move(answer.kv_address);
   record->state = DecodeRecord::State::kGranted;
   if (record->ending) {
     TearDown(*record);  // what arrived while the capability was being minted
@@ -93,6 +135,12 @@ void DecodeHandler::OnReserveAnswer(ReserveAnswer answer) {
 void DecodeHandler::OnTransferEvent(const TransferEvent& event) {
   if (const auto* received = std::get_if<Received>(&event)) OnReceived(*received);
   if (const auto* ended = std::get_if<ReceiveEnded>(&event)) OnReceiveEnded(*ended);
+  if (const auto* sent = std::get_if<SendEnded>(&event)) lender_.OnSendEnded(*sent);
+  if (const auto* fetch = std::get_if<FetchRequested>(&event)) {
+    const DecodeRecord* record = table_.Find({fetch->send.request, fetch->send.attempt});
+    lender_.Lend(*fetch, record != nullptr && record->transfer == fetch->grant &&
+                             record->state == DecodeRecord::State::kGranted && !record->ending);
+  }
 }
 
 void DecodeHandler::OnReceived(const Received& event) {
@@ -107,7 +155,9 @@ void DecodeHandler::OnReceived(const Received& event) {
     TearDownOnce(*record, Ending::Failed(std::move(activated), kStageDecode));
     return;
   }
+  if (Planted(WorkerMutant::kActivateForgotten)) return;
   record->state = DecodeRecord::State::kActive;
+  record->activated_at = MonotonicNow();
   context_.routers->SendKvReady(record->session,
                                 {record->key.request, record->key.attempt, event.exposed});
 }
@@ -119,22 +169,51 @@ void DecodeHandler::OnReceiveEnded(const ReceiveEnded& event) {
     return;  // active, or ended since: the blocks are the engine's
   }
   context_.engine->AbandonReservation(record->key, event.verified_tokens);
+  lender_.Cancel(record->key, absl::CancelledError("the reservation is over"));
   if (record->ending) {
     Finish(*record, Ending(*record->ending));
-    return;
+  } else {
+    absl::Status why = event.status;
+    if (why.ok()) why = absl::InternalError("the transfer ended without a result");
+    Finish(*record, Ending::Failed(std::move(why), kStageTransfer));
   }
-  absl::Status why = event.status;
-  if (why.ok()) why = absl::InternalError("the transfer ended without a result");
-  Finish(*record, Ending::Failed(std::move(why), kStageTransfer));
+  ResumeHeld(event.request);
 }
 
-void DecodeHandler::OnStep(const StepResult& result, const StepInterval&) {
+void DecodeHandler::OnCancel(rpc::SessionId session, const rpc::CancelOrder& order) {
+  const HeldReserve* held = held_.Find(order.request);
+  if (held != nullptr && held->session == session && held->sequence.attempt == order.attempt) {
+    held_.Take(order.request);
+  }
+  HandlerBase::OnCancel(session, order);
+}
+
+void DecodeHandler::OnSessionLost(rpc::SessionId session) {
+  held_.DropSession(session);
+  HandlerBase::OnSessionLost(session);
+}
+
+void DecodeHandler::OnTick(absl::Time now) {
+  HandlerBase::OnTick(now);
+  for (const RequestId& request : held_.Due(now)) ResumeHeld(request);
+}
+
+absl::Time DecodeHandler::NextDeadline() const {
+  return std::min(held_.NextDeadline(), HandlerBase::NextDeadline());
+}
+
+void DecodeHandler::OnStep(const StepResult& result, const StepInterval& interval) {
   TokensByRouter tokens;
   for (const TokenProduced& produced : result.tokens) {
-    if (DecodeRecord* record = table_.Find(produced.key)) {
-      tokens[record->session].push_back(
-          {produced.key.request, produced.key.attempt, produced.index, produced.token});
+    DecodeRecord* record = table_.Find(produced.key);
+    if (record == nullptr) continue;
+    rpc::OutputTokenEvent event{produced.key.request, produced.key.attempt, produced.index,
+                                produced.token};
+    if (!std::exchange(record->has_token, true)) {
+      event.stages =
+          rpc::StageDurations{interval.begin - record->activated_at, interval.end - interval.begin};
     }
+    tokens[record->session].push_back(std::move(event));
   }
   SendTokens(tokens);
   for (const SequenceEnded& ended : result.ended) {
@@ -156,7 +235,11 @@ void DecodeHandler::TearDown(DecodeRecord& record) {
       return;  // continued by OnReserveAnswer
     case DecodeRecord::State::kGranted: {
       const absl::Status& why = record.ending->status;
+      lender_.Cancel(record.key, absl::CancelledError("the reservation is over"));
       context_.engine->QuarantineReservation(record.key);
+      if (Planted(WorkerMutant::kFreeBeforeReceiveEnded)) {
+        context_.engine->AbandonReservation(record.key, 0);
+      }
       context_.transfers->CancelReceive(record.transfer,
                                         why.ok() ? absl::CancelledError("cancelled") : why);
       return;  // continued by OnReceiveEnded
@@ -179,6 +262,7 @@ void DecodeHandler::SendGrant(const DecodeRecord& record) {
   grant.incarnation = context_.self;
   grant.cached_tokens = record.cached_tokens;
   grant.lease = context_.lease;
+  grant.kv_address = record.kv_address;
   context_.routers->SendGrant(record.session, grant);
 }
 

@@ -1,15 +1,17 @@
 // Decode role: grants room for a request's KV, takes it in, and generates. Engine thread only.
 //
 // Life of an attempt:
-//   Reserve -> reserving (the transfer thread mints the capability) -> granted -> Received ->
-//   active -> ended Cancel, deadline, lost router before Received: aborting until ReceiveEnded,
-//   then freed
+//   Reserve (-> held while an older attempt lets go) -> reserving (the transfer thread mints the
+//   capability) -> granted -> Received -> active -> ended Cancel, deadline, lost router before
+//   Received: aborting until ReceiveEnded, then freed
 // Invariant: a reservation's blocks go back to the engine only after ReceiveEnded (or when no
 // transfer was ever opened), because until then the network may write to them.
 #pragma once
 
 #include <memory>
 
+#include "services/decode_worker/held_reserves.h"
+#include "services/decode_worker/prefix_lender.h"
 #include "services/worker_runtime/handler_base.h"
 
 namespace sluice::worker {
@@ -22,7 +24,10 @@ struct DecodeRecord : RequestRecord {
   };
   State state = State::kReserving;
   TransferId transfer;
+  std::string kv_address;
   int cached_tokens = 0;
+  absl::Time activated_at;
+  bool has_token = false;
 };
 
 class DecodeHandler final : public HandlerBase<DecodeRecord> {
@@ -33,16 +38,28 @@ class DecodeHandler final : public HandlerBase<DecodeRecord> {
   void OnReserveAnswer(ReserveAnswer answer) override;
   void OnTransferEvent(const TransferEvent& event) override;
   void OnStep(const StepResult& result, const StepInterval& interval) override;
+  void OnCancel(rpc::SessionId session, const rpc::CancelOrder& order) override;
+  void OnSessionLost(rpc::SessionId session) override;
+  void OnTick(absl::Time now) override;
+  absl::Time NextDeadline() const override;
 
  protected:
   void TearDown(DecodeRecord& record) override;
   std::string StageOf(const DecodeRecord& record) const override;
 
  private:
+  // Takes blocks and opens the transfer, or answers why not.
+  void Reserve(rpc::SessionId session, rpc::SequenceAttempt sequence);
+  // An attempt of the request, or the patience with it, is over.
+  void ResumeHeld(const RequestId& request);
+  bool IsBeingTornDown(const RequestId& request) const;
   void SendGrant(const DecodeRecord& record);
   void SendBusy(rpc::SessionId session, const SequenceKey& key, const absl::Status& why);
   void OnReceived(const Received& event);
   void OnReceiveEnded(const ReceiveEnded& event);
+
+  HeldReserves held_;
+  PrefixLender lender_;
 };
 
 std::unique_ptr<RequestHandler> MakeDecodeHandler(const HandlerContext& context);

@@ -35,7 +35,8 @@ FirstToken ToFirstToken(const SampledToken& token) {
 
 }  // namespace
 
-PrefillHandler::PrefillHandler(const HandlerContext& context) : HandlerBase(context) {}
+PrefillHandler::PrefillHandler(const HandlerContext& context)
+    : HandlerBase(context), fetcher_(context) {}
 
 std::unique_ptr<RequestHandler> MakePrefillHandler(const HandlerContext& context) {
   return std::make_unique<PrefillHandler>(context);
@@ -74,17 +75,48 @@ void PrefillHandler::OnPrefill(rpc::SessionId session, rpc::PrefillOrder order) 
   spec.block_bytes = static_cast<uint64_t>(context_.engine->layout().block_bytes());
   spec.block_tokens = kBlockTokens;
 
-  if (absl::Status added = context_.engine->AddPrefill(MakeInput(std::move(order.sequence)));
-      !added.ok()) {
-    Refuse(session, key, std::move(added), kStagePrefill);
-    return;
+  PrefixSource source;
+  source.grant = spec.transfer;
+  source.incarnation = spec.peer_incarnation;
+  source.kv_address = spec.peer_address;
+  source.cached_tokens = spec.begin_token;
+  SequenceInput prompt = MakeInput(std::move(order.sequence));
+  const bool fetching = fetcher_.Begin(source, &prompt);
+  if (!fetching) {
+    if (absl::Status added = context_.engine->AddPrefill(std::move(prompt)); !added.ok()) {
+      Refuse(session, key, std::move(added), kStagePrefill);
+      return;
+    }
   }
   table_.Insert(std::move(record));
   // Binding early takes the round trip out of the first offer's way.
   context_.transfers->StartSend(std::move(spec));
 }
 
+void PrefillHandler::Compute(std::optional<SequenceInput> prompt) {
+  if (!prompt) return;
+  PrefillRecord* record = table_.Find(prompt->key);
+  if (record == nullptr || record->ending) return;
+  if (absl::Status added = context_.engine->AddPrefill(*std::move(prompt)); !added.ok()) {
+    TearDownOnce(*record, Ending::Failed(std::move(added), kStagePrefill));
+  }
+}
+
+void PrefillHandler::OnReserveAnswer(ReserveAnswer answer) {
+  Compute(fetcher_.OnReserveAnswer(answer));
+}
+
+void PrefillHandler::OnTick(absl::Time now) {
+  fetcher_.OnTick(now);
+  HandlerBase::OnTick(now);
+}
+
+absl::Time PrefillHandler::NextDeadline() const {
+  return std::min(fetcher_.NextDeadline(), HandlerBase::NextDeadline());
+}
+
 void PrefillHandler::OnStep(const StepResult& result, const StepInterval& interval) {
+  fetcher_.OnComputed(result.num_prefill_tokens, interval.end - interval.begin);
   for (const SequenceKey& key : result.started) {
     if (PrefillRecord* record = table_.Find(key)) record->compute_began = interval.begin;
   }
@@ -138,11 +170,15 @@ void PrefillHandler::OfferChunk(PrefillRecord& record, const ChunkComputed& chun
 
 void PrefillHandler::OnTransferEvent(const TransferEvent& event) {
   if (const auto* ended = std::get_if<SendEnded>(&event)) OnSendEnded(*ended);
+  if (const auto* fetched = std::get_if<ReceiveEnded>(&event)) {
+    Compute(fetcher_.OnReceiveEnded(*fetched));
+  }
 }
 
 void PrefillHandler::OnSendEnded(const SendEnded& event) {
   PrefillRecord* record = table_.Find({event.request, event.attempt});
   if (record == nullptr || record->transfer != event.transfer) return;
+  fetcher_.Cancel(record->key);
   LeaveEngine(*record);
   if (record->ending) {
     Finish(*record, Ending(*record->ending));
@@ -156,7 +192,8 @@ void PrefillHandler::OnSendEnded(const SendEnded& event) {
 void PrefillHandler::TearDown(PrefillRecord& record) {
   // Nothing was offered: no one reads the blocks, so stop computing now instead of after the
   // decode worker's answer.
-  if (!record.offered) LeaveEngine(record);
+  if (!record.offered || Planted(WorkerMutant::kUnpinBeforeSendEnded)) LeaveEngine(record);
+  fetcher_.Cancel(record.key);
   const Ending& ending = *record.ending;
   context_.transfers->CancelSend(
       record.transfer, ending.status.ok() ? absl::CancelledError("cancelled") : ending.status);

@@ -3,13 +3,15 @@
 // has them. Engine thread only.
 //
 // Life of an attempt (engine sequence | send):
-//   Prefill -> computing | open -> first token | finishing -> SendEnded -> handed over
-//   Cancel, deadline, lost router, engine failure -> | cancelling -> SendEnded -> ended
+//   Prefill -> (fetching its beginning ->) computing | open -> first token | finishing -> SendEnded
+//   -> handed over Cancel, deadline, lost router, engine failure -> | cancelling -> SendEnded ->
+//   ended
 // Invariant: blocks that were offered stay pinned in the engine until SendEnded, whatever happens.
 #pragma once
 
 #include <memory>
 
+#include "services/prefill_worker/prefix_fetcher.h"
 #include "services/worker_runtime/handler_base.h"
 
 namespace sluice::worker {
@@ -29,18 +31,25 @@ class PrefillHandler final : public HandlerBase<PrefillRecord> {
   explicit PrefillHandler(const HandlerContext& context);
 
   void OnPrefill(rpc::SessionId session, rpc::PrefillOrder order) override;
+  void OnReserveAnswer(ReserveAnswer answer) override;
   void OnTransferEvent(const TransferEvent& event) override;
   void OnStep(const StepResult& result, const StepInterval& interval) override;
+  void OnTick(absl::Time now) override;
+  absl::Time NextDeadline() const override;
 
  protected:
   void TearDown(PrefillRecord& record) override;
   std::string StageOf(const PrefillRecord& record) const override;
 
  private:
+  // The prompt's fetch is over; its request may be, too.
+  void Compute(std::optional<SequenceInput> prompt);
   void OfferChunk(PrefillRecord& record, const ChunkComputed& chunk);
   void OnSendEnded(const SendEnded& event);
   // Frees the sequence's blocks. REQUIRES: the transfer no longer reads them.
   void LeaveEngine(PrefillRecord& record);
+
+  PrefixFetcher fetcher_;
 };
 
 std::unique_ptr<RequestHandler> MakePrefillHandler(const HandlerContext& context);

@@ -12,8 +12,6 @@ constexpr const char* kRejections[] = {"",          "queue_full", "queue_timeout
 // By RequestFlow::Phase. Waiting for decode blocks and asking for them is part of the queue.
 constexpr const char* kPhases[] = {"queued",      "queued",       "queued", "prefill",
                                    "kv_transfer", "decode_queue", "decode"};
-constexpr const char* kStages[] = {"admission", "route",       "prefill_queue",
-                                   "prefill",   "kv_transfer", "first_step"};
 constexpr const char* kRoles[] = {"prefill", "decode", "both"};
 constexpr const char* kStates[] = {"starting", "ready", "draining", "unreachable"};
 
@@ -62,6 +60,13 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
   inter_token_latency_ =
       registry->AddHistogram("sluice_inter_token_latency_seconds",
                              "Gap between token events, per token.", ItlBuckets(), by_model);
+  time_per_output_token_ = registry->AddHistogram(
+      "sluice_time_per_output_token_seconds",
+      "Mean gap between the tokens of a request, after its first.", ItlBuckets(), by_model);
+  prefix_match_ratio_ = registry->AddHistogram(
+      "sluice_route_prefix_match_ratio",
+      "Share of a prompt that its prefill worker was expected to have cached.",
+      {0, .1, .2, .3, .4, .5, .6, .7, .8, .9, 1});
   recovery_pause_ = registry->AddHistogram(
       "sluice_request_recovery_pause_seconds",
       "Gap that a lost or failed worker left in an answer, as its client saw it.", StageBuckets(),
@@ -70,10 +75,10 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
                                           "Prompt tokens of a request.", TokenBuckets(), by_model);
   output_tokens_ = registry->AddHistogram("sluice_request_output_tokens",
                                           "Output tokens of a request.", TokenBuckets(), by_model);
-  for (const char* stage : kStages) {
+  for (const char* stage : kTimeStages) {
     stages_[stage] = registry->AddHistogram("sluice_request_stage_duration_seconds",
-                                            "Stages of the time to first token.", StageBuckets(),
-                                            {{"stage", stage}});
+                                            "Stages of the time to the first and second token.",
+                                            StageBuckets(), {{"stage", stage}});
   }
   const char* prompt_help = "Prompt tokens of answered requests, by where their KV came from.";
   prompt_computed_ =
@@ -82,6 +87,9 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
                                         with("source", "prefix_cache"));
   output_tokens_total_ =
       registry->AddCounter("sluice_output_tokens_total", "Tokens handed to the fronts.", by_model);
+  retry_queue_requests_ =
+      registry->AddGauge("sluice_retry_queue_requests",
+                         "Requests that lost a worker and wait for a place to start anew.");
   queue_requests_ = registry->AddGauge("sluice_admission_queue_requests",
                                        "Requests waiting for a place among the running ones.");
   queue_duration_ =
@@ -173,6 +181,10 @@ void RouterMetrics::OnEnd(const EndRequest& ended) {
   if (const auto it = ended.result.stages.find("admission"); it != ended.result.stages.end()) {
     queue_duration_->Observe(Seconds(it->second));
   }
+  if (ended.prefix_match_ratio.has_value()) prefix_match_ratio_->Observe(*ended.prefix_match_ratio);
+  if (ended.time_per_output_token.has_value()) {
+    time_per_output_token_->Observe(Seconds(*ended.time_per_output_token));
+  }
   if (ended.output_tokens == 0) return;
   request_duration_->Observe(Seconds(ended.duration));
   prompt_tokens_->Observe(ended.prompt_tokens);
@@ -188,6 +200,7 @@ void RouterMetrics::OnTick(const RouterCore& core, absl::Time now) {
   for (const auto& [gauge, phase] : in_flight_) sums[gauge] += phases[phase];
   for (const auto& [gauge, count] : sums) gauge->Set(count);
   queue_requests_->Set(core.num_queued());
+  retry_queue_requests_->Set(static_cast<double>(core.retries().num_waiting()));
   draining_->Set(core.draining() ? 1 : 0);
   drain_remaining_->Set(core.draining() ? core.num_queued() + core.num_running() : 0);
   UpdateWorkers(core, now);

@@ -38,6 +38,8 @@ class RouterMetrics final : public DispatcherObserver {
   Histogram* request_duration_ = nullptr;
   Histogram* time_to_first_token_ = nullptr;
   Histogram* inter_token_latency_ = nullptr;
+  Histogram* time_per_output_token_ = nullptr;
+  Histogram* prefix_match_ratio_ = nullptr;
   Histogram* recovery_pause_ = nullptr;
   Histogram* prompt_tokens_ = nullptr;
   Histogram* output_tokens_ = nullptr;
@@ -46,6 +48,7 @@ class RouterMetrics final : public DispatcherObserver {
   Counter* prompt_cached_ = nullptr;
   Counter* output_tokens_total_ = nullptr;
   Gauge* queue_requests_ = nullptr;
+  Gauge* retry_queue_requests_ = nullptr;
   Histogram* queue_duration_ = nullptr;
   Gauge* draining_ = nullptr;
   Gauge* drain_remaining_ = nullptr;

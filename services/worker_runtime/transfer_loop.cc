@@ -54,6 +54,7 @@ void TransferLoop::CancelSend(TransferId transfer, absl::Status reason) {
   Post(CancelCommand{transfer, std::move(reason), /*send=*/true});
 }
 void TransferLoop::Reserve(ReceiveSpec spec) { Post(std::move(spec)); }
+void TransferLoop::Fetch(FetchSpec spec) { Post(std::move(spec)); }
 void TransferLoop::CancelReceive(TransferId transfer, absl::Status reason) {
   Post(CancelCommand{transfer, std::move(reason), /*send=*/false});
 }
@@ -127,7 +128,12 @@ void TransferLoop::Apply(CancelCommand command) {
 }
 
 void TransferLoop::Apply(ReceiveSpec spec) {
-  undelivered_.push_back(ReserveAnswer{spec.request, spec.attempt, agent_->Reserve(spec)});
+  undelivered_.push_back(
+      ReserveAnswer{spec.request, spec.attempt, agent_->Reserve(spec), channel_->LocalAddress()});
+}
+
+void TransferLoop::Apply(FetchSpec spec) {
+  undelivered_.push_back(ReserveAnswer{spec.into.request, spec.into.attempt, agent_->Fetch(spec)});
 }
 
 void TransferLoop::Observe(const TransferEvent& event) {
@@ -138,8 +144,9 @@ void TransferLoop::Observe(const TransferEvent& event) {
     const std::string transport = TransportOfAll();
     metrics_->TransferEnded(TransferDirection::kReceive, transport, absl::OkStatus(),
                             received->duration);
-    metrics_->TransferExposed(transport, received->exposed);
-  } else if (const auto* ended = std::get_if<ReceiveEnded>(&event); !ended->status.ok()) {
+    if (!received->fetched) metrics_->TransferExposed(transport, received->exposed);
+  } else if (const auto* ended = std::get_if<ReceiveEnded>(&event);
+             ended != nullptr && !ended->status.ok()) {
     metrics_->TransferEnded(TransferDirection::kReceive, TransportOfAll(), ended->status,
                             absl::ZeroDuration());
   }

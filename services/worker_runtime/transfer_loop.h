@@ -48,6 +48,7 @@ class TransferLoop final : public TransferPort {
   void FinishSend(TransferId transfer, FirstToken first) override;
   void CancelSend(TransferId transfer, absl::Status reason) override;
   void Reserve(ReceiveSpec spec) override;
+  void Fetch(FetchSpec spec) override;
   void CancelReceive(TransferId transfer, absl::Status reason) override;
 
  private:
@@ -66,7 +67,8 @@ class TransferLoop final : public TransferPort {
     absl::Status reason;
     bool send;
   };
-  using Command = std::variant<SendSpec, OfferCommand, FinishCommand, CancelCommand, ReceiveSpec>;
+  using Command =
+      std::variant<SendSpec, OfferCommand, FinishCommand, CancelCommand, ReceiveSpec, FetchSpec>;
 
   void Post(Command command);
   void Run();
@@ -76,6 +78,7 @@ class TransferLoop final : public TransferPort {
   void Apply(FinishCommand command);
   void Apply(CancelCommand command);
   void Apply(ReceiveSpec spec);
+  void Apply(FetchSpec spec);
   void FailSend(const SendSpec& spec, const absl::Status& why);
   void Observe(const TransferEvent& event);
   void Deliver();

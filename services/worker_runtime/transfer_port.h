@@ -3,6 +3,7 @@
 // OnTransferEvent), in order; a command that cannot be carried out ends its transfer with an error.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -13,11 +14,12 @@
 
 namespace sluice::worker {
 
-// Answers TransferPort::Reserve.
+// Answers TransferPort::Reserve and Fetch.
 struct ReserveAnswer {
   RequestId request;
   Attempt attempt;
   absl::StatusOr<TransferId> transfer;
+  std::string kv_address;  // where to send to
 };
 
 class TransferPort {
@@ -29,6 +31,8 @@ class TransferPort {
   virtual void FinishSend(TransferId transfer, FirstToken first) = 0;
   virtual void CancelSend(TransferId transfer, absl::Status reason) = 0;
   virtual void Reserve(ReceiveSpec spec) = 0;
+  virtual void Fetch(FetchSpec spec) = 0;
+  // Ends a reservation or a fetch.
   virtual void CancelReceive(TransferId transfer, absl::Status reason) = 0;
 };
 

@@ -78,6 +78,8 @@ Worker::Worker(WorkerOptions options, std::unique_ptr<Engine> engine, TransferPa
   context.clock = clock_;
   context.self = options_.incarnation;
   context.lease = options_.transfer.lease;
+  context.peer_timeout = options_.transfer.peer_timeout;
+  context.fetch_patience = options_.transfer.fetch_patience;
   handler_ = make_handler(context);
   loop_ = std::make_unique<EngineLoop>(engine_.get(), handler_.get(), &board_, &metrics_, clock_);
 }
@@ -131,6 +133,11 @@ std::string Worker::NotReadyReason() const {
   }
   if (sessions_->num_attached() == 0) return "not attached to any router";
   return "";
+}
+
+std::string Worker::BlocksJson() const {
+  return BlockReportJson(
+      board_.blocks(), {options_.worker_id, options_.role, options_.transfer.lease}, clock_->Now());
 }
 
 int Worker::num_requests() const { return board_.engine().num_requests; }

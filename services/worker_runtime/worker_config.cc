@@ -54,6 +54,10 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
                     "Processor instructions to use. auto: the best there is. Set it when workers "
                     "on different processors must give the same bits.");
   schema->Add("threads", &threads, "Compute threads. 0: one per core.", 0, 4096);
+  schema->Add(
+      "verify_weights", &verify_weights,
+      "Hold the model folder against its sluice-manifest.json, if it has one, while loading: "
+      "a damaged or exchanged file is refused. Off saves reading what packing skips.");
   schema->Add("kv_cache", &kv_cache,
               "Memory for KV blocks, for example 4GiB. 0: a share of what is free at start.");
   schema->Add("num_kv_blocks", &num_kv_blocks,
@@ -86,6 +90,10 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
               "A transfer without any progress ends after this, and its blocks are freed.");
   schema->Add("transfer.peer_timeout", &transfer.peer_timeout,
               "A peer that shows no sign of life for this long is dead.");
+  schema->Add(
+      "transfer.fetch_patience", &transfer.fetch_patience,
+      "A prefill worker that asks a decode worker for the beginning of a prompt computes it "
+      "itself when nothing comes for this long. 0: it never asks.");
   schema->Add("transfer.window", &transfer_window,
               "Bytes of one transfer that may be under way unacknowledged.");
 
@@ -117,6 +125,7 @@ absl::Status WorkerConfig::Finish() {
   } durations[] = {
       {"transfer.lease", transfer.lease, absl::Milliseconds(500)},
       {"transfer.peer_timeout", transfer.peer_timeout, 2 * transfer.heartbeat_interval},
+      {"transfer.fetch_patience", transfer.fetch_patience, absl::ZeroDuration()},
       {"drain_timeout", drain_timeout, absl::ZeroDuration()},
   };
   for (const auto& duration : durations) {
@@ -130,6 +139,8 @@ absl::Status WorkerConfig::Finish() {
     return absl::InvalidArgumentError("transfer.window: less than 1MiB");
   }
   transfer.window_bytes = transfer_window.bytes;
+  // What is fetched becomes cached prefix, or nothing.
+  if (!scheduler.enable_prefix_cache) transfer.fetch_patience = absl::ZeroDuration();
   if (served_model_name.empty()) {
     std::filesystem::path path = std::filesystem::path(model).lexically_normal();
     if (path.filename().empty()) path = path.parent_path();
@@ -144,6 +155,7 @@ EngineOptions WorkerConfig::MakeEngineOptions() const {
   options.dtype = dtype == "f32" ? DType::kF32 : DType::kBF16;
   options.isa = isa;
   options.num_threads = threads;
+  options.verify_weights = verify_weights;
   options.kv_cache_bytes = kv_cache.bytes;
   options.num_kv_blocks = num_kv_blocks;
   options.scheduler = scheduler;

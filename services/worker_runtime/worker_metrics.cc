@@ -91,6 +91,17 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
                                          "Prompt tokens looked up in the prefix cache.");
   prefix_hit_ = registry->AddCounter("sluice_kv_prefix_hit_tokens_total",
                                      "Prompt tokens found in the prefix cache.");
+  const std::pair<FetchResult, const char*> results[] = {{FetchResult::kOk, "ok"},
+                                                         {FetchResult::kPartial, "partial"},
+                                                         {FetchResult::kFailed, "failed"}};
+  for (const auto& [result, label] : results) {
+    fetches_[result] = registry->AddCounter(
+        "sluice_kv_prefix_fetches_total",
+        "Beginnings of prompts asked of decode workers: all, some or none came.",
+        {{"result", label}});
+  }
+  fetched_tokens_ = registry->AddCounter("sluice_kv_prefix_fetched_tokens_total",
+                                         "Prompt tokens that came from decode workers.");
   queue_time_ = registry->AddHistogram("sluice_engine_queue_duration_seconds",
                                        "From arrival to the first step.", StageBuckets());
   const std::pair<IgnoredReason, const char*> reasons[] = {
@@ -181,6 +192,11 @@ void WorkerMetrics::Preempted() { preemptions_->Increment(); }
 void WorkerMetrics::PrefixLookup(int queried_tokens, int hit_tokens) {
   prefix_queried_->Increment(queried_tokens);
   prefix_hit_->Increment(hit_tokens);
+}
+
+void WorkerMetrics::PrefixFetched(FetchResult result, int tokens) {
+  fetches_.at(result)->Increment();
+  fetched_tokens_->Increment(tokens);
 }
 
 void WorkerMetrics::QueueTime(absl::Duration duration) {

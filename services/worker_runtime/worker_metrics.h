@@ -16,6 +16,9 @@ namespace sluice::worker {
 
 enum class TransferDirection { kSend, kReceive };
 
+// What came of asking a decode worker for the beginning of a prompt.
+enum class FetchResult { kOk, kPartial, kFailed };
+
 // Messages that are not acted upon.
 enum class IgnoredReason {
   kStaleAttempt,
@@ -38,6 +41,7 @@ class WorkerMetrics {
   void Load(const EngineLoad& load);
   void Preempted();
   void PrefixLookup(int queried_tokens, int hit_tokens);
+  void PrefixFetched(FetchResult result, int tokens);
   void QueueTime(absl::Duration duration);
   void Ignored(IgnoredReason reason);
   void RequestEnded(rpc::RequestEndReason reason);
@@ -65,6 +69,8 @@ class WorkerMetrics {
   Counter* preemptions_;
   Counter* prefix_queried_;
   Counter* prefix_hit_;
+  std::map<FetchResult, Counter*> fetches_;
+  Counter* fetched_tokens_;
   Histogram* queue_time_;
   std::map<IgnoredReason, Counter*> ignored_;
   std::map<rpc::RequestEndReason, Counter*> ended_;

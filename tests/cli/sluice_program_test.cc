@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 #include <stdio.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -47,17 +49,67 @@ RunResult Sluice(const std::string& arguments) {
 }
 
 TEST(SluiceProgram, UsageErrorsExitWith2) {
-  for (const char* arguments : {"", "dance", "up --prefill many", "up --http-port 70000", "inspect",
-                                "logits /x", "chat --temperature hot", "status --interval 0"}) {
+  for (const char* arguments :
+       {"", "dance", "up --prefill many", "up --http-port 70000", "inspect", "logits /x",
+        "chat --temperature hot", "status --interval 0", "make-checkpoint --preset v2-lite",
+        "make-checkpoint --preset v9 --out /x"}) {
     const RunResult run = Sluice(arguments);
     EXPECT_EQ(run.exit_code, 2) << arguments << run.err;
     EXPECT_NE(run.err, "") << arguments;
   }
 }
 
+TEST(SluiceProgram, AManifestIsWrittenAndHeldAgainstTheWeights) {
+  namespace fs = std::filesystem;
+  const fs::path model = fs::temp_directory_path() / absl::StrCat("sluice-manifest-", getpid());
+  fs::remove_all(model);
+  fs::copy(std::string(SLUICE_SOURCE_DIR) + "/tests/golden/data/dev-v3", model);
+  const std::string generate =
+      absl::StrCat("generate ", model.string(), " --tokens 1,2,3 --max-tokens 2 --threads 1");
+  EXPECT_EQ(Sluice(generate).exit_code, 0) << "without a manifest";
+  const RunResult written = Sluice(absl::StrCat("inspect ", model.string(), " --write-manifest"));
+  EXPECT_EQ(written.exit_code, 0) << written.err;
+  EXPECT_THAT(written.out, AllOf(HasSubstr("3 shards"), HasSubstr("golden answer of 16 tokens")));
+  for (const char* flags : {" --dtype f32", " --dtype bf16", " --dtype bf16 --isa portable"}) {
+    const RunResult run = Sluice(generate + flags);
+    EXPECT_EQ(run.exit_code, 0) << flags << run.err;
+  }
+
+  const fs::path shard = model / "model-00003-of-000003.safetensors";
+  fs::permissions(shard, fs::perms::owner_all);
+  std::fstream file(shard, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(-1, std::ios::end);
+  const char last = static_cast<char>(file.get() ^ 1);
+  file.seekp(-1, std::ios::end);
+  file.put(last);
+  file.close();
+  const RunResult refused = Sluice(generate);
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.err, AllOf(HasSubstr(shard.filename().string()), HasSubstr("tensor '")));
+  fs::remove_all(model);
+}
+
+TEST(SluiceProgram, AMadeCheckpointRuns) {
+  namespace fs = std::filesystem;
+  const fs::path model = fs::temp_directory_path() / absl::StrCat("sluice-made-", getpid());
+  fs::remove_all(model);
+  const std::string make =
+      absl::StrCat("make-checkpoint --config ", kTiny, "/config.json", " --tokenizer ", kTiny,
+                   " --layers 2 --out ", model.string());
+  const RunResult made = Sluice(make);
+  EXPECT_EQ(made.exit_code, 0) << made.err;
+  const RunResult run =
+      Sluice(absl::StrCat("generate ", model.string(), " --chat hello --max-tokens 3 --threads 1"));
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(Sluice(make).err, HasSubstr("not an empty folder"));
+  EXPECT_THAT(Sluice(absl::StrCat("make-checkpoint --out ", model.string(), "2")).err,
+              HasSubstr("--preset or --config"));
+  fs::remove_all(model);
+}
+
 TEST(SluiceProgram, EveryCommandHasHelpWithoutFailing) {
   for (const char* command :
-       {"", "up", "down", "chat", "status", "inspect", "generate", "logits"}) {
+       {"", "up", "down", "chat", "status", "inspect", "generate", "logits", "make-checkpoint"}) {
     const RunResult run = Sluice(absl::StrCat(command, " --help"));
     EXPECT_EQ(run.exit_code, 0) << command;
     EXPECT_THAT(run.out, HasSubstr("sluice")) << command;

@@ -1,5 +1,6 @@
 """The cluster answers: right, streamed, through router, prefill worker and decode worker."""
 
+import time
 import unittest
 
 from cluster import Cluster, MODEL_NAME, wait_for
@@ -22,6 +23,7 @@ class AnswersTest(unittest.TestCase):
         message = answer["choices"][0]["message"]
         self.assertIn("9034", message["content"])
         self.assertEqual(answer["choices"][0]["finish_reason"], "stop")
+        self.assertNotIn("timings", answer, "only on request")
         usage = answer["usage"]
         self.assertEqual(usage["total_tokens"], usage["prompt_tokens"] + usage["completion_tokens"])
 
@@ -49,6 +51,30 @@ class AnswersTest(unittest.TestCase):
         second = self.cluster.chat(question)
         self.assertEqual(first["choices"][0]["message"], second["choices"][0]["message"])
         self.assertGreaterEqual(second["usage"]["prompt_tokens_details"]["cached_tokens"], 64)
+
+    def test_stages_explain_the_time_to_first_token(self):
+        for i in range(5):
+            # Long enough that the stages, not the noise between client and router, make up the time.
+            prompt = f"Attempt {i}. " + " ".join(f"word{(i + 1) * j}" for j in range(400))
+            began = time.monotonic()
+            first = None
+            for chunk in self.cluster.stream("/v1/completions", {
+                    "model": MODEL_NAME, "temperature": 0, "max_tokens": 4, "ignore_eos": True, "prompt": prompt,
+                    "include_timings": True}):
+                if first is None:
+                    first = (time.monotonic() - began) * 1e3
+                timings = chunk.get("timings")
+            stages = timings["stages_ms"]
+            self.assertEqual(list(stages), ["parse", "tokenize", "admission", "route", "prefill_queue", "prefill",
+                                            "detokenize", "kv_transfer", "decode_queue", "first_step"])
+            for stage, milliseconds in stages.items():
+                self.assertGreaterEqual(milliseconds, 0, stage)
+            ours = timings["time_to_first_token_ms"]
+            explained = sum(list(stages.values())[:7])
+            self.assertAlmostEqual(explained, ours, delta=0.05 * ours, msg=str(timings))
+            self.assertLessEqual(ours, first)
+            self.assertGreater(stages["prefill"], 0.1 * ours)
+            self.assertLessEqual(sum(stages.values()), 1.05 * timings["total_ms"])
 
     def test_user_text_is_never_a_control_token(self):
         tokens = self.cluster.post("/tokenize", {

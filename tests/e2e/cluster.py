@@ -38,15 +38,16 @@ def wait_for(condition, timeout_seconds, what):
 
 
 class Process:
-    """One child. `ports` is what it wrote to its port file."""
+    """One child. `ports` is what it wrote to its port file, `host` where they can be reached."""
 
-    def __init__(self, name, program, args, run_dir, env=None):
+    def __init__(self, name, program, args, run_dir, env=None, launcher=(), host="127.0.0.1"):
         self.name = name
+        self.host = host
         self.log_path = run_dir / f"{name}.log"
         self.port_file = run_dir / f"{name}.ports.json"
         full_env = dict(os.environ)
         full_env.update(env or {})
-        command = [str(BIN_DIR / program), *args, "--port-file", str(self.port_file)]
+        command = [*launcher, str(BIN_DIR / program), *args, "--port-file", str(self.port_file)]
         self._log = open(self.log_path, "ab")
         self.popen = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env=full_env)
@@ -79,9 +80,30 @@ class Process:
         return self.popen.returncode
 
 
+class Loopback:
+    """Where a cluster's processes run: all on this machine's loopback. A test may bring another network."""
+
+    def host(self, name):
+        """The address under which the process `name` is reached."""
+        return "127.0.0.1"
+
+    def launcher(self, name):
+        """Command line to put before its program."""
+        return ["nice", "-n", "5"] if name.startswith("prefill") else []  # as `sluice up` does on shared cores
+
+    def args(self, name):
+        """Flags that it needs on this network."""
+        return []
+
+    def router_address(self, name, router):
+        """The fleet address by which the worker `name` reaches the router."""
+        return f"{router.host}:{router.ports['fleet_port']}"
+
+
 class Cluster:
     def __init__(self, prefill=1, decode=1, both=0, model=MODEL, router_args=(), worker_args=(), env=None,
-                 kv_cache="128MiB"):
+                 kv_cache="128MiB", network=None):
+        self.network = network or Loopback()
         self.run_dir = pathlib.Path(tempfile.mkdtemp(prefix="sluice-e2e-"))
         self.model = model
         self.env = env or {}
@@ -100,9 +122,9 @@ class Cluster:
             raise
 
     def start(self):
-        self.router = Process("router", "sluice-router", [
+        self.router = self._start("router", "sluice-router", [
             "--model", self.model, "--http-port", "0", "--grpc-port", "0", "--fleet-port", "0",
-            "--admin-port", "0", *self.router_args], self.run_dir, self.env).wait_for_ports()
+            "--admin-port", "0", *self.router_args])
         for role in self.roles:
             self.add_worker(role)
         wait_for(self.is_ready, 30, "the router to be ready")
@@ -116,20 +138,24 @@ class Cluster:
         self.workers.append(worker)
         return worker
 
-    def restart_worker(self, dead):
+    def restart_worker(self, dead, timeout_seconds=20):
         """A new process with the name of one that has ended, in its place."""
         dead.stop()
         dead.port_file.unlink(missing_ok=True)
-        worker = self._start_worker(dead.name.rsplit("-", 1)[0], dead.name)
+        worker = self._start_worker(dead.name.rsplit("-", 1)[0], dead.name, timeout_seconds)
         self.workers[self.workers.index(dead)] = worker
         return worker
 
-    def _start_worker(self, role, name):
+    def _start_worker(self, role, name, timeout_seconds=20):
         program = "sluice-prefill-worker" if role == "prefill" else "sluice-decode-worker"
-        return Process(name, program, [
+        return self._start(name, program, [
             "--model", self.model, "--role", role, "--worker-id", name, "--admin-port", "0",
-            "--routers", f"127.0.0.1:{self.router.ports['fleet_port']}", "--threads", "1",
-            *self.worker_args], self.run_dir, self.env).wait_for_ports()
+            "--routers", self.network.router_address(name, self.router), "--threads", "1", *self.worker_args],
+            timeout_seconds)
+
+    def _start(self, name, program, args, timeout_seconds=20):
+        return Process(name, program, [*args, *self.network.args(name)], self.run_dir, self.env,
+                       self.network.launcher(name), self.network.host(name)).wait_for_ports(timeout_seconds)
 
     def __exit__(self, exc_type, exc, tb):
         codes = {}
@@ -147,16 +173,20 @@ class Cluster:
 
     @property
     def base_url(self):
-        return f"http://127.0.0.1:{self.router.ports['http_port']}"
+        return f"http://{self.router.host}:{self.router.ports['http_port']}"
 
     @property
     def grpc_address(self):
-        return f"127.0.0.1:{self.router.ports['grpc_port']}"
+        return f"{self.router.host}:{self.router.ports['grpc_port']}"
 
-    def request(self, method, path, body=None, headers=None, timeout_seconds=120, port=None):
+    @property
+    def http_address(self):
+        return self.router.host, self.router.ports["http_port"]
+
+    def request(self, method, path, body=None, headers=None, timeout_seconds=120, address=None):
         """(status, headers, body bytes). `body` may be a dict or raw bytes."""
-        connection = http.client.HTTPConnection(
-            "127.0.0.1", port or self.router.ports["http_port"], timeout=timeout_seconds)
+        host, port = address or self.http_address
+        connection = http.client.HTTPConnection(host, port, timeout=timeout_seconds)
         try:
             if isinstance(body, (dict, list)):
                 body = json.dumps(body).encode()
@@ -175,8 +205,7 @@ class Cluster:
 
     def stream(self, path, body, timeout_seconds=120):
         """Yields the parsed `data:` objects of an SSE answer; the final [DONE] must come."""
-        connection = http.client.HTTPConnection(
-            "127.0.0.1", self.router.ports["http_port"], timeout=timeout_seconds)
+        connection = http.client.HTTPConnection(*self.http_address, timeout=timeout_seconds)
         try:
             connection.request("POST", path, body=json.dumps({**body, "stream": True}),
                                headers={"Content-Type": "application/json"})
@@ -205,9 +234,13 @@ class Cluster:
 
     def is_ready(self):
         try:
-            return self.request("GET", "/readyz", port=self.router.ports["admin_port"])[0] == 200
+            return self.admin(self.router, "/readyz")[0] == 200
         except OSError:
             return False
+
+    def admin(self, process, path):
+        """(status, headers, body) from the admin port of one process."""
+        return self.request("GET", path, address=(process.host, process.ports["admin_port"]))
 
     def status(self):
         output = subprocess.run(
@@ -219,7 +252,7 @@ class Cluster:
         return [w for w in self.status()["workers"] if w["state"] == "ready"]
 
     def metrics(self, process):
-        _, _, body = self.request("GET", "/metrics", port=process.ports["admin_port"])
+        _, _, body = self.admin(process, "/metrics")
         values = {}
         for line in body.decode().splitlines():
             if line and not line.startswith("#"):
@@ -285,5 +318,5 @@ def connect_raw(cluster, receive_buffer_bytes=None):
     if receive_buffer_bytes:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer_bytes)
     sock.settimeout(20)
-    sock.connect(("127.0.0.1", cluster.router.ports["http_port"]))
+    sock.connect(cluster.http_address)
     return sock

@@ -129,7 +129,7 @@ class BatchInvariance : public testing::TestWithParam<Case> {
       const Expected& expected = expected_[order[i]];
       const int count = static_cast<int>(slices[i].tokens.size());
       for (int t = count - slices[i].num_logit_rows; t < count; ++t, row += vocab) {
-        const size_t position = static_cast<size_t>(sequence.computed + t);
+        const size_t position = static_cast<size_t>(sequence.computed) + static_cast<size_t>(t);
         ASSERT_EQ(std::memcmp(row, expected.logits[position].data(), vocab * sizeof(float)), 0)
             << "logits of sequence " << order[i] << ", position " << position << ", chunk of "
             << count << " among " << slices.size() << " slices";

@@ -436,7 +436,8 @@ TEST_P(Conformance, Gate) {
         }
         std::sort(groups.rbegin(), groups.rend());
         for (size_t g = 2; g < 4; ++g) {
-          for (int e = 0; e < 6; ++e) rank[static_cast<size_t>(-groups[g].second * 6 + e)] = -1e30;
+          const int first = -groups[g].second * 6;
+          std::fill_n(rank.begin() + first, 6, -1e30);
         }
       }
       std::vector<int> order(24);

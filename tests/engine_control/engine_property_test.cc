@@ -23,6 +23,7 @@ TEST(EngineProperty, RandomScriptsKeepEveryInvariant) {
     total.refused += coverage.refused;
     total.answers += coverage.answers;
     total.stalls += coverage.stalls;
+    total.pins += coverage.pins;
   }
   // The scripts do reach what they are for.
   EXPECT_GT(total.preemptions, 500);
@@ -33,6 +34,7 @@ TEST(EngineProperty, RandomScriptsKeepEveryInvariant) {
   EXPECT_GT(total.refused, 500);
   EXPECT_GT(total.answers, 5000);
   EXPECT_GT(total.stalls, 100);
+  EXPECT_GT(total.pins, 200);
 }
 
 }  // namespace

@@ -53,6 +53,13 @@ std::string EngineScript::Run() {
       }
     } else if (choice <= 65) {
       CancelSome();
+    } else if (choice <= 68) {
+      if (const Request* request =
+              Pick([](const Request& r) { return r.pending && r.reservation.cached_tokens > 0; })) {
+        PinPrefix(*request);
+      }
+    } else if (choice <= 70 && !pins_.empty()) {
+      Unpin();
     } else {
       Step();
     }
@@ -73,18 +80,21 @@ std::string EngineScript::Run() {
       break;
     }
     if (Request* request = Pick([](const Request& r) { return r.pending; })) Resolve(request);
+    if (!pins_.empty()) Unpin();
     while (Request* request = Pick([](const Request& r) { return r.pinned; })) {
       const SequenceKey key = request->input.key;
       fake_.engine->Release(key);
       requests_.erase(key);
     }
-    const bool outside = Pick([](const Request& r) { return r.pending || r.pinned; }) != nullptr;
+    const bool outside =
+        !pins_.empty() || Pick([](const Request& r) { return r.pending || r.pinned; }) != nullptr;
     if (!requests_.empty() && !outside && !fake_.engine->HasWork()) {
       Fail("sequences wait, but the engine sees no work");
     }
     Step();
     CheckIntegrity("draining");
   }
+  while (failure_.empty() && !pins_.empty()) Unpin();
   if (!failure_.empty()) return failure_;
   Step();
   const EngineLoad load = fake_.engine->Load();
@@ -196,6 +206,37 @@ void EngineScript::Resolve(Request* request) {
   requests_.erase(key);
 }
 
+void EngineScript::PinPrefix(const Request& request) {
+  const int cached = request.reservation.cached_tokens / kBlockTokens;
+  Pin pin;
+  pin.begin = Uniform(0, cached - 1) * kBlockTokens;
+  const int end = Uniform(pin.begin / kBlockTokens + 1, cached) * kBlockTokens;
+  pin.tokens.assign(request.input.tokens.begin(), request.input.tokens.begin() + end);
+  const SequenceKey key = request.input.key;
+  if (fake_.engine->PinPrefix(key, pin.begin, end + kBlockTokens * (cached + 1)).ok()) {
+    return Fail("pinned more than the cached prefix");
+  }
+  absl::StatusOr<PrefixPin> pinned = fake_.engine->PinPrefix(key, pin.begin, end);
+  if (request.quarantined) {
+    if (!absl::IsNotFound(pinned.status())) Fail("pinned under a transfer that is dead");
+    return;
+  }
+  if (!pinned.ok()) return Fail(absl::StrCat("pin: ", pinned.status().ToString()));
+  pin.blocks = *std::move(pinned);
+  pins_.push_back(std::move(pin));
+  ++coverage_.pins;
+}
+
+void EngineScript::Unpin() {
+  std::swap(pins_.back(),
+            pins_[static_cast<size_t>(Uniform(0, static_cast<int>(pins_.size()) - 1))]);
+  const Pin pin = std::move(pins_.back());
+  pins_.pop_back();
+  CheckKv(pin.blocks.blocks, pin.tokens, pin.begin, static_cast<int>(pin.tokens.size()),
+          "a pinned prefix");
+  fake_.engine->Unpin(pin.blocks.id);
+}
+
 void EngineScript::CancelSome() {
   Request* request = Pick([](const Request&) { return true; });
   if (request == nullptr) return;
@@ -234,14 +275,20 @@ void EngineScript::OnChunk(const ChunkComputed& chunk) {
     return Fail("a chunk is not the next whole blocks");
   }
   request.num_reported = chunk.end;
-  const KvLayout& layout = fake_.engine->layout();
-  const int64_t row_bytes = layout.groups[0].bytes_per_token_and_layer;
-  for (int i = chunk.begin; i < chunk.end; ++i) {
-    const BlockId block = chunk.blocks[static_cast<size_t>((i - chunk.begin) / kBlockTokens)];
+  CheckKv(chunk.blocks, tokens, chunk.begin, chunk.end, "a chunk");
+}
+
+void EngineScript::CheckKv(absl::Span<const BlockId> blocks, absl::Span<const TokenId> tokens,
+                           int begin, int end, const char* whose) {
+  const int64_t row_bytes = fake_.engine->layout().groups[0].bytes_per_token_and_layer;
+  for (int i = begin; i < end; ++i) {
+    const BlockId block = blocks[static_cast<size_t>((i - begin) / kBlockTokens)];
     TokenId token = -1;
     std::memcpy(&token, fake_.engine->BlockBytes(block).data() + i % kBlockTokens * row_bytes,
                 sizeof(token));
-    if (token != tokens[static_cast<size_t>(i)]) return Fail("a chunk's block holds foreign KV");
+    if (token != tokens[static_cast<size_t>(i)]) {
+      return Fail(absl::StrCat("a block of ", whose, " holds foreign KV"));
+    }
   }
 }
 

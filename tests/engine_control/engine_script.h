@@ -3,6 +3,7 @@
 //  shared;
 //  - tokens and end reasons are the oracle's, each sequence run alone;
 //  - chunks cover the prompt in whole blocks, in order, and the blocks hold its KV;
+//  - a pinned prefix holds its KV until it is unpinned, whatever becomes of its reservation;
 //  - in the end nothing is held, and everybody who was not cancelled has an answer.
 // A function of the seed.
 #pragma once
@@ -26,7 +27,7 @@ class EngineScript {
   // What the script met, so that a test can see that it reaches what it is for.
   struct Coverage {
     int64_t preemptions = 0, handed_back = 0, cached_tokens = 0;
-    int64_t cancelled = 0, abandoned = 0, refused = 0, answers = 0, stalls = 0;
+    int64_t cancelled = 0, abandoned = 0, refused = 0, answers = 0, stalls = 0, pins = 0;
   };
   const Coverage& coverage() const { return coverage_; }
 
@@ -44,6 +45,12 @@ class EngineScript {
     int num_reported = 0;
   };
 
+  struct Pin {  // tokens [begin, ...) of a cached prefix, held for a reader outside
+    PrefixPin blocks;
+    std::vector<TokenId> tokens;
+    int begin = 0;
+  };
+
   int Uniform(int low, int high) {  // inclusive
     return low + static_cast<int>(random_() % static_cast<uint64_t>(high - low + 1));
   }
@@ -55,6 +62,10 @@ class EngineScript {
   void Submit(SequenceInput input, Kind kind);
   void FillReservation(const Request& request, int num_tokens);
   void Resolve(Request* request);
+  void PinPrefix(const Request& request);
+  void Unpin();
+  void CheckKv(absl::Span<const BlockId> blocks, absl::Span<const TokenId> tokens, int begin,
+               int end, const char* whose);
   void CancelSome();
   void Step();
   void OnChunk(const ChunkComputed& chunk);
@@ -70,6 +81,7 @@ class EngineScript {
   FakeEngine fake_;
   std::map<SequenceKey, Request> requests_;  // live ones
   std::vector<SequenceInput> to_plan_anew_;
+  std::vector<Pin> pins_;
   uint64_t next_request_ = 1;
   std::string failure_;
   Coverage coverage_;

@@ -506,6 +506,50 @@ TEST_F(EngineTest, BrokenLogitsFailOneSequenceByName) {
   EXPECT_EQ(Blocks().free + Blocks().cached, 64);
 }
 
+// What a prefill worker does with a prefix that it fetches.
+TEST_F(EngineTest, FetchedPrefixIsFoundByThePromptThatFollows) {
+  const SequenceInput prompt = Input(1, 300);
+  EXPECT_EQ(fake_.engine->CachedTokens(prompt), 0);
+  SequenceInput prefix = prompt;
+  prefix.tokens.resize(256);
+  const Reservation reservation = *fake_.engine->Reserve(prefix);
+  ASSERT_THAT(reservation.blocks, SizeIs(4));
+  for (int i = 0; i < 192; ++i) {  // the fourth block never comes
+    const BlockId block = reservation.blocks[static_cast<size_t>(i / kBlockTokens)];
+    const std::vector<BlockId> table(static_cast<size_t>(i / kBlockTokens) + 1, block);
+    WriteFakeKv(*fake_.kv_store, table, i, prefix.tokens[static_cast<size_t>(i)]);
+  }
+  fake_.engine->AbandonReservation(prefix.key, 192);
+  EXPECT_EQ(fake_.engine->CachedTokens(prompt), 192);
+  ASSERT_TRUE(fake_.engine->AddPrefill(prompt).ok());  // under the same key
+  int num_computed = 0;
+  for (const StepResult& result : StepAll()) num_computed += result.num_prefill_tokens;
+  EXPECT_EQ(num_computed, 300 - 192);
+  fake_.engine->Release(prompt.key);
+}
+
+TEST_F(EngineTest, APinnedPrefixOutlivesItsReservation) {
+  ASSERT_TRUE(fake_.engine->AddRun(Input(1, 200, 1)).ok());
+  StepAll();
+  SequenceInput again = Input(2, 200);
+  again.tokens = Input(1, 200).tokens;
+  const Reservation reservation = *fake_.engine->Reserve(again);
+  ASSERT_EQ(reservation.cached_tokens, 192);
+  EXPECT_FALSE(fake_.engine->PinPrefix(again.key, 0, 256).ok());  // behind it lies the network's
+  EXPECT_FALSE(fake_.engine->PinPrefix(again.key, 1, 64).ok());
+  const PrefixPin pin = *fake_.engine->PinPrefix(again.key, 64, 192);
+  EXPECT_THAT(pin.blocks, SizeIs(2));
+  EXPECT_EQ(Blocks().sending, 2);
+  fake_.engine->AbandonReservation(again.key, 0);
+  EXPECT_EQ(Blocks().sending, 2);
+  EXPECT_TRUE(absl::IsNotFound(fake_.engine->PinPrefix(again.key, 0, 64).status()));
+  ASSERT_TRUE(fake_.engine->CheckIntegrity().ok());
+  fake_.engine->Unpin(pin.id);
+  fake_.engine->Unpin(pin.id);
+  EXPECT_EQ(Blocks().sending, 0);
+  EXPECT_EQ(Blocks().free + Blocks().cached, 64);
+}
+
 TEST_F(EngineTest, PrefixCacheChangesAreDifferences) {
   ASSERT_TRUE(fake_.engine->AddRun(Input(1, 128, 1)).ok());
   StepAll();

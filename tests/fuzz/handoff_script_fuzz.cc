@@ -258,7 +258,7 @@ class Script {
 
   handoff::Body TakeBody() {
     auto number = [this] { return static_cast<uint32_t>(source_.Byte()) * source_.Byte(); };
-    switch (source_.Below(9)) {
+    switch (source_.Below(10)) {
       case 0: {
         handoff::Bind bind;
         bind.request.bytes[0] = source_.Byte();
@@ -288,6 +288,17 @@ class Script {
                                                  : handoff::Side::kReceiver};
       case 7:
         return handoff::Nack{static_cast<handoff::NackCode>(1 + source_.Below(6)), number()};
+      case 8: {
+        handoff::Fetch fetch;
+        fetch.into.bytes[0] = source_.Byte();
+        fetch.begin_token = number();
+        fetch.end_token = number();
+        fetch.block_tokens = source_.Bool() ? kBlockTokens : number();
+        fetch.block_bytes = source_.Bool() ? kBlockBytes : number();
+        fetch.fingerprint = source_.Bool() ? "model" : "other";
+        fetch.reply_address = source_.Bool() ? stranger_->LocalAddress() : "nobody";
+        return fetch;
+      }
       default:
         return handoff::Heartbeat{};
     }
@@ -325,6 +336,8 @@ class Script {
     std::vector<TransferEvent> events;
     process->agent->Poll(&events);
     for (const TransferEvent& event : events) {
+      // No reservation of a script has a cached prefix that could be asked for.
+      SLUICE_CHECK(!std::holds_alternative<FetchRequested>(event));
       if (const auto* ended = std::get_if<SendEnded>(&event)) OnSendEnded(*ended);
       if (const auto* received = std::get_if<Received>(&event)) OnReceived(*received);
       if (const auto* ended = std::get_if<ReceiveEnded>(&event)) OnReceiveEnded(*ended);

@@ -2,24 +2,24 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
-#include <random>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kvtransfer/agent/transfer_agent.h"
 #include "kvtransfer/channel/sim_channel.h"
+#include "tests/sim/chance.h"
+#include "tests/sim/node_clock.h"
 
-namespace sluice {
+namespace sluice::testing {
 namespace {
 
 constexpr int kBlockTokens = 4;
@@ -31,15 +31,10 @@ constexpr int kManyTombstones = 1000;  // more than a run has transfers
 constexpr absl::Duration kFaultTime = absl::Seconds(8);
 constexpr absl::Duration kSettleTime = absl::Seconds(120);
 
-uint64_t g_seed = 0;
-bool g_trace = false;
+uint64_t num_handoff_polls = 0;  // of all seeds of this process
 
 [[noreturn]] void Fail(absl::Time now, const std::string& what) {
-  std::printf("FAILED seed %llu at %.6f s: %s\nreplay: handoff_simulation --seed %llu\n",
-              static_cast<unsigned long long>(g_seed),
-              absl::ToDoubleSeconds(now - absl::UnixEpoch() - absl::Hours(1)), what.c_str(),
-              static_cast<unsigned long long>(g_seed));
-  std::exit(1);
+  FailSimulation(now - absl::UnixEpoch() - absl::Hours(1), what);
 }
 
 uint64_t Mix(uint64_t x) {
@@ -118,25 +113,39 @@ struct ReceiveJob {
 struct CachedPrefix {
   std::vector<std::pair<int, Origin>> blocks;  // block, who computed it
 };
+// A prefill worker's fetch of the decode worker's cached prefix, before it computes.
+struct FetchJob {
+  int request = 0;
+  uint32_t attempt = 0;
+  int p = 0;
+  int begin_block = 0;
+  std::vector<int> blocks;
+  std::vector<Origin> prefix;  // who computed the decode worker's cached blocks
+  bool complete = false;       // all of it was received
+};
 
 // One life of one worker process.
 struct Node {
   Node(SimNetwork* network, const std::string& n, Incarnation inc, const TransferOptions& options)
-      : name(n), incarnation(inc), channel(network->NewChannel(n)), pool(network) {
-    agent = TransferAgent::Create(options, incarnation, channel.get(), network);
+      : name(n), incarnation(inc), clock(network), channel(network->NewChannel(n)), pool(network) {
+    agent = TransferAgent::Create(options, incarnation, channel.get(), &clock);
   }
   std::string name;
   Incarnation incarnation;
+  NodeClock clock;
   std::unique_ptr<SimChannel> channel;
   Pool pool;
   std::map<TransferId, SendJob> sends;
   std::map<TransferId, ReceiveJob> receives;
   std::map<int, CachedPrefix> cache;  // by request
+  std::map<TransferId, FetchJob> fetches;
+  std::map<TransferId, int> lends;  // fetches that are being served: the request
   bool paused = false;
   std::unique_ptr<TransferAgent> agent;  // before the channel
 };
 
 struct Request {
+  bool wanted = false;
   int num_tokens = 0;
   uint32_t attempt = 0;
   bool active = false;  // an attempt is under way
@@ -147,24 +156,29 @@ struct Request {
   TransferId transfer;
 };
 
-class World {
+class World : public Simulation {
  public:
-  explicit World(uint64_t seed) : random_(Mix(seed + 1)), network_(seed) {
+  World(uint64_t seed, bool trace)
+      : trace_(trace), planned_(Mix(seed)), random_(Mix(seed + 1)), network_(seed) {
     start_ = network_.Now();
-    options_.window_bytes = kBlockBytes * Pick(1, 6);
-    options_.target_message_bytes = kBlockBytes * Pick(1, 4);
-    options_.lease = absl::Seconds(Pick(2, 5));
-    options_.max_tombstones = Chance(0.2) ? 2 : kManyTombstones;
+    options_.window_bytes = kBlockBytes * planned_.Pick(1, 6);
+    options_.target_message_bytes = kBlockBytes * planned_.Pick(1, 4);
+    options_.lease = absl::Seconds(planned_.Pick(2, 5));
+    options_.max_tombstones = planned_.Once(0.2) ? 2 : kManyTombstones;
+    calm_.eager_bytes = planned_.Once(0.3) ? 2 * kBlockBytes : 16;
+    calm_.report_crash = planned_.Once(0.5) ? 1 : 0;
+    calm_.read_needs_sender = planned_.Once(0.5);
+    faults_ = calm_;
     for (int i = 0; i < 4; ++i) nodes_.push_back(NewNode(i));
     requests_.resize(kNumRequests);
+    WriteScript();
   }
 
-  void Run() {
-    ChooseFaults();
-    for (int i = 0; i < kNumRequests; ++i) {
-      requests_[i].num_tokens = Pick(1, 10 * kBlockTokens);
-      After(RandomDelay(absl::Seconds(5)), [this, i] { Plan(i); });
-    }
+  const std::vector<ScriptEntry>& script() const override { return script_; }
+
+  void Run(const Selection& selection) override {
+    for (int entry : selection) script_[static_cast<size_t>(entry)].install();
+    network_.set_faults(faults_);
     Advance(start_ + kFaultTime);
     StopFaults();
     absl::Time deadline = network_.Now() + kSettleTime;
@@ -173,21 +187,18 @@ class World {
     }
     CheckEnd();
   }
-  uint64_t num_polls() const { return num_polls_; }
 
  private:
   // --- chance and time ---
-  int Pick(int low, int high) {
-    return low + static_cast<int>(random_() % static_cast<uint64_t>(high - low + 1));
-  }
-  bool Chance(double p) { return static_cast<double>(random_() >> 11) * 0x1.0p-53 < p; }
-  absl::Duration RandomDelay(absl::Duration max) { return max * (Pick(0, 1000000) / 1e6); }
+  int Pick(int low, int high) { return random_.Pick(low, high); }
+  bool Chance(double p) { return random_.Once(p); }
+  absl::Duration RandomDelay(absl::Duration max) { return random_.UpTo(max); }
   void After(absl::Duration delay, std::function<void()> action) {
     schedule_.emplace(network_.Now() + delay, std::move(action));
   }
   template <typename... Args>
   void Trace(const Args&... args) {
-    if (!g_trace) return;
+    if (!trace_) return;
     std::printf("%10.6f %s\n", absl::ToDoubleSeconds(network_.Now() - start_),
                 absl::StrCat(args...).c_str());
   }
@@ -216,7 +227,8 @@ class World {
   }
   absl::Time WakeTime(const Node& node) const {
     if (node.paused) return absl::InfiniteFuture();
-    return node.channel->has_events() ? network_.Now() : node.agent->NextDeadline();
+    return node.channel->has_events() ? network_.Now()
+                                      : node.clock.ToReference(node.agent->NextDeadline());
   }
 
   // --- nodes: 0 and 1 prefill, 2 and 3 decode ---
@@ -225,7 +237,6 @@ class World {
                                   Incarnation(++last_incarnation_), options_);
   }
   void Restart(int i) {
-    Trace(nodes_[i]->name, " crashes and restarts");
     Incarnation old = nodes_[i]->incarnation;
     nodes_[i]->agent.reset();
     nodes_[i] = NewNode(i);
@@ -240,57 +251,104 @@ class World {
     });
   }
   void SetPaused(int i, bool paused) {
-    Trace(nodes_[i]->name, paused ? " pauses" : " resumes");
+    if (!paused) Trace(nodes_[i]->name, " resumes");
     nodes_[i]->paused = paused;
     network_.SetPaused(nodes_[i]->channel.get(), paused);
   }
 
-  // --- faults: each seed has some kinds of them ---
-  void ChooseFaults() {
-    SimFaults faults;
-    faults.eager_bytes = Chance(0.3) ? 2 * kBlockBytes : 16;
-    auto maybe = [this](double max) { return Chance(0.5) ? max * (Pick(0, 1000) / 1e3) : 0; };
-    faults.slow = maybe(0.2);
-    faults.drop = maybe(0.2);
-    faults.duplicate = maybe(0.3);
-    faults.damage_header = maybe(0.1);
-    faults.damage_payload = maybe(0.2);
-    faults.fail_receive = maybe(0.2);
-    faults.hang_receive = maybe(0.02);
-    faults.report_crash = Chance(0.5) ? 1 : 0;
-    faults.read_needs_sender = Chance(0.5);
-    network_.set_faults(faults);
-    calm_.eager_bytes = faults.eager_bytes;
-    if (Chance(0.5)) {
-      for (int i = Pick(1, 4); i > 0; --i) {
-        After(RandomDelay(kFaultTime), [this] { Restart(Pick(0, 3)); });
-      }
+  // --- the script: each seed has some kinds of faults ---
+  void WriteScript() {
+    WriteRate("are slow", 0.2, &SimFaults::slow);
+    WriteRate("are dropped", 0.2, &SimFaults::drop);
+    WriteRate("are doubled", 0.3, &SimFaults::duplicate);
+    WriteRate("have a damaged header", 0.1, &SimFaults::damage_header);
+    WriteRate("have a damaged payload", 0.2, &SimFaults::damage_payload);
+    WriteRate("fail while they are received", 0.2, &SimFaults::fail_receive);
+    WriteRate("never end by themselves", 0.02, &SimFaults::hang_receive);
+    if (planned_.Once(0.4)) {
+      script_.push_back({"owners cancel transfers", [this] { cancels_ = true; }});
     }
-    if (Chance(0.5)) {
-      for (int i = Pick(1, 4); i > 0; --i) {
-        int node = Pick(0, 3);
-        After(RandomDelay(kFaultTime), [this, node] { SetPaused(node, true); });
-        After(RandomDelay(kFaultTime), [this, node] { SetPaused(node, false); });
-      }
+    WriteTimes(0.5, [this] {
+      const int i = planned_.Pick(0, 3);
+      AddEntry(absl::StrCat("node ", i, " crashes and restarts"), [this, i] { Restart(i); });
+    });
+    WriteTimes(0.5, [this] {
+      const int i = planned_.Pick(0, 3);
+      const bool suspended = planned_.Once(0.3);
+      const absl::Duration length = planned_.UpTo(absl::Seconds(4));
+      AddEntry(absl::StrCat("node ", i, suspended ? " is suspended for " : " is paused for ",
+                            absl::FormatDuration(length)),
+               [this, i, suspended, length] { Pause(i, suspended, length); });
+    });
+    WriteTimes(0.5, [this] {
+      const int from = planned_.Pick(0, 3), to = planned_.Pick(0, 3);
+      AddEntry(absl::StrCat("cut from ", from, " to ", to), [this, from, to] {
+        network_.Cut(nodes_[from]->channel.get(), nodes_[to]->channel.get());
+      });
+    });
+    if (planned_.Once(0.3)) AddEntry("cuts heal", [this] { network_.HealAllLinks(); });
+    WriteTimes(0.4, [this] {
+      const int i = planned_.Pick(0, 3);
+      const absl::Duration jump = planned_.UpTo(absl::Seconds(planned_.Once(0.1) ? 3600 : 8));
+      AddEntry(absl::StrCat("the clock of node ", i, " jumps by ", absl::FormatDuration(jump)),
+               [this, i, jump] { nodes_[i]->clock.Jump(jump); });
+    });
+    WriteTimes(0.3, [this] {
+      const int i = planned_.Pick(0, 3);
+      const double rate = planned_.Pick(900, 1100) / 1e3;
+      AddEntry(absl::StrCat("the clock of node ", i, " runs at ", rate), [this, i, rate] {
+        if (!nodes_[i]->paused) nodes_[i]->clock.SetRate(rate);
+      });
+    });
+    for (int i = 0; i < kNumRequests; ++i) {
+      const int num_tokens = planned_.Pick(1, 10 * kBlockTokens);
+      const absl::Duration at = planned_.UpTo(absl::Seconds(5));
+      script_.push_back(
+          {absl::StrCat(absl::FormatDuration(at), ": request ", i, " of ", num_tokens, " tokens"),
+           [this, i, num_tokens, at] {
+             requests_[i].wanted = true;
+             requests_[i].num_tokens = num_tokens;
+             After(at, [this, i] { Plan(i); });
+           }});
     }
-    if (Chance(0.5)) {
-      for (int i = Pick(1, 4); i > 0; --i) {
-        After(RandomDelay(kFaultTime), [this] {
-          int from = Pick(0, 3), to = Pick(0, 3);
-          Trace("cut ", nodes_[from]->name, " -> ", nodes_[to]->name);
-          network_.Cut(nodes_[from]->channel.get(), nodes_[to]->channel.get());
-        });
-      }
-      After(RandomDelay(kFaultTime), [this] { network_.HealAllLinks(); });
-    }
-    cancels_ = Chance(0.4);
+  }
+  void WriteRate(const char* what, double max, double SimFaults::*rate) {
+    if (!planned_.Once(0.5)) return;
+    const double value = max * planned_.Fraction();
+    script_.push_back({absl::StrFormat("%.1f %% of the messages %s", 100 * value, what),
+                       [this, rate, value] { faults_.*rate = value; }});
+  }
+  // One to four faults of one kind, in some of the seeds.
+  void WriteTimes(double probability, const std::function<void()>& write) {
+    if (!planned_.Once(probability)) return;
+    for (int n = planned_.Pick(1, 4); n > 0; --n) write();
+  }
+  void AddEntry(const std::string& text, std::function<void()> fault) {
+    const absl::Duration at = planned_.UpTo(kFaultTime);
+    script_.push_back({absl::StrCat(absl::FormatDuration(at), ": ", text),
+                       [this, at, text, fault = std::move(fault)] {
+                         After(at, [this, text, fault] {
+                           Trace(text);
+                           fault();
+                         });
+                       }});
+  }
+  void Pause(int i, bool suspended, absl::Duration length) {
+    Node* node = nodes_[i].get();
+    if (node->paused) return;
+    SetPaused(i, true);
+    const double rate = node->clock.rate();
+    if (suspended) node->clock.SetRate(0);  // as CLOCK_MONOTONIC of a suspended machine
+    After(length, [this, i, rate, incarnation = node->incarnation] {
+      if (nodes_[i]->incarnation != incarnation) return;
+      nodes_[i]->clock.SetRate(rate);
+      SetPaused(i, false);
+    });
   }
   void StopFaults() {
     Trace("faults stop");
     network_.set_faults(calm_);
     network_.HealAllLinks();
-    for (int i = 0; i < 4; ++i) SetPaused(i, false);
-    faults_stopped_ = true;
   }
 
   // --- router ---
@@ -351,6 +409,7 @@ class World {
          it != node->cache.end();) {
       bool in_use = it->first == r;
       for (const auto& [id, job] : node->receives) in_use |= job.request == it->first;
+      for (const auto& [id, request] : node->lends) in_use |= request == it->first;
       if (in_use) {
         ++it;
         continue;
@@ -522,8 +581,9 @@ class World {
     for (int i = 0; i < num_blocks; ++i) job.blocks.push_back(node->pool.Take());
     node->sends[spec.transfer] = std::move(job);
     senders_[spec.transfer].push_back(node->incarnation);
-    After(RandomDelay(absl::Milliseconds(200)),
-          [this, p, inc = node->incarnation, id = spec.transfer] { ComputeChunk(p, inc, id, 0); });
+    if (!Chance(0.7) || !StartFetch(node, p, r, attempt, begin_token / kBlockTokens)) {
+      StartComputing(node, p, spec.transfer);
+    }
     if (cancels_ && Chance(0.2)) {
       After(RandomDelay(absl::Milliseconds(400)),
             [this, p, inc = node->incarnation, id = spec.transfer] {
@@ -532,6 +592,114 @@ class World {
             });
     }
   }
+  void StartComputing(Node* node, int p, TransferId id) {
+    After(RandomDelay(absl::Milliseconds(200)),
+          [this, p, inc = node->incarnation, id] { ComputeChunk(p, inc, id, 0); });
+  }
+
+  // --- prefix fetch ---
+  // Asks the decode worker for its cached prefix, or a part of it. Sometimes wrongly: for more than
+  // the prefix, or with a grant that is none.
+  bool StartFetch(Node* node, int p, int r, uint32_t attempt, int cached) {
+    const Request& request = requests_[r];
+    FetchJob job{r, attempt, p, 0, {}, {}, false};
+    const Node* d = nodes_[request.d].get();
+    if (d->incarnation == request.d_incarnation && d->cache.contains(r)) {
+      for (const auto& [block, by] : d->cache.at(r).blocks) job.prefix.push_back(by);
+      job.prefix.resize(std::min<size_t>(job.prefix.size(), static_cast<size_t>(cached)));
+    }
+    const int num_blocks = (request.num_tokens + kBlockTokens - 1) / kBlockTokens;
+    const bool too_far = Chance(0.05) && cached < num_blocks - 1;
+    const int end_block = too_far ? Pick(cached + 1, num_blocks - 1) : cached;
+    if (end_block == 0) return false;
+    job.begin_block = Pick(0, end_block - 1);
+    if (static_cast<int>(node->pool.num_free()) < end_block - job.begin_block) return false;
+    FetchSpec spec;
+    spec.into.request = IdOf(r);
+    spec.into.attempt = Attempt(attempt);
+    spec.into.fingerprint = "model";
+    spec.into.begin_token = job.begin_block * kBlockTokens;
+    spec.into.end_token = end_block * kBlockTokens;
+    spec.into.block_bytes = kBlockBytes;
+    spec.into.block_tokens = kBlockTokens;
+    for (int i = job.begin_block; i < end_block; ++i) {
+      job.blocks.push_back(node->pool.Take());
+      spec.into.blocks.push_back(node->pool.Span(job.blocks.back()));
+    }
+    spec.grant = request.transfer;
+    if (Chance(0.1)) spec.grant.bytes[0] ^= 1;
+    spec.peer_address = request.d_address;
+    spec.peer_incarnation = request.d_incarnation;
+    absl::StatusOr<TransferId> into = node->agent->Fetch(spec);
+    if (!into.ok()) {  // this worker has fetched for the attempt before, for a stale message
+      for (int block : job.blocks) node->pool.Free(block);
+      return false;
+    }
+    Trace("request ", r, " attempt ", attempt, " fetches blocks ", job.begin_block, " to ",
+          end_block, " for ", node->name, too_far ? ", too far" : "");
+    node->fetches[*into] = std::move(job);
+    if (cancels_ && Chance(0.2)) {
+      After(RandomDelay(absl::Milliseconds(50)), [this, p, inc = node->incarnation, id = *into] {
+        if (Node* n = Alive(p, inc)) n->agent->CancelReceive(id, absl::CancelledError("by test"));
+      });
+    }
+    return true;
+  }
+  void OnFetchRequested(Node* node, const FetchRequested& event) {
+    auto it = node->receives.find(event.grant);
+    if (it == node->receives.end()) Fail(network_.Now(), "asked to serve a grant that is none");
+    const ReceiveJob& job = it->second;
+    if (node->lends.contains(event.send.transfer)) Fail(network_.Now(), "asked to serve twice");
+    Trace("request ", job.request, " attempt ", job.attempt, " prefix lent by ", node->name);
+    absl::Status status = node->agent->StartSend(event.send);
+    // A fetch that was served once before, and is over, does not come again.
+    if (!served_.insert(event.send.transfer).second) Fail(network_.Now(), "asked to serve again");
+    if (!status.ok()) Fail(network_.Now(), absl::StrCat("lending: ", status.ToString()));
+    node->lends[event.send.transfer] = job.request;
+    if (Chance(0.1)) {  // the engine does not want to
+      node->agent->CancelSend(event.send.transfer, absl::ResourceExhaustedError("by test"));
+      return;
+    }
+    // Whatever the agent lets pass: it has said that these blocks are there.
+    std::vector<absl::Span<const uint8_t>> spans;
+    for (int i = event.send.begin_token / kBlockTokens; i < event.send.end_token / kBlockTokens;
+         ++i) {
+      spans.push_back(node->pool.Span(i < job.begin_block
+                                          ? node->cache.at(job.request).blocks.at(i).first
+                                          : job.blocks.at(i - job.begin_block)));
+    }
+    const TransferId into = event.send.transfer;
+    status = node->agent->Offer(into, event.send.begin_token, event.send.end_token, spans);
+    if (!status.ok()) Fail(network_.Now(), absl::StrCat("lending: ", status.ToString()));
+    status = node->agent->FinishSend(into, FirstToken());
+    if (!status.ok()) Fail(network_.Now(), absl::StrCat("lending: ", status.ToString()));
+  }
+  void OnFetchEnded(Node* node, const ReceiveEnded& event) {
+    FetchJob job = std::move(node->fetches.at(event.transfer));
+    node->fetches.erase(event.transfer);
+    Trace("request ", job.request, " attempt ", job.attempt, " fetch ended on ", node->name, ": ",
+          event.status.ToString(), ", verified ", event.verified_tokens);
+    if (event.status.ok() != job.complete) Fail(network_.Now(), "a fetch ended OK by halves");
+    for (size_t i = 0; i < job.blocks.size(); ++i) {
+      const int position = job.begin_block + static_cast<int>(i);
+      if ((position + 1) * kBlockTokens <= event.verified_tokens) {
+        if (static_cast<size_t>(position) >= job.prefix.size()) {
+          Fail(network_.Now(), "fetched what the decode worker has not");
+        }
+        if (!HasContent(job.request, job.prefix[position], position,
+                        node->pool.Data(job.blocks[i]))) {
+          Fail(network_.Now(), "foreign bytes in a fetched block");
+        }
+      }
+      node->pool.Free(job.blocks[i]);
+    }
+    for (const auto& [id, send] : node->sends) {
+      if (send.request != job.request || send.attempt != job.attempt) continue;
+      StartComputing(node, job.p, id);
+      return;
+    }
+  }
+
   void ComputeChunk(int p, Incarnation incarnation, TransferId id, int begin_block) {
     Node* node = nodes_[p].get();
     if (node->incarnation != incarnation) return;
@@ -592,22 +760,42 @@ class World {
   }
 
   void PollNode(Node* node) {
-    ++num_polls_;
+    ++num_handoff_polls;
     std::vector<TransferEvent> events;
     node->agent->Poll(&events);
     for (const TransferEvent& event : events) {
-      if (const auto* send = std::get_if<SendEnded>(&event)) OnSendEnded(node, *send);
-      if (const auto* received = std::get_if<Received>(&event)) OnReceived(node, *received);
-      if (const auto* ended = std::get_if<ReceiveEnded>(&event)) OnReceiveEnded(node, *ended);
+      if (const auto* fetch = std::get_if<FetchRequested>(&event)) OnFetchRequested(node, *fetch);
+      if (const auto* send = std::get_if<SendEnded>(&event)) {
+        if (node->lends.erase(send->transfer) == 0) OnSendEnded(node, *send);
+      }
+      if (const auto* received = std::get_if<Received>(&event)) {
+        auto fetch = node->fetches.find(received->transfer);
+        if (received->fetched != (fetch != node->fetches.end())) {
+          Fail(network_.Now(), "a fetch and a reservation were mixed up");
+        }
+        if (received->fetched) {
+          fetch->second.complete = true;
+        } else {
+          OnReceived(node, *received);
+        }
+      }
+      if (const auto* ended = std::get_if<ReceiveEnded>(&event)) {
+        if (node->fetches.contains(ended->transfer)) {
+          OnFetchEnded(node, *ended);
+        } else {
+          OnReceiveEnded(node, *ended);
+        }
+      }
     }
   }
 
   // --- the end ---
   bool Settled() const {
     for (const Request& request : requests_) {
-      if (!request.delivered) return false;
+      if (request.wanted && !request.delivered) return false;
     }
     for (const auto& node : nodes_) {
+      if (node->paused) return false;
       TransferStats stats = node->agent->Stats();
       if (stats.sends_in_flight > 0 || stats.receives_in_flight > 0) return false;
       if (node->agent->NextDeadline() != absl::InfiniteFuture()) return false;
@@ -617,12 +805,13 @@ class World {
   void CheckEnd() {
     absl::Time now = network_.Now();
     for (int r = 0; r < kNumRequests; ++r) {
-      if (!requests_[r].delivered) Fail(now, absl::StrCat("request ", r, " was never delivered"));
+      if (requests_[r].wanted && !requests_[r].delivered)
+        Fail(now, absl::StrCat("request ", r, " was never delivered"));
     }
     for (const auto& node : nodes_) {
       TransferStats stats = node->agent->Stats();
       if (stats.sends_in_flight > 0 || stats.receives_in_flight > 0 || !node->sends.empty() ||
-          !node->receives.empty()) {
+          !node->receives.empty() || !node->fetches.empty() || !node->lends.empty()) {
         for (const auto& [id, job] : node->sends) Trace("sending ", job.request, " ", job.attempt);
         for (const auto& [id, job] : node->receives) Trace("receiving ", job.request);
         Fail(now, absl::StrCat("transfers left on ", node->name));
@@ -645,31 +834,37 @@ class World {
     return id;
   }
 
-  std::mt19937_64 random_;
+  const bool trace_;
+  testing::Chance planned_;  // for the script
+  testing::Chance random_;   // for the run
   SimNetwork network_;
   TransferOptions options_;
-  SimFaults calm_;
+  SimFaults calm_, faults_;
   absl::Time start_;
+  std::vector<ScriptEntry> script_;
   std::vector<std::unique_ptr<Node>> nodes_;
   std::vector<Request> requests_;
   std::multimap<absl::Time, std::function<void()>> schedule_;
   std::map<TransferId, std::vector<Incarnation>> senders_;
   std::set<TransferId> delivered_;
   std::set<TransferId> committed_;
+  std::set<TransferId> served_;  // fetches
   uint64_t last_incarnation_ = 100;
   bool cancels_ = false;
-  bool faults_stopped_ = false;
-  uint64_t num_polls_ = 0;
 };
 
 }  // namespace
 
-uint64_t RunHandoffSeed(uint64_t seed, bool trace) {
-  g_seed = seed;
-  g_trace = trace;
-  World world(seed);
-  world.Run();
-  return world.num_polls();
+SimulationProgram HandoffSimulation() {
+  SimulationProgram program;
+  program.name = "handoff_simulation";
+  program.default_seeds = 8000;
+  program.make = [](uint64_t seed, bool trace) { return std::make_unique<World>(seed, trace); };
+  program.summarize = [] {
+    std::printf("%llu polls\n", static_cast<unsigned long long>(num_handoff_polls));
+    return true;
+  };
+  return program;
 }
 
-}  // namespace sluice
+}  // namespace sluice::testing

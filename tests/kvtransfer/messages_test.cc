@@ -31,6 +31,14 @@ std::vector<Body> OneOfEach() {
   final.num_offers = 7;
   final.end_token = 1000;
   final.first = {-5, -0.25f, {{1, -1.5f}, {2, -2.5f}}};
+  Fetch fetch;
+  fetch.into.bytes.fill(7);
+  fetch.begin_token = 64;
+  fetch.end_token = 640;
+  fetch.block_tokens = 64;
+  fetch.block_bytes = 70272 * 64;
+  fetch.fingerprint = std::string("\0\1\xff", 3);
+  fetch.reply_address = "address";
   return {bind,
           Offer{4, 64, 128, 1 << 20, 0xfedcba9876543210u},
           Ack{3, "\x05\x80", 32 << 20, 5000},
@@ -39,7 +47,8 @@ std::vector<Body> OneOfEach() {
           Cancel{Side::kReceiver, absl::StatusCode::kDeadlineExceeded, "late"},
           CancelAck{Side::kSender},
           Nack{NackCode::kBadSum, 9},
-          Heartbeat{}};
+          Heartbeat{},
+          fetch};
 }
 
 TEST(Messages, ReadBackAsWritten) {

@@ -112,7 +112,8 @@ class Worker {
 class AgentOverUcx : public ::testing::TestWithParam<std::tuple<std::string, size_t>> {};
 
 TEST_P(AgentOverUcx, MovesManySequencesAndThenSleeps) {
-  const auto [tls, block_bytes] = GetParam();
+  const auto& tls = std::get<0>(GetParam());
+  const size_t block_bytes = std::get<1>(GetParam());
   const int num_blocks = static_cast<int>((4 << 20) / block_bytes);
   constexpr int kRequests = 4;
   std::vector<std::vector<uint8_t>> sources, destinations;  // outlive the channels

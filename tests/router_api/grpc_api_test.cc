@@ -128,7 +128,7 @@ TEST_F(GrpcTest, UnsetSamplingTakesTheModelsDefaultsNotZero) {
             kTestMaxModelLen - static_cast<int>(generation.spec().prompt.size()));
   const absl::Duration left = generation.spec().deadline - MonotonicNow();
   EXPECT_GT(left, absl::Seconds(5));
-  EXPECT_LE(left, absl::Seconds(10));
+  EXPECT_LE(left, absl::Seconds(11));  // gRPC rounds time-outs up
   generation.End(GenerationEnd::kLength);
   v1::GenerateResponse response;
   while (reader->Read(&response)) {

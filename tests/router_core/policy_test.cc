@@ -42,6 +42,16 @@ TEST(DecodePolicyTest, EnoughBlocksComeBeforeLoad) {
   EXPECT_EQ(ChooseDecodeWorker(view, {64 * 2 - 1, {}}).worker->worker_id, "d1");
 }
 
+TEST(DecodePolicyTest, WhoHoldsKvOfTheRequestComesBeforeLoad) {
+  WorkerView holder = Worker("d2", WorkerRole::kDecode);
+  holder.requests = 9;
+  const WorkerView idle = Worker("d1", WorkerRole::kDecode), p = Worker("p", WorkerRole::kPrefill);
+  const RouteQuery query = {128, {}, holder.session};
+  EXPECT_EQ(ChooseDecodeWorker(View({idle, holder, p}), query).worker->worker_id, "d2");
+  holder.available_blocks = 2;
+  EXPECT_EQ(ChooseDecodeWorker(View({idle, holder, p}), query).worker->worker_id, "d1");
+}
+
 TEST(DecodePolicyTest, TiesGoToMoreBlocksThenToTheName) {
   WorkerView a = Worker("d1", WorkerRole::kDecode), b = Worker("d2", WorkerRole::kDecode);
   const WorkerView p = Worker("p", WorkerRole::kPrefill);

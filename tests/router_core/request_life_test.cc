@@ -80,7 +80,12 @@ TEST_F(RequestLifeTest, DisaggregatedFromSubmitToEnd) {
   h_.PlayKv(d_, key);
   h_.PlayEnd(p_, key, AttemptEndReason::kHandedOver);
   h_.now += absl::Milliseconds(7);
-  h_.PlayToken(d_, key, 1, 501);
+  ProducedToken second;
+  second.key = key;
+  second.index = 1;
+  second.token.token = 501;
+  second.compute_time = absl::Milliseconds(2);
+  h_.Play(TokensProduced{d_, {second}});
   h_.PlayToken(d_, key, 2, 502);
   EXPECT_FALSE(h_.HasEnded(id));
   h_.PlayEnd(d_, key, AttemptEndReason::kStop);
@@ -95,9 +100,19 @@ TEST_F(RequestLifeTest, DisaggregatedFromSubmitToEnd) {
   EXPECT_EQ(result.stages.at("prefill"), absl::Milliseconds(40));
   EXPECT_EQ(result.stages.at("prefill_queue"), absl::Milliseconds(10));
   EXPECT_EQ(result.stages.at("kv_transfer"), absl::Milliseconds(3));
-  EXPECT_EQ(result.stages.at("first_step"), absl::Milliseconds(7));
+  EXPECT_EQ(result.stages.at("decode_queue"), absl::Milliseconds(2));
+  EXPECT_EQ(result.stages.at("first_step"), absl::Milliseconds(2));
   EXPECT_TRUE(h_.Take<SendCancel>().empty());
   ExpectNothingLeft();
+}
+
+TEST_F(RequestLifeTest, TheGrantsAddressIsNewerThanTheRegisteredOne) {
+  JoinPair();
+  h_.Submit(10, 100);
+  Granted granted{d_, h_.Take<SendReserve>().at(0).sequence.key, {}};
+  granted.grant.kv_address = "address of d since it started anew";
+  h_.Play(granted);
+  EXPECT_EQ(h_.Take<SendPrefill>().at(0).decode_kv_address, granted.grant.kv_address);
 }
 
 TEST_F(RequestLifeTest, ColocatedRunsWithoutHandoff) {

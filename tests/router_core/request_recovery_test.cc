@@ -2,6 +2,9 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
+#include <vector>
+
 #include "tests/router_core/core_harness.h"
 
 namespace sluice::router {
@@ -53,6 +56,79 @@ class RecoveryTest : public ::testing::Test {
   SessionId granted_by_;
 };
 
+// Twenty running requests lose their worker: four start anew at once, each first token lets one
+// more.
+TEST(RetryBudgetTest, AFifthOfTheRunningRequestsStartsAnewAtOnce) {
+  CoreHarness h;
+  const SessionId p = h.Join("p", WorkerRole::kPrefill);
+  const SessionId d = h.Join("d", WorkerRole::kDecode);
+  std::vector<RequestId> ids;
+  for (int i = 0; i < 20; ++i) {
+    h.sent.clear();
+    ids.push_back(h.Submit(10, 100));
+    const AttemptKey key = h.Take<SendReserve>().at(0).sequence.key;
+    h.PlayGrant(d, key);
+    h.PlayToken(p, key, 0, 7);
+    h.PlayKv(d, key);
+    h.PlayToken(d, key, 1, 8);
+  }
+  const SessionId d2 = h.Join("d2", WorkerRole::kDecode);
+  h.sent.clear();
+  h.Play(WorkerLeft{d, "killed"});
+  std::vector<SendReserve> started = h.Take<SendReserve>();
+  ASSERT_EQ(started.size(), 4u);
+  EXPECT_EQ(h.core.retries().num_waiting(), 16u);
+
+  // One that waits is cancelled: it leaves the line, nobody else starts.
+  const auto is_started = [&started](RequestId id) {
+    return std::any_of(started.begin(), started.end(),
+                       [id](const SendReserve& s) { return s.sequence.key.request == id; });
+  };
+  const auto waiting = std::find_if_not(ids.begin(), ids.end(), is_started);
+  h.Play(RequestCancelled{*waiting, false});
+  EXPECT_EQ(h.core.retries().num_waiting(), 15u);
+  EXPECT_TRUE(h.Take<SendReserve>().empty());
+
+  size_t num_started = started.size();
+  while (!started.empty()) {
+    const AttemptKey key = started.back().sequence.key;
+    started.pop_back();
+    h.PlayGrant(d2, key);
+    h.PlayToken(p, key, 2, 9);
+    for (SendReserve& next : h.Take<SendReserve>()) {
+      ++num_started;
+      started.push_back(std::move(next));
+    }
+    EXPECT_LE(h.core.retries().num_places_taken(), 4u);
+  }
+  EXPECT_EQ(num_started, 19u);
+  EXPECT_EQ(h.core.retries().num_waiting(), 0u);
+  EXPECT_EQ(h.core.retries().num_places_taken(), 0u);
+}
+
+// While no worker is there, nobody holds a place: all give up in their own time, not one after the
+// other.
+TEST(RetryBudgetTest, WaitingForAWorkerTakesNoPlace) {
+  CoreHarness h;
+  const SessionId p = h.Join("p", WorkerRole::kPrefill);
+  const SessionId d = h.Join("d", WorkerRole::kDecode);
+  std::vector<RequestId> ids;
+  for (int i = 0; i < 10; ++i) {
+    ids.push_back(h.Submit(10, 100));
+    const AttemptKey key = h.Take<SendReserve>().at(0).sequence.key;
+    h.PlayGrant(d, key);
+    h.PlayToken(p, key, 0, 7);
+  }
+  h.Play(WorkerLeft{d, "killed"});
+  EXPECT_EQ(h.core.retries().num_places_taken(), 0u);
+  EXPECT_EQ(h.core.retries().num_waiting(), 0u);
+  for (int i = 0; i < 400; ++i) {
+    h.now += absl::Milliseconds(10);
+    h.Play(Tick{});
+  }
+  for (const RequestId id : ids) EXPECT_TRUE(h.HasEnded(id));
+}
+
 class NoRecoveryTest : public RecoveryTest {
  protected:
   NoRecoveryTest() : RecoveryTest(NoRecovery()) {}
@@ -74,6 +150,17 @@ TEST_F(NoRecoveryTest, LostPrefillWorkerEndsItsRequestsAndFreesDecode) {
   const std::vector<SendCancel> cancels = h_.Take<SendCancel>();
   ASSERT_EQ(cancels.size(), 1u);
   EXPECT_EQ(cancels[0].to, d_);
+}
+
+// CANCELLED means in the table of errors that the client left.
+TEST_F(NoRecoveryTest, WhatOneWorkerCancelledAtAnotherIsNotTheClientsDoing) {
+  const RequestId id = h_.Submit();
+  const AttemptKey key = Grant();
+  h_.PlayEnd(d_, key, AttemptEndReason::kFailed,
+             absl::CancelledError("cancelled by the prefill worker: cancelled"), "kv_transfer");
+  EXPECT_EQ(h_.Result(id).end, GenerationEnd::kFailed);
+  EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(Message(id), HasSubstr("cancelled by the prefill worker"));
 }
 
 TEST_F(RecoveryTest, LostDecodeWorkerIsReplacedAndNoTokenIsLostOrRepeated) {
@@ -133,6 +220,19 @@ TEST_F(RecoveryTest, LostPrefillWorkerBeforeTheFirstToken) {
   Grant();
   EXPECT_EQ(h_.Take<SendPrefill>().at(0).to, p2_);
   EXPECT_EQ(Retries(Stage::kPrefill, RetryReason::kWorkerLost), 1u);
+}
+
+TEST_F(RecoveryTest, TheNextAttemptGoesWhereTheKvIs) {
+  h_.Submit();
+  Grant();
+  ASSERT_EQ(granted_by_, d_);
+  WorkerLoad load = CoreHarness::ReadyLoad();
+  load.blocks_free = 50;  // by load alone it would be the other decode worker
+  h_.Play(LoadReported{d_, load});
+  h_.Take<SendPrefill>();
+  h_.Play(WorkerLeft{p_, "gone"});
+  Grant();
+  EXPECT_EQ(granted_by_, d_);
 }
 
 TEST_F(RecoveryTest, LostPrefillWorkerDuringTransferStartsOver) {

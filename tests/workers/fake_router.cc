@@ -63,7 +63,10 @@ class FakeRouter::Service final : public v1::Fleet::Service {
   void Hear(const std::string& worker_id, const v1::WorkerMessage& message) {
     absl::MutexLock lock(&router_->mu_);
     router_->mu_.Await(absl::Condition(
-        +[](FakeRouter* r) { return !r->reading_stopped_ || r->stopping_; }, router_));
+        +[](FakeRouter* r) ABSL_NO_THREAD_SAFETY_ANALYSIS {  // Await calls it with mu_ held.
+          return !r->reading_stopped_ || r->stopping_;
+        },
+        router_));
     if (message.has_load()) {
       router_->loads_[worker_id] = message.load();
     } else {

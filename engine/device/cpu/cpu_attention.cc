@@ -48,6 +48,7 @@ Scratch CutScratch(Buffer& buffer, int64_t kernel_bytes, int64_t out_stride, int
 // Addresses of the blocks that hold the first `num_tokens` of a partition.
 void FindBlocks(const KvLayerView& cache, const AttentionSequence& sequence, int partition,
                 int num_tokens, const void** bases) {
+  SLUICE_CHECK(kPartitionTokens % cache.block_tokens == 0);
   const int64_t first_block = int64_t{partition} * kPartitionTokens / cache.block_tokens;
   for (int64_t b = 0; b * cache.block_tokens < num_tokens; ++b) {
     const BlockId block = sequence.block_table[static_cast<size_t>(first_block + b)];

@@ -1,6 +1,7 @@
 #include "services/router/api/api_metrics.h"
 
 #include "absl/strings/str_cat.h"
+#include "services/router/core/time_stages.h"
 
 namespace sluice::router {
 namespace {
@@ -27,7 +28,7 @@ constexpr char kGrpcHelp[] = "gRPC calls ended, by status code number.";
 
 Histogram* Stage(MetricsRegistry* registry, const char* stage) {
   return registry->AddHistogram("sluice_request_stage_duration_seconds",
-                                "Stages of the time to first token.", StageBuckets(),
+                                "Stages of the time to the first and second token.", StageBuckets(),
                                 {{"stage", stage}});
 }
 
@@ -64,9 +65,16 @@ ApiMetrics::ApiMetrics(MetricsRegistry* registry) : registry_(registry) {
   disconnects_[1] =
       registry_->AddCounter("sluice_client_disconnects_total", "Requests whose client went away.",
                             {{"phase", "streaming"}});
-  parse_ = Stage(registry_, "parse");
-  tokenize_ = Stage(registry_, "tokenize");
-  detokenize_ = Stage(registry_, "detokenize");
+  parse_ = Stage(registry_, time_stage::kParse);
+  tokenize_ = Stage(registry_, time_stage::kTokenize);
+  detokenize_ = Stage(registry_, time_stage::kDetokenize);
+}
+
+void ApiMetrics::ObserveFrontStages(absl::Duration parse, absl::Duration tokenize,
+                                    absl::Duration detokenize) {
+  parse_->Observe(absl::ToDoubleSeconds(parse));
+  tokenize_->Observe(absl::ToDoubleSeconds(tokenize));
+  detokenize_->Observe(absl::ToDoubleSeconds(detokenize));
 }
 
 void ApiMetrics::CountHttpRequest(absl::string_view route, int http_status) {

@@ -32,15 +32,10 @@ class ApiMetrics {
   }
   Gauge* http_connections() const { return http_connections_; }
 
-  void ObserveParse(absl::Duration duration) { Observe(parse_, duration); }
-  void ObserveTokenize(absl::Duration duration) { Observe(tokenize_, duration); }
-  void ObserveDetokenize(absl::Duration duration) { Observe(detokenize_, duration); }
+  // The front's share of a time to first token; the dispatcher's metrics have the rest.
+  void ObserveFrontStages(absl::Duration parse, absl::Duration tokenize, absl::Duration detokenize);
 
  private:
-  static void Observe(Histogram* histogram, absl::Duration duration) {
-    histogram->Observe(absl::ToDoubleSeconds(duration));
-  }
-
   struct PerFront {
     Gauge* streams = nullptr;
     Gauge* buffered_bytes = nullptr;

@@ -12,6 +12,7 @@ namespace sluice::router {
 
 struct GenerationCall::Event {
   int choice = 0;
+  absl::Time at;  // when the dispatcher left it
   std::vector<SampledToken> tokens;
   std::optional<GenerationResult> end;
 };
@@ -66,6 +67,7 @@ class GenerationCall::Sink : public GenerationSink {
   void OnTokens(absl::Span<const SampledToken> tokens) override {
     Event event;
     event.choice = choice_;
+    event.at = MonotonicNow();
     event.tokens.assign(tokens.begin(), tokens.end());
     inbox_->Push(std::move(event));
   }
@@ -112,6 +114,7 @@ GenerationCall::~GenerationCall() { Cancel(); }
 void GenerationCall::Submit(Executor executor) {
   inbox_->Open(std::move(executor), weak_from_this());
   num_running_ = plan_.num_choices();
+  submitted_at_ = MonotonicNow();
   for (int i = 0; i < plan_.num_choices(); ++i) {
     choices_.push_back(std::make_unique<Choice>(context_->tokenizer(), plan_));
     choices_.back()->id = RandomId128<RequestId>();
@@ -125,6 +128,7 @@ void GenerationCall::Submit(Executor executor) {
     spec.sampling.max_tokens = plan_.max_tokens[i / plan_.n];
     spec.tenant_salt = plan_.tenant;
     spec.deadline = plan_.deadline;
+    spec.submitted_at = submitted_at_;
     context_->dispatcher().Submit(std::move(spec), std::make_shared<Sink>(inbox_, i));
   }
 }
@@ -144,7 +148,6 @@ void GenerationCall::CancelChoices() {
 
 void GenerationCall::HandleEvents() {
   if (writer_ == nullptr) return;
-  const absl::Time start = MonotonicNow();
   const bool was_silent = !tokens_sent_;
   // One delta a choice, however many steps are waiting: under load events merge instead of piling
   // up.
@@ -152,6 +155,9 @@ void GenerationCall::HandleEvents() {
   std::optional<ApiError> failure;
   for (const Event& event : inbox_->TakeAll()) {
     ChoiceDelta& delta = deltas[event.choice];
+    if (first_token_at_ == absl::InfinitePast() && !event.tokens.empty()) {
+      first_token_at_ = event.at;
+    }
     HandleTokens(event.choice, event.tokens, &delta);
     ApiError error;
     if (event.end.has_value() && !HandleEnd(event.choice, *event.end, &delta, &error) &&
@@ -163,7 +169,11 @@ void GenerationCall::HandleEvents() {
     WriteDelta(index, &delta);
     if (writer_ == nullptr) return;  // the writer cancelled
   }
-  if (was_silent && tokens_sent_) context_->metrics().ObserveDetokenize(MonotonicNow() - start);
+  if (was_silent && tokens_sent_ && first_token_at_ != absl::InfinitePast()) {
+    context_->metrics().ObserveFrontStages(plan_.parsed_at - plan_.received_at,
+                                           submitted_at_ - plan_.parsed_at,
+                                           first_delta_at_ - first_token_at_);
+  }
 
   if (!failure.has_value() && num_running_ > 0) return;
   ResponseWriter* const writer = std::exchange(writer_, nullptr);
@@ -258,6 +268,11 @@ RequestSummary GenerationCall::Summarize() const {
     }
   }
   if (!choices_.empty()) summary.stages = choices_.front()->result.stages;
+  summary.stages[time_stage::kParse] = plan_.parsed_at - plan_.received_at;
+  summary.stages[time_stage::kTokenize] = submitted_at_ - plan_.parsed_at;
+  if (first_token_at_ != absl::InfinitePast() && first_delta_at_ != absl::InfinitePast()) {
+    summary.stages[time_stage::kDetokenize] = first_delta_at_ - first_token_at_;
+  }
   summary.total = MonotonicNow() - plan_.received_at;
   summary.time_to_first_token = first_delta_at_ - plan_.received_at;
   return summary;

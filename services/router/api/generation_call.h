@@ -10,7 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "absl/container/btree_map.h"
 #include "absl/time/time.h"
 #include "services/router/api/api_context.h"
 #include "services/router/api/error_table.h"
@@ -26,8 +25,7 @@ struct RequestSummary {
   int64_t reasoning_tokens = 0;
   absl::Duration time_to_first_token;
   absl::Duration total;
-  // Stages of the first choice's time to first token.
-  absl::btree_map<std::string, absl::Duration> stages;
+  TimeStages stages;  // of the first choice
 };
 
 // What a front does with an answer. Called on the front's thread: OnDelta any number of times, then
@@ -82,7 +80,9 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   std::vector<std::unique_ptr<Choice>> choices_;
   int num_running_ = 0;
   bool tokens_sent_ = false;
-  absl::Time first_delta_at_ = absl::InfinitePast();
+  absl::Time submitted_at_ = absl::InfinitePast();
+  absl::Time first_token_at_ = absl::InfinitePast();  // left the dispatcher
+  absl::Time first_delta_at_ = absl::InfinitePast();  // was written
 
   const std::shared_ptr<Inbox> inbox_;
 };

@@ -190,8 +190,9 @@ absl::Status FillCommon(const ApiContext& context, const RequestCommon& request,
   plan->request_id = request.request_id;
   plan->model = request.model.empty() ? context.model_name() : request.model;
   plan->tenant = request.tenant;
+  plan->parsed_at = MonotonicNow();
   plan->received_at =
-      request.received_at == absl::InfinitePast() ? MonotonicNow() : request.received_at;
+      request.received_at == absl::InfinitePast() ? plan->parsed_at : request.received_at;
   plan->deadline =
       std::min(request.deadline, plan->received_at + context.options().request_timeout);
   SLUICE_RETURN_IF_ERROR(FillSampling(context, request.sampling, plan));
@@ -290,7 +291,6 @@ absl::StatusOr<GenerationPlan> PlanCompletion(const ApiContext& context,
     return MakeError(ErrorKind::kUnsupported,
                      "echo together with logprobs is not served: prompts have no logprobs", "echo");
   }
-  const absl::Time start = MonotonicNow();
   for (const PromptInput& prompt : request.prompts) {
     if (const auto* text = std::get_if<std::string>(&prompt)) {
       plan.prompts.push_back(context.tokenizer().EncodePrompt(*text));
@@ -305,7 +305,6 @@ absl::StatusOr<GenerationPlan> PlanCompletion(const ApiContext& context,
     }
     plan.prompts.push_back(std::move(tokens));
   }
-  context.metrics().ObserveTokenize(MonotonicNow() - start);
   SLUICE_RETURN_IF_ERROR(FillMaxTokens(context, request.sampling, "prompt", &plan));
   return plan;
 }
@@ -317,11 +316,9 @@ absl::StatusOr<GenerationPlan> PlanChat(const ApiContext& context, const ChatReq
   ChatOptions options;
   options.add_generation_prompt = request.add_generation_prompt || request.continue_final_message;
   options.thinking = request.thinking;
-  const absl::Time start = MonotonicNow();
   SLUICE_ASSIGN_OR_RETURN(
       std::vector<TokenId> tokens,
       EncodeChat(context, request.messages, options, request.continue_final_message));
-  context.metrics().ObserveTokenize(MonotonicNow() - start);
   plan.prompts.push_back(std::move(tokens));
   plan.output.reasoning_start =
       request.continue_final_message

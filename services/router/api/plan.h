@@ -38,6 +38,7 @@ struct GenerationPlan {
   std::string tenant;
   // MonotonicNow() scale.
   absl::Time received_at = absl::InfinitePast();
+  absl::Time parsed_at = absl::InfinitePast();  // when planning began
   absl::Time deadline = absl::InfiniteFuture();
 
   int num_choices() const { return static_cast<int>(prompts.size()) * n; }

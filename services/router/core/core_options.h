@@ -34,6 +34,8 @@ struct CoreOptions {
   int max_lost_workers = 2;
   // Failures reported by living workers, per request.
   int max_failures = 6;
+  // Requests that start anew at once, as a share of the running ones; the others wait for a place.
+  double max_retry_share = 0.2;
   // Times a decode worker may hand a request back for want of blocks.
   int max_preemptions = 32;
 

@@ -14,6 +14,7 @@
 #include "absl/types/span.h"
 #include "common/ids.h"
 #include "common/sampling_params.h"
+#include "services/router/core/time_stages.h"
 
 namespace sluice::router {
 
@@ -23,7 +24,9 @@ struct GenerationSpec {
   std::vector<TokenId> prompt;
   SamplingParams sampling;  // seed always set
   std::string tenant_salt;
-  absl::Time deadline = absl::InfiniteFuture();  // MonotonicNow() scale
+  // MonotonicNow() scale.
+  absl::Time deadline = absl::InfiniteFuture();
+  absl::Time submitted_at = absl::InfiniteFuture();  // unset: when the dispatcher hears of it
 };
 
 enum class GenerationEnd { kStop, kLength, kCancelled, kFailed };
@@ -35,9 +38,7 @@ struct GenerationResult {
   absl::Status status;
   std::optional<absl::Duration> retry_after;
   int cached_tokens = 0;
-  // Durations until the first token by stage: admission, route, prefill_queue, prefill,
-  // kv_transfer, ...
-  absl::btree_map<std::string, absl::Duration> stages;
+  TimeStages stages;  // from admission to prefill, kv_transfer to first_step
 };
 
 // Called on the dispatcher's thread, in order; must return quickly and never block: post the work

@@ -75,6 +75,7 @@ struct Grant {
   Incarnation incarnation;
   int cached_tokens = 0;
   absl::Duration lease;
+  std::string kv_address;  // empty: as registered
 };
 
 struct ProducedToken {
@@ -225,6 +226,8 @@ struct EndRequest {
   absl::Duration duration;  // since Submit
   int prompt_tokens = 0;
   int output_tokens = 0;
+  std::optional<absl::Duration> time_per_output_token;  // after the first; two tokens at least
+  std::optional<double> prefix_match_ratio;  // of its prompt, as expected of the prefill worker
 };
 
 using Action = std::variant<SendReserve, SendPrefill, SendRun, SendCancel, SendWelcome,

@@ -30,7 +30,8 @@ int64_t BlocksNeeded(const WorkerView& worker, const RouteQuery& query) {
 auto DecodeCost(const WorkerView& worker, const RouteQuery& query) {
   const bool lacks_blocks = worker.available_blocks < BlocksNeeded(worker, query);
   const double load = static_cast<double>(worker.requests) / std::max(1, worker.max_num_seqs);
-  return std::make_tuple(lacks_blocks, load, -worker.available_blocks);
+  const bool holds_no_kv = query.kv_holder != worker.session;
+  return std::make_tuple(lacks_blocks, holds_no_kv, load, -worker.available_blocks);
 }
 
 const WorkerView* BestForDecode(const std::vector<const WorkerView*>& candidates,

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -15,6 +16,8 @@ struct RouteQuery {
   int num_tokens = 0;  // prompt and journal: what prefill has to cover
   // Workers not to choose: they answered Busy, or failed this request.
   absl::Span<const SessionId> excluded;
+  // Decode worker of the attempt before this one: it keeps the KV it was sent.
+  std::optional<SessionId> kv_holder;
 };
 
 // Blocks at the front of the request's chain in a worker's prefix cache.
@@ -35,8 +38,8 @@ struct DecodeChoice {
 
 // The worker to decode on. A decode worker with a prefill worker of the same fingerprint is
 // preferred; a worker of role `both` is the fallback when there is no such pair. Among equals:
-// those with enough blocks first, then the least loaded (requests per max_num_seqs), then most
-// available blocks, then worker_id.
+// those with enough blocks first, then who holds KV of the request, then the least loaded (requests
+// per max_num_seqs), then most available blocks, then worker_id.
 DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query);
 
 struct PrefillChoice {

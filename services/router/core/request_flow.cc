@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/router/core/mutants.h"
 
 namespace sluice::router {
 namespace {
@@ -35,7 +36,7 @@ bool IsCurable(const absl::Status& status) {
 
 RequestFlow::RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::Time now)
     : spec_(std::move(spec)),
-      submitted_at_(now),
+      submitted_at_(std::min(now, spec_.submitted_at)),
       deadline_(std::min(spec_.deadline, now + options.request_timeout)),
       journal_(options.max_held_tokens),
       phase_deadline_(now + options.queue_timeout),
@@ -43,7 +44,7 @@ RequestFlow::RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::
 
 void RequestFlow::Admit(const FlowContext& ctx) {
   admitted_at_ = ctx.now;
-  stages_["admission"] = ctx.now - submitted_at_;
+  stages_[time_stage::kAdmission] = ctx.now - submitted_at_;
   Plan(ctx);
 }
 
@@ -112,7 +113,7 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
   if (from_decode && !colocated_ && !decode_token_seen_) {
     decode_token_seen_ = kv_arrived_ = true;
     failures_ = 0;  // they bound the tries of one handoff, not what a long answer may live through
-    if (kv_arrived_at_.has_value()) stages_.try_emplace("first_step", ctx.now - *kv_arrived_at_);
+    RecordSecondToken(ctx, token);
   }
   UpdatePhase();
   if (outcome == Journal::Outcome::kHeld) {
@@ -134,8 +135,7 @@ void RequestFlow::OnKvArrived(const FlowContext& ctx, const KvArrived& event) {
     return;
   }
   kv_arrived_ = true;
-  kv_arrived_at_ = ctx.now;
-  stages_.try_emplace("kv_transfer", event.exposed_transfer);
+  exposed_transfer_ = event.exposed_transfer;
   UpdatePhase();
 }
 
@@ -158,6 +158,7 @@ void RequestFlow::OnPreempted(const FlowContext& ctx, const AttemptPreempted& ev
     return;
   }
   ctx.counters.CountRetry(Stage::kDecode, RetryReason::kPreempted);
+  starts_anew_ = true;
   EndAttempt(ctx, "preempted");
   Plan(ctx);
 }
@@ -210,7 +211,7 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
                         absl::AbortedError(absl::StrCat(who, " gave the request up (stage ",
                                                         StageName(stage), ")")));
       return;
-    case AttemptEndReason::kFailed:
+    case AttemptEndReason::kFailed: {
       excluded_.push_back(event.session);
       if (event.status.code() == absl::StatusCode::kResourceExhausted && !first_token_seen_) {
         // Its queue or pool is full: no failure, try another or wait.
@@ -218,11 +219,15 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
         Plan(ctx);
         return;
       }
-      RetryAfterFailure(
-          ctx, stage, RetryReason::kFailed,
-          absl::Status(event.status.code(), absl::StrCat(who, ": ", event.status.message(),
-                                                         " (stage ", StageName(stage), ")")));
+      // One worker cancelled what it had with another. The client did not, and must not read so.
+      const absl::StatusCode code = event.status.code() == absl::StatusCode::kCancelled
+                                        ? absl::StatusCode::kAborted
+                                        : event.status.code();
+      RetryAfterFailure(ctx, stage, RetryReason::kFailed,
+                        absl::Status(code, absl::StrCat(who, ": ", event.status.message(),
+                                                        " (stage ", StageName(stage), ")")));
       return;
+    }
   }
 }
 
@@ -320,8 +325,10 @@ void RequestFlow::DropLeg(const FlowContext& ctx, LegKind kind, bool cancel,
                           const std::string& reason) {
   std::optional<Leg>& dropped = leg(kind);
   if (!dropped.has_value()) return;
-  ctx.membership.AddAssigned(dropped->session, -1, -dropped->prefill_tokens, 0);
-  if (cancel) {
+  if (!Planted(RouterMutant::kKeepAssigned)) {
+    ctx.membership.AddAssigned(dropped->session, -1, -dropped->prefill_tokens, 0);
+  }
+  if (cancel && !Planted(RouterMutant::kForgetCancel)) {
     ctx.actions.push_back(SendCancel{dropped->session, {spec_.id, attempt_}, reason});
   }
   dropped.reset();
@@ -335,7 +342,7 @@ void RequestFlow::DropLegs(const FlowContext& ctx, const std::string& reason) {
 void RequestFlow::EndAttempt(const FlowContext& ctx, const std::string& reason) {
   DropLegs(ctx, reason);
   journal_.DropHeld();
-  ++attempt_.value;
+  if (!Planted(RouterMutant::kKeepAttempt)) ++attempt_.value;
 }
 
 void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryReason reason,
@@ -355,6 +362,8 @@ void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryRe
   }
   ctx.counters.CountRetry(stage, reason);
   recovering_ = journal_.size() > 0;
+  if (decode_.has_value()) kv_holder_ = decode_->session;
+  starts_anew_ = true;
   EndAttempt(ctx, std::string(status.message()));
   Plan(ctx);
 }
@@ -376,11 +385,11 @@ bool RequestFlow::FinishIfComplete(const FlowContext& ctx) {
 }
 
 void RequestFlow::FinishWhenDelivered(const FlowContext& ctx) {
-  if (!first_token_seen_ && prefill_.has_value()) {
+  if (!first_token_seen_ && prefill_.has_value() && !Planted(RouterMutant::kFinishWithGap)) {
     gap_deadline_ = std::min(gap_deadline_, ctx.now + ctx.options.first_token_gap_timeout);
     return;
   }
-  if (!first_token_seen_ || journal_.has_gap()) {
+  if ((!first_token_seen_ || journal_.has_gap()) && !Planted(RouterMutant::kFinishWithGap)) {
     RetryAfterFailure(
         ctx, Stage::kDecode, RetryReason::kFailed,
         absl::InternalError(absl::StrCat("the answer ended, but token ", journal_.size(),
@@ -397,11 +406,22 @@ void RequestFlow::FinishWhenDelivered(const FlowContext& ctx) {
 
 void RequestFlow::Finish(const FlowContext& ctx, GenerationResult result, RejectReason reject) {
   phase_ = Phase::kEnded;
+  if (!Planted(RouterMutant::kKeepRetryPlace)) ctx.retries.Release(spec_.id);
   if (reject != RejectReason::kNone) ctx.counters.CountRoute(RouteDecision::kRejected);
   result.cached_tokens = cached_tokens_;
   result.stages = std::move(stages_);
-  ctx.actions.push_back(EndRequest{spec_.id, std::move(result), reject, ctx.now - submitted_at_,
-                                   num_prompt_tokens(), journal_.size()});
+  EndRequest end{spec_.id,
+                 std::move(result),
+                 reject,
+                 ctx.now - submitted_at_,
+                 num_prompt_tokens(),
+                 journal_.size(),
+                 /*time_per_output_token=*/std::nullopt,
+                 prefix_match_ratio_};
+  if (first_token_at_.has_value() && journal_.size() > 1) {
+    end.time_per_output_token = (last_emit_at_ - *first_token_at_) / (journal_.size() - 1);
+  }
+  ctx.actions.push_back(std::move(end));
 }
 
 bool RequestFlow::IsCurrent(const FlowContext& ctx, SessionId session, Attempt attempt) const {
@@ -453,19 +473,34 @@ void RequestFlow::UpdatePhase() {
 void RequestFlow::RecordFirstToken(const FlowContext& ctx, const ProducedToken& token) {
   waiting_since_ = absl::InfiniteFuture();
   excluded_.clear();
+  starts_anew_ = false;
+  ctx.retries.Release(spec_.id);
   Leg& computed_by = colocated_ || !prefill_.has_value() ? *decode_ : *prefill_;
   ctx.membership.AddAssigned(computed_by.session, 0, -computed_by.prefill_tokens, 0);
   computed_by.prefill_tokens = 0;
-  if (stages_.contains("prefill")) return;  // a later attempt
+  if (first_token_at_.has_value()) return;  // a later attempt
+  first_token_at_ = ctx.now;
   // The four add up to the time to first token as seen here, whatever the clocks of others say; the
   // way to the worker and back is in prefill_queue.
   const absl::Duration elapsed = ctx.now - sent_at_;
   const absl::Duration compute =
       std::clamp(token.compute_time, absl::ZeroDuration(), std::max(elapsed, absl::ZeroDuration()));
-  stages_["route"] = sent_at_ - admitted_at_;
-  stages_["prefill"] = compute;
-  stages_["prefill_queue"] = elapsed - compute;
+  stages_[time_stage::kRoute] = sent_at_ - admitted_at_;
+  stages_[time_stage::kPrefill] = compute;
+  stages_[time_stage::kPrefillQueue] = elapsed - compute;
   cached_tokens_ = std::clamp(token.cached_tokens, 0, num_prompt_tokens());
+}
+
+void RequestFlow::RecordSecondToken(const FlowContext& ctx, const ProducedToken& token) {
+  // A token that overtook the first one, which comes from another worker, has nothing to explain.
+  if (!first_token_at_.has_value() || stages_.contains(time_stage::kFirstStep)) return;
+  const absl::Duration none = absl::ZeroDuration();
+  const absl::Duration elapsed = std::max(ctx.now - *first_token_at_, none);
+  const absl::Duration transfer = std::clamp(exposed_transfer_, none, elapsed);
+  const absl::Duration step = std::clamp(token.compute_time, none, elapsed - transfer);
+  stages_[time_stage::kKvTransfer] = transfer;
+  stages_[time_stage::kFirstStep] = step;
+  stages_[time_stage::kDecodeQueue] = elapsed - transfer - step;
 }
 
 }  // namespace sluice::router

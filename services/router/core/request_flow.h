@@ -32,6 +32,7 @@
 #include "services/router/core/messages.h"
 #include "services/router/core/policy.h"
 #include "services/router/core/prefix_index.h"
+#include "services/router/core/retry_budget.h"
 
 namespace sluice::router {
 
@@ -40,6 +41,8 @@ struct FlowContext {
   const CoreOptions& options;
   Membership& membership;
   const PrefixIndex& prefixes;
+  RetryBudget& retries;
+  int num_running;
   CoreCounters& counters;
   std::vector<Action>& actions;
   absl::Time now;
@@ -49,7 +52,7 @@ class RequestFlow {
  public:
   enum class Phase {
     kQueued,       // waiting for a place among the running requests
-    kWaiting,      // no worker can take it now; tried again at retry_at_
+    kWaiting,      // no worker can take it now: tried again at retry_at_; or for a place to retry
     kReserving,    // Reserve sent
     kPrefill,      // Prefill or Run sent
     kTransfer,     // first token seen, KV on its way
@@ -73,6 +76,9 @@ class RequestFlow {
   void OnKvArrived(const FlowContext& ctx, const KvArrived& event);
   // A worker is no longer a member; the membership still knows its name.
   void OnWorkerLost(const FlowContext& ctx, SessionId session, const std::string& reason);
+
+  // The retry budget has a place for it. REQUIRES: it stood in line.
+  void OnRetryPlace(const FlowContext& ctx) { Plan(ctx); }
 
   // `satisfied`: the front met a stop string, and the request ends well.
   void Cancel(const FlowContext& ctx, bool satisfied);
@@ -129,7 +135,7 @@ class RequestFlow {
   // REQUIRES: Prefill or Run was sent.
   void UpdatePhase();
   void RecordFirstToken(const FlowContext& ctx, const ProducedToken& token);
-  void ReleasePrefillTokens(const FlowContext& ctx);
+  void RecordSecondToken(const FlowContext& ctx, const ProducedToken& token);
 
   // Constant after construction.
   const GenerationSpec spec_;
@@ -148,14 +154,15 @@ class RequestFlow {
   bool first_token_seen_ = false;
   bool kv_arrived_ = false;  // said so, or has sent a token
   bool decode_token_seen_ = false;
-  std::optional<absl::Time> kv_arrived_at_;  // when it said so
   // What the decode worker said, while the prefill worker's first token is still on its way.
   std::optional<AttemptEndReason> end_reason_;
 
   // Over all attempts.
-  std::vector<SessionId> excluded_;  // answered Busy in this round, or failed
+  std::vector<SessionId> excluded_;     // answered Busy in this round, or failed
+  std::optional<SessionId> kv_holder_;  // decode worker of the attempt before this one
   int lost_workers_ = 0;
-  bool recovering_ = false;  // from a failure in the middle of the answer to its next token
+  bool starts_anew_ = false;  // an attempt after the first, until its first token
+  bool recovering_ = false;   // from a failure in the middle of the answer to its next token
   int failures_ = 0;
   int preemptions_ = 0;
   int max_model_len_ = 0;  // of the attempt's workers, the smallest
@@ -173,7 +180,10 @@ class RequestFlow {
   absl::Time admitted_at_, sent_at_;
   absl::Time last_emit_at_;  // or of Submit
   int cached_tokens_ = 0;
-  absl::btree_map<std::string, absl::Duration> stages_;
+  std::optional<double> prefix_match_ratio_;
+  std::optional<absl::Time> first_token_at_;  // of the answer
+  absl::Duration exposed_transfer_;           // of the latest attempt whose KV arrived
+  TimeStages stages_;
 };
 
 }  // namespace sluice::router

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/router/core/mutants.h"
 #include "services/router/core/request_flow.h"
 
 namespace sluice::router {
@@ -11,13 +12,16 @@ void RequestFlow::Plan(const FlowContext& ctx) {
   retry_at_ = phase_deadline_ = gap_deadline_ = absl::InfiniteFuture();
   base_index_ = journal_.size();
   first_token_seen_ = kv_arrived_ = decode_token_seen_ = false;
-  kv_arrived_at_.reset();
   end_reason_.reset();
 
   const ClusterView view = ctx.membership.View(ctx.now);
-  const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_});
+  const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_, kv_holder_});
   if (choice.worker == nullptr) {
     WaitForWorkers(ctx, choice.none);
+    return;
+  }
+  if (starts_anew_ && !ctx.retries.Acquire(spec_.id, ctx.num_running)) {
+    phase_ = Phase::kWaiting;  // until OnRetryPlace
     return;
   }
   max_model_len_ = choice.worker->max_model_len;
@@ -45,6 +49,7 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
          RejectReason::kTooLong);
     return;
   }
+  ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
   const bool busy = why == NoRoute::kAllExcluded;
   if (waiting_since_ == absl::InfiniteFuture()) {
     waiting_since_ = ctx.now;
@@ -95,11 +100,15 @@ void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
   max_model_len_ = std::min(max_model_len_, choice.worker->max_model_len);
   const int64_t cached = int64_t{choice.matched_blocks} * choice.worker->kv_block_tokens;
   SetLeg(ctx, LegKind::kPrefill, *choice.worker, std::max<int64_t>(1, num_tokens() - cached));
+  if (match != nullptr && !prefix_match_ratio_.has_value()) {
+    prefix_match_ratio_ = std::min(1.0, static_cast<double>(cached) / num_tokens());
+  }
   sent_at_ = ctx.now;
   phase_ = Phase::kPrefill;
   phase_deadline_ = absl::InfiniteFuture();
   ctx.counters.CountRoute(RouteDecision::kDisaggregated);
-  ctx.actions.push_back(SendPrefill{prefill_->session, MakeSequence(ctx), grant, decode.kv_address,
+  const std::string& kv_address = grant.kv_address.empty() ? decode.kv_address : grant.kv_address;
+  ctx.actions.push_back(SendPrefill{prefill_->session, MakeSequence(ctx), grant, kv_address,
                                     decode.worker_id, decode.fingerprint});
 }
 
@@ -109,6 +118,9 @@ SequenceStart RequestFlow::MakeSequence(const FlowContext& ctx) const {
   sequence.tokens.reserve(num_tokens());
   sequence.tokens = spec_.prompt;
   sequence.tokens.insert(sequence.tokens.end(), journal_.tokens().begin(), journal_.tokens().end());
+  if (Planted(RouterMutant::kResumeWithoutLastToken) && journal_.size() > 0) {
+    sequence.tokens.pop_back();
+  }
   sequence.num_output_tokens = journal_.size();
   sequence.tenant_salt = spec_.tenant_salt;
   sequence.sampling = spec_.sampling;

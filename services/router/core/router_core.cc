@@ -4,18 +4,22 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/router/core/mutants.h"
 
 namespace sluice::router {
 
 RouterCore::RouterCore(CoreOptions options)
     : options_(std::move(options)),
       membership_(options_),
-      prefixes_(options_.max_prefix_blocks_per_worker) {}
+      prefixes_(options_.max_prefix_blocks_per_worker),
+      retries_(options_.max_retry_share) {}
 
 std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
   std::vector<Action> actions;
-  const FlowContext ctx{options_, membership_, prefixes_, counters_, actions, now};
-  std::visit([&](auto&& e) { Handle(ctx, std::move(e)); }, std::move(event));
+  const FlowContext ctx{options_,      membership_, prefixes_, retries_,
+                        num_running(), counters_,   actions,   now};
+  std::visit([&](auto& e) { Handle(ctx, std::move(e)); }, event);
+  ResumeRetries(ctx);
   AdmitQueued(ctx);
   return actions;
 }
@@ -67,6 +71,7 @@ void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const s
   ++counters_.membership_events[static_cast<int>(member->info.role)][static_cast<int>(event)];
   membership_.Remove(session);
   prefixes_.Forget(session);
+  if (Planted(RouterMutant::kIgnoreLostWorker)) return;
   std::vector<RequestId> affected;
   for (const auto& [id, entry] : flows_) {
     if (entry.flow->Involves(session)) affected.push_back(id);
@@ -192,6 +197,14 @@ void RouterCore::AdmitQueued(const FlowContext& ctx) {
     entry.ticket = 0;
     entry.flow->Admit(ctx);
     Settle(id, entry);
+  }
+}
+
+void RouterCore::ResumeRetries(const FlowContext& ctx) {
+  while (const std::optional<RequestId> id = retries_.TakeNext(num_running())) {
+    Entry& entry = flows_.at(*id);
+    entry.flow->OnRetryPlace(ctx);
+    Settle(*id, entry);
   }
 }
 

@@ -45,6 +45,7 @@ class RouterCore {
   // Requests in each RequestFlow::Phase.
   std::vector<int> CountPhases() const;
   bool draining() const { return draining_; }
+  const RetryBudget& retries() const { return retries_; }
   const CoreCounters& counters() const { return counters_; }
   const Membership& membership() const { return membership_; }
 
@@ -77,6 +78,8 @@ class RouterCore {
                     MembershipEvent event);
   // Lets queued requests run while there is room.
   void AdmitQueued(const FlowContext& ctx);
+  // Lets requests start anew while the budget has places.
+  void ResumeRetries(const FlowContext& ctx);
   // After anything was done to the flow: forgets it when it ended, else sets its timer. Invalidates
   // the entry when it ended.
   void Settle(RequestId id, Entry& entry);
@@ -86,6 +89,7 @@ class RouterCore {
 
   Membership membership_;
   PrefixIndex prefixes_;
+  RetryBudget retries_;
   CoreCounters counters_;
   bool draining_ = false;
 

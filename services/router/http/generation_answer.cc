@@ -32,7 +32,8 @@ void GenerationAnswer::OnComplete(const RequestSummary& summary) {
     exchange_->Respond(200, kJsonContentType, formatter_->Full(summary), {});
     return;
   }
-  if (format_.stream.include_usage) exchange_->SendEvent(formatter_->UsageChunk(summary));
+  if (format_.stream.include_usage || format_.stream.include_timings)
+    exchange_->SendEvent(formatter_->UsageChunk(summary));
   exchange_->SendEvent("[DONE]");
   exchange_->EndStream(/*close=*/false);
 }

@@ -67,9 +67,7 @@ template <typename Body, typename ParseFn, typename PlanFn>
 absl::StatusOr<Prepared> ParseAndPlan(ApiContext* context, const std::string& body,
                                       const std::string& request_id, absl::Time received_at,
                                       ParseFn parse, PlanFn plan) {
-  const absl::Time start = MonotonicNow();
   absl::StatusOr<Body> parsed = parse(body);
-  context->metrics().ObserveParse(MonotonicNow() - start);
   if (!parsed.ok()) return parsed.status();
   parsed->request.request_id = request_id;
   parsed->request.received_at = received_at;

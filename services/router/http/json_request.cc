@@ -156,6 +156,7 @@ absl::Status ReadSampling(const JsonObjectReader& reader, SamplingRequest* sampl
 
 absl::Status ReadStream(const JsonObjectReader& reader, StreamOptions* stream) {
   SLUICE_RETURN_IF_ERROR(reader.Read("stream", &stream->stream));
+  SLUICE_RETURN_IF_ERROR(reader.Read("include_timings", &stream->include_timings));
   const std::optional<JsonElement> element = reader.Find("stream_options");
   if (!element.has_value()) return absl::OkStatus();
   simdjson::dom::object object;

@@ -16,6 +16,7 @@ struct StreamOptions {
   bool stream = false;
   bool include_usage = false;
   bool continuous_usage_stats = false;
+  bool include_timings = false;  // with the usage, streamed or not
 };
 
 struct CompletionBody {

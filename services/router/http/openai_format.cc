@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 
 namespace sluice::router {
 namespace {
@@ -20,6 +21,25 @@ void AppendFinish(const ChoiceDelta& delta, JsonWriter* json) {
     json->String(FinishName(delta.finish));
   }
   if (!delta.matched_stop.empty()) json->Key("stop_reason").String(delta.matched_stop);
+}
+
+void AppendMilliseconds(absl::Duration duration, JsonWriter* json) {
+  json->Raw(absl::StrFormat("%.3f", absl::ToDoubleMilliseconds(duration)));
+}
+
+void AppendTimings(const RequestSummary& summary, JsonWriter* json) {
+  json->Key("timings").BeginObject().Key("time_to_first_token_ms");
+  AppendMilliseconds(summary.time_to_first_token, json);
+  json->Key("total_ms");
+  AppendMilliseconds(summary.total, json);
+  json->Key("stages_ms").BeginObject();
+  for (const char* stage : kTimeStages) {
+    const auto it = summary.stages.find(stage);
+    if (it == summary.stages.end()) continue;
+    json->Key(stage);
+    AppendMilliseconds(it->second, json);
+  }
+  json->EndObject().EndObject();
 }
 
 void AppendUsage(const RequestSummary& summary, JsonWriter* json) {
@@ -128,6 +148,7 @@ std::string OpenAiFormatter::UsageChunk(const RequestSummary& summary) const {
   JsonWriter json(&out);
   json.Key("choices").BeginArray().EndArray();
   AppendUsage(summary, &json);
+  if (options_.stream.include_timings) AppendTimings(summary, &json);
   json.EndObject();
   return out;
 }
@@ -156,6 +177,7 @@ std::string OpenAiFormatter::Full(const RequestSummary& summary) {
   }
   json.EndArray();
   AppendUsage(summary, &json);
+  if (options_.stream.include_timings) AppendTimings(summary, &json);
   json.EndObject();
   return out;
 }

@@ -35,7 +35,7 @@ class OpenAiFormatter {
 
   // One chunk of a stream, without "data: ".
   std::string Chunk(const ChoiceDelta& delta);
-  // The chunk after the last one, only with stream_options.include_usage.
+  // The chunk after the last one, with stream_options.include_usage or include_timings.
   std::string UsageChunk(const RequestSummary& summary) const;
   // A whole answer from the deltas so far collected by Collect.
   void Collect(const ChoiceDelta& delta);
