@@ -141,6 +141,35 @@ TEST_F(RequestLifeTest, NoWorkerIsUnavailableAtOnce) {
   ExpectNothingLeft();
 }
 
+// A restarting worker costs new requests a pause, not an error; a lost role is refused after its
+// time.
+TEST_F(RequestLifeTest, ANewRequestWaitsForAWorkerThatWasThereAMomentAgo) {
+  JoinPair();
+  const auto pass = [this](int milliseconds) {
+    for (int i = 0; i < milliseconds; i += 100) {
+      h_.now += absl::Milliseconds(100);
+      h_.Play(LoadReported{d_, CoreHarness::ReadyLoad()});
+      h_.Play(Tick{});
+    }
+  };
+  h_.Play(WorkerLeft{p_, "restarted"});
+  pass(100);
+  const RequestId id = h_.Submit();
+  pass(2000);
+  EXPECT_FALSE(h_.HasEnded(id));
+  p_ = h_.Join("p", WorkerRole::kPrefill);
+  EXPECT_EQ(h_.Take<SendReserve>().size(), 1u);
+  h_.Play(RequestCancelled{id, false});
+
+  h_.Play(WorkerLeft{p_, "gone"});
+  const RequestId waits = h_.Submit();
+  pass(2900);
+  EXPECT_FALSE(h_.HasEnded(waits));
+  pass(100);
+  EXPECT_EQ(h_.Result(waits).status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(h_.HasEnded(h_.Submit())) << "now at once";
+}
+
 TEST_F(RequestLifeTest, RefusesEmptyPromptsAndTooLongOnes) {
   JoinPair();
   EXPECT_EQ(h_.Result(h_.Submit(0, 5)).status.code(), absl::StatusCode::kInvalidArgument);

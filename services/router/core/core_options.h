@@ -36,6 +36,8 @@ struct CoreOptions {
   int max_failures = 6;
   // Requests that start anew at once, as a share of the running ones; the others wait for a place.
   double max_retry_share = 0.2;
+  // A place is held to the new attempt's first token, but no longer than this.
+  absl::Duration max_retry_hold = absl::Milliseconds(500);
   // Times a decode worker may hand a request back for want of blocks.
   int max_preemptions = 32;
 

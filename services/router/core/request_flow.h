@@ -18,6 +18,7 @@
 //   3. Each phase but kPrefill..kDecode has a timer of its own; all have the request's deadline.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -64,6 +65,8 @@ class RequestFlow {
   // `deadline` is absolute; InfiniteFuture: none.
   RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::Time now);
 
+  // REQUIRES: queued.
+  void WaitNoLongerThan(absl::Time time) { phase_deadline_ = std::min(phase_deadline_, time); }
   // Leaves the queue and plans the first attempt.
   void Admit(const FlowContext& ctx);
 

@@ -12,7 +12,7 @@ RouterCore::RouterCore(CoreOptions options)
     : options_(std::move(options)),
       membership_(options_),
       prefixes_(options_.max_prefix_blocks_per_worker),
-      retries_(options_.max_retry_share) {}
+      retries_(options_.max_retry_share, options_.max_retry_hold) {}
 
 std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
   std::vector<Action> actions;
@@ -26,7 +26,7 @@ std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
 
 absl::Time RouterCore::NextTimer(absl::Time now) const {
   const absl::Time next_flow = timers_.empty() ? absl::InfiniteFuture() : timers_.begin()->first;
-  return std::min(next_flow, membership_.NextChange(now));
+  return std::min({next_flow, membership_.NextChange(now), retries_.NextChange()});
 }
 
 // ---- Workers
@@ -69,6 +69,7 @@ void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const s
   const Membership::Member* member = membership_.Find(session);
   if (member == nullptr) return;
   ++counters_.membership_events[static_cast<int>(member->info.role)][static_cast<int>(event)];
+  if (MissingRole(membership_.View(ctx.now)).empty()) could_serve_at_ = ctx.now;
   membership_.Remove(session);
   prefixes_.Forget(session);
   if (Planted(RouterMutant::kIgnoreLostWorker)) return;
@@ -160,20 +161,24 @@ void RouterCore::Handle(const FlowContext& ctx, RequestSubmitted event) {
   RequestFlow& flow = *entry.flow;
   const ClusterView view = membership_.View(ctx.now);
   const std::string missing = MissingRole(view);
+  if (missing.empty()) could_serve_at_ = ctx.now;
+  const absl::Time gives_up_at = could_serve_at_ + options_.no_worker_timeout;
+  const bool must_wait = !missing.empty() || num_running() >= options_.max_running_requests;
   if (!valid) {
     flow.Fail(ctx, absl::InvalidArgumentError("a prompt token and max_tokens >= 1 are required"));
   } else if (draining_) {
     flow.Fail(ctx, absl::UnavailableError("the router is draining (stage admission)"),
               RejectReason::kDraining);
-  } else if (!missing.empty()) {
+  } else if (!missing.empty() && ctx.now >= gives_up_at) {
     flow.Fail(ctx, absl::UnavailableError(absl::StrCat(missing, " (stage admission)")),
               MissingRoleReason(view));
-  } else if (num_running() >= options_.max_running_requests &&
-             num_queued() > options_.max_queued_requests) {
+  } else if (must_wait && num_queued() > options_.max_queued_requests) {
     flow.Fail(ctx,
               absl::ResourceExhaustedError(absl::StrCat("queue full: ", num_queued() - 1,
                                                         " requests wait (stage admission)")),
               RejectReason::kQueueFull);
+  } else if (!missing.empty()) {
+    flow.WaitNoLongerThan(gives_up_at);
   }
   Settle(id, entry);
 }
@@ -201,7 +206,7 @@ void RouterCore::AdmitQueued(const FlowContext& ctx) {
 }
 
 void RouterCore::ResumeRetries(const FlowContext& ctx) {
-  while (const std::optional<RequestId> id = retries_.TakeNext(num_running())) {
+  while (const std::optional<RequestId> id = retries_.TakeNext(num_running(), ctx.now)) {
     Entry& entry = flows_.at(*id);
     entry.flow->OnRetryPlace(ctx);
     Settle(*id, entry);

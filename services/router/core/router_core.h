@@ -92,6 +92,7 @@ class RouterCore {
   RetryBudget retries_;
   CoreCounters counters_;
   bool draining_ = false;
+  absl::Time could_serve_at_ = absl::InfinitePast();  // when no role was last seen missing
 
   // Ordered, so that the same events give the same actions. At most max_queued_requests +
   // max_running_requests entries.
