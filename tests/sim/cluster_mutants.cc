@@ -12,12 +12,16 @@ namespace {
 using router::RouterMutant;
 using worker::WorkerMutant;
 
+void Heal() {
+  planted_mutant<RouterMutant> = RouterMutant::kNone;
+  planted_mutant<SchedulerMutant> = SchedulerMutant::kNone;
+  planted_mutant<WorkerMutant> = WorkerMutant::kNone;
+}
+
 template <typename Mutant>
 NamedMutant Only(const char* name, Mutant mutant) {
   return {name, [mutant] {
-            planted_mutant<RouterMutant> = RouterMutant::kNone;
-            planted_mutant<SchedulerMutant> = SchedulerMutant::kNone;
-            planted_mutant<WorkerMutant> = WorkerMutant::kNone;
+            Heal();
             planted_mutant<Mutant> = mutant;
           }};
 }
@@ -34,7 +38,7 @@ int Main() {
       ONLY(WorkerMutant::kIgnoreLostRouter),     ONLY(WorkerMutant::kFreeBeforeReceiveEnded),
       ONLY(WorkerMutant::kUnpinBeforeSendEnded), ONLY(WorkerMutant::kActivateForgotten),
   };
-  return HuntMutants(ClusterSimulation(), mutants, /*num_seeds=*/1000, /*num_minimised=*/2);
+  return HuntMutants(ClusterSimulation(), mutants, Heal, /*num_seeds=*/1000, /*num_minimised=*/2);
 }
 
 }  // namespace
