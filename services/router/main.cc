@@ -121,6 +121,7 @@ absl::Status Serve(const RouterConfig& config) {
   HttpOptions http_options;
   http_options.host = config.http_host;
   http_options.port = config.http_port;
+  http_options.max_connections = config.max_connections;
   http_options.max_body_bytes = static_cast<int64_t>(config.max_body.bytes);
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> http,
                           StartHttpServer(http_options, context.get()));
