@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/clock.h"
 #include "common/config.h"
 #include "common/log.h"
@@ -178,6 +179,11 @@ int Main(int argc, char** argv) {
     std::cerr << "sluice-router: " << status.message() << "\n";
     return 2;
   }
+#ifdef NDEBUG
+  // Distributions build Abseil with its deadlock detector on: every lock would go through a table
+  // that all threads share.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+#endif
   InitLogging({"sluice-router", LevelByName(config.log_level), config.log_json});
   // Before any thread starts, so that all inherit it and sigwait gets the signals.
   const sigset_t signals = StopSignals();
