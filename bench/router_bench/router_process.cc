@@ -1,8 +1,10 @@
 #include "bench/router_bench/router_process.h"
 
+#include <arpa/inet.h>
 #include <signal.h>
 #include <spawn.h>
 #include <sys/resource.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -13,6 +15,7 @@
 #include <sstream>
 #include <utility>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
@@ -32,6 +35,23 @@ std::string ReadFile(const std::string& path) {
   std::stringstream text;
   text << file.rdbuf();
   return text.str();
+}
+
+bool AnswersReady(int port) {
+  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  sockaddr_in address{};
+  address.sin_family = AF_INET;
+  address.sin_port = htons(static_cast<uint16_t>(port));
+  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  constexpr absl::string_view kRequest =
+      "GET /readyz HTTP/1.1\r\nHost: router\r\nConnection: close\r\n\r\n";
+  char answer[16] = {};
+  const bool answered =
+      connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0 &&
+      send(fd, kRequest.data(), kRequest.size(), MSG_NOSIGNAL) > 0 &&
+      recv(fd, answer, sizeof(answer) - 1, MSG_WAITALL) > 0;
+  close(fd);
+  return answered && absl::StartsWith(answer, "HTTP/1.1 200");
 }
 
 }  // namespace
@@ -94,6 +114,16 @@ RouterProcess::~RouterProcess() {
     if (MonotonicNow() >= kill_at) kill(pid_, SIGKILL);
     absl::SleepFor(absl::Milliseconds(10));
   }
+}
+
+absl::Status RouterProcess::AwaitReady() const {
+  const absl::Time give_up_at = MonotonicNow() + kStartTimeout;
+  while (MonotonicNow() < give_up_at) {
+    if (AnswersReady(http_port_)) return absl::OkStatus();
+    absl::SleepFor(absl::Milliseconds(5));
+  }
+  return absl::DeadlineExceededError(
+      absl::StrCat("the router was not ready within ", absl::FormatDuration(kStartTimeout)));
 }
 
 absl::StatusOr<RouterProcess::Usage> RouterProcess::ReadUsage() const {

@@ -22,6 +22,9 @@ class RouterProcess {
   RouterProcess(const RouterProcess&) = delete;
   RouterProcess& operator=(const RouterProcess&) = delete;
 
+  // Until it answers /readyz with 200: it has heard of a ready worker.
+  absl::Status AwaitReady() const;
+
   int http_port() const { return http_port_; }
   int fleet_port() const { return fleet_port_; }
   pid_t pid() const { return pid_; }

@@ -35,6 +35,7 @@ struct Setup {
   std::unique_ptr<RouterProcess> router;
   std::unique_ptr<MockFleet> fleet;
   std::unique_ptr<HttpLoad> load;
+  int64_t resident_bytes_before_clients = 0;
 };
 
 absl::StatusOr<std::unique_ptr<Setup>> MakeSetup(const BenchTarget& target,
@@ -71,6 +72,9 @@ absl::StatusOr<std::unique_ptr<Setup>> MakeSetup(const BenchTarget& target,
     fleet.step_interval = absl::Seconds(1 / scenario.tokens_per_second);
   }
   SLUICE_ASSIGN_OR_RETURN(setup->fleet, MockFleet::Start(fleet, setup->ledger.get()));
+  SLUICE_RETURN_IF_ERROR(setup->router->AwaitReady());
+  SLUICE_ASSIGN_OR_RETURN(const RouterProcess::Usage before_clients, setup->router->ReadUsage());
+  setup->resident_bytes_before_clients = before_clients.resident_bytes;
 
   HttpLoadOptions load;
   load.port = setup->router->http_port();
@@ -108,13 +112,12 @@ absl::Status AwaitBegun(const Setup& setup, const Scenario& scenario) {
 
 // Memory that each stream takes on which nothing happens.
 absl::StatusOr<double> IdleKibPerStream(const Setup& setup, const Scenario& scenario) {
-  SLUICE_ASSIGN_OR_RETURN(const RouterProcess::Usage before, setup.router->ReadUsage());
   setup.fleet->SetHeld(true);
   setup.load->Start();
   SLUICE_RETURN_IF_ERROR(AwaitBegun(setup, scenario));
   SLUICE_ASSIGN_OR_RETURN(const RouterProcess::Usage after, setup.router->ReadUsage());
   setup.fleet->SetHeld(false);
-  return static_cast<double>(after.resident_bytes - before.resident_bytes) / 1024 /
+  return static_cast<double>(after.resident_bytes - setup.resident_bytes_before_clients) / 1024 /
          scenario.num_connections;
 }
 
@@ -126,7 +129,7 @@ const std::vector<Scenario>& Scenarios() {
       {"streamed", "the same as streams of one event", 64, 4, true, 1, 0, false},
       {"events", "streams of 200 tokens/s each, more than the router can pass on", 512, 4, true,
        2000, 200, false},
-      {"latency", "few streams on an idle router", 16, 2, true, 2000, 50, false},
+      {"latency", "one stream of 1,000 tokens/s on an idle router", 1, 1, true, 4000, 1000, false},
       {"streams", "very many streams of 20 tokens/s each", 10'000, 40, true, 2000, 20, true},
   };
   return *scenarios;

@@ -32,6 +32,8 @@ class RouterCore {
   // Handles one event; the actions are to be carried out in order. `now` must not go back.
   // REQUIRES: the id of a submitted request is not in use.
   std::vector<Action> Step(Event event, absl::Time now);
+  // The same, appended to *actions: an owner that steps often keeps its memory.
+  void Step(Event event, absl::Time now, std::vector<Action>* actions);
 
   // When Step(Tick) has something to do next, if nothing else happens.
   absl::Time NextTimer(absl::Time now) const;
