@@ -2,8 +2,10 @@
 // serves until SIGTERM or SIGINT, drains and exits. A second signal ends the process at once.
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <thread>
@@ -81,6 +83,20 @@ absl::StatusOr<ApiOptions> MakeApiOptions(const RouterConfig& config) {
   return options;
 }
 
+// Shells start programs with fewer files than max_connections needs, though more are allowed.
+void RaiseFileLimit(int max_connections) {
+  constexpr rlim_t kOtherFiles = 512;  // workers, gRPC clients, logs
+  const rlim_t needed = static_cast<rlim_t>(max_connections) + kOtherFiles;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed) return;
+  limit.rlim_cur = std::min(limit.rlim_max, needed);
+  setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < needed) {
+    SLUICE_LOG(Warning) << "max_connections " << max_connections << " needs " << needed
+                        << " open files; the hard limit is " << limit.rlim_max;
+  }
+}
+
 // Both fronts finish what runs, side by side, within `timeout` in all.
 void Drain(DispatcherThread* dispatcher, HttpServer* http, GrpcServer* grpc,
            absl::Duration timeout) {
@@ -96,6 +112,7 @@ void Drain(DispatcherThread* dispatcher, HttpServer* http, GrpcServer* grpc,
 }
 
 absl::Status Serve(const RouterConfig& config) {
+  RaiseFileLimit(config.max_connections);
   MetricsRegistry registry;
   AddProcessMetrics(&registry, Version());
   SLUICE_ASSIGN_OR_RETURN(ApiOptions api_options, MakeApiOptions(config));

@@ -80,6 +80,7 @@ void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const s
   for (const auto& [id, entry] : flows_) {
     if (entry.flow->Involves(session)) affected.push_back(id);
   }
+  std::sort(affected.begin(), affected.end());
   for (const RequestId& id : affected) {
     Entry& entry = flows_.at(id);
     entry.flow->OnWorkerLost(ctx, session, reason);

@@ -12,6 +12,7 @@
 
 #include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
 #include "services/router/core/core_counters.h"
 #include "services/router/core/core_options.h"
@@ -95,9 +96,9 @@ class RouterCore {
   CoreCounters counters_;
   bool draining_ = false;
 
-  // Ordered, so that the same events give the same actions. At most max_queued_requests +
-  // max_running_requests entries.
-  absl::btree_map<RequestId, Entry> flows_;
+  // At most max_queued_requests + max_running_requests entries. Whoever acts on several takes them in
+  // the order of their ids, so that the same events give the same actions.
+  absl::flat_hash_map<RequestId, Entry> flows_;
   absl::btree_map<uint64_t, RequestId> queue_;  // by ticket: first come, first served
   uint64_t next_ticket_ = 1;
   absl::btree_set<std::pair<absl::Time, RequestId>> timers_;
