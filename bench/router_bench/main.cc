@@ -13,8 +13,6 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_format.h"
-#include "absl/strings/str_join.h"
 #include "bench/router_bench/report.h"
 #include "bench/router_bench/scenario.h"
 #include "bench/router_bench/token_ledger.h"

@@ -1,7 +1,6 @@
 #include "bench/router_bench/scenario.h"
 
 #include <algorithm>
-#include <filesystem>
 #include <memory>
 #include <utility>
 
@@ -54,7 +53,8 @@ absl::StatusOr<std::unique_ptr<Setup>> MakeSetup(const BenchTarget& target,
                                                      scenario.num_connections + 256,
                                                      " open files; the limit is ", files));
   }
-  const std::string places = absl::StrCat(2 * scenario.num_connections + 64);
+  // From seven eighths on the router closes idle connections.
+  const std::string places = absl::StrCat(scenario.num_connections * 5 / 4 + 64);
   SLUICE_ASSIGN_OR_RETURN(
       setup->router,
       RouterProcess::Start(

@@ -22,7 +22,7 @@ struct Scenario {
   bool measure_idle = false;     // also the memory of streams on which nothing happens
 };
 
-// The scenarios behind docs' figures.
+// The scenarios behind the figures of bench/README.md.
 const std::vector<Scenario>& Scenarios();
 
 struct BenchTarget {
