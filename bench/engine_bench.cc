@@ -1,106 +1,184 @@
 // Speed of the model itself, without scheduler or network: prefill and decode at several depths,
-// beside the memory bandwidth of this machine at this moment. Numbers on shared machines vary
-// by 1.6x: compare only within one run, and take medians.
+// each beside the memory bandwidth and clock of the same seconds, and where the time goes. The
+// engine's own part of a step (plan, sample, report) is measured around a model that does nothing.
 //
 //   engine_bench models/deepseek-tiny [--isa auto] [--dtype bf16|f32] [--threads 2] [--reps 5]
+//                [--depths 0,4000] [--batches 8,32] [--stages]
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
-#include <thread>
+#include <cstring>
 #include <vector>
 
+#include "bench/machine_probe.h"
+#include "bench/timed_backend.h"
+#include "common/check.h"
 #include "engine/model/deepseek_model.h"
+#include "engine/runtime/engine_impl.h"
 
 namespace sluice {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using SteadyClock = std::chrono::steady_clock;
 
-double Seconds(Clock::duration d) { return std::chrono::duration<double>(d).count(); }
+double SecondsSince(SteadyClock::time_point start) {
+  return std::chrono::duration<double>(SteadyClock::now() - start).count();
+}
 
 double Median(std::vector<double> values) {
   std::sort(values.begin(), values.end());
   return values[values.size() / 2];
 }
 
-// Bytes per second read by `num_threads` from arrays beyond the caches.
-double ReadBandwidth(int num_threads) {
-  constexpr size_t kWords = size_t{64} << 20 >> 3;  // 64 MiB a thread
-  std::vector<std::vector<uint64_t>> arrays(static_cast<size_t>(num_threads));
-  for (auto& array : arrays) array.assign(kWords, 1);
-  std::vector<uint64_t> sums(static_cast<size_t>(num_threads));
-  const auto start = Clock::now();
-  std::vector<std::thread> threads;
-  for (size_t t = 0; t < arrays.size(); ++t) {
-    threads.emplace_back([&, t] {
-      uint64_t a = 0, b = 0, c = 0, d = 0;
-      for (size_t i = 0; i < kWords; i += 4) {
-        a ^= arrays[t][i];
-        b ^= arrays[t][i + 1];
-        c ^= arrays[t][i + 2];
-        d ^= arrays[t][i + 3];
-      }
-      sums[t] = a + b + c + d;
-    });
-  }
-  for (std::thread& thread : threads) thread.join();
-  volatile uint64_t keep = sums[0];
-  (void)keep;
-  return static_cast<double>(arrays.size() * kWords * 8) / Seconds(Clock::now() - start);
-}
-
 class Bench {
  public:
-  Bench(std::unique_ptr<Model> model, int64_t num_blocks) : model_(std::move(model)) {
+  // Blocks of each sequence of a batch: a depth of 512, and the steps.
+  static constexpr int kBatchBlocks = 9;
+  static int64_t NumBlocks(int64_t num_blocks, int max_batch) {
+    return num_blocks + int64_t{kBatchBlocks} * max_batch;
+  }
+
+  // `timer` belongs to the model's weights. The first `num_blocks` serve a lone sequence.
+  Bench(std::unique_ptr<Model> model, TimedBackend* timer, int64_t num_blocks, int max_batch)
+      : model_(std::move(model)), timer_(timer) {
     for (int64_t i = 0; i < num_blocks; ++i) blocks_.push_back(BlockId(static_cast<int32_t>(i)));
-    logits_.resize(static_cast<size_t>(64 * model_->spec().vocab_size));
+    for (int64_t i = 0; i < max_batch * kBatchBlocks; ++i) {
+      batch_blocks_.push_back(BlockId(static_cast<int32_t>(num_blocks + i)));
+    }
+    logits_.resize(static_cast<size_t>(max_batch * model_->spec().vocab_size));
   }
 
   // Seconds of a prompt of `count` tokens after `depth` others, in chunks of 512.
   double Prefill(int depth, int count) {
-    const auto start = Clock::now();
+    const auto start = SteadyClock::now();
     for (int done = 0; done < count; done += 512) {
       const int chunk = std::min(512, count - done);
       Run(depth + done, chunk, done + chunk == count ? 1 : 0, 1);
     }
-    return Seconds(Clock::now() - start);
+    return SecondsSince(start);
   }
-  // Seconds of one decode step of `batch` sequences at `depth`. They share blocks, which the model
-  // neither knows nor minds: all write the same bytes.
+  // Seconds of one decode step of `batch` sequences at `depth`.
   double Decode(int depth, int batch, int steps) {
-    const auto start = Clock::now();
+    const auto start = SteadyClock::now();
     for (int i = 0; i < steps; ++i) Run(depth + i, 1, 1, batch);
-    return Seconds(Clock::now() - start) / steps;
+    return SecondsSince(start) / steps;
   }
 
- private:
-  void Run(int position, int count, int logit_rows, int batch) {
-    std::vector<TokenId> tokens;
-    for (int i = 0; i < count; ++i) {
-      tokens.push_back(static_cast<TokenId>((position + i) * 7919 % model_->spec().vocab_size));
+  // Shares of the stages since Reset, of `seconds` in all.
+  void PrintStages(double seconds) const {
+    double kernels = 0;
+    for (int stage = 0; stage < TimedBackend::kNumStages; ++stage) {
+      const double part = timer_->seconds()[static_cast<size_t>(stage)];
+      kernels += part;
+      std::printf("    %-22s %5.1f %%\n", TimedBackend::StageName(stage), part / seconds * 100);
     }
-    const std::vector<SequenceSlice> slices(static_cast<size_t>(batch),
-                                            SequenceSlice{tokens, position, blocks_, logit_rows});
-    model_->Forward(slices,
+    std::printf("    %-22s %5.1f %%\n", "outside the kernels", (1 - kernels / seconds) * 100);
+  }
+  void ResetStages() { timer_->Reset(); }
+
+ private:
+  // Sequences of a batch have their own tokens, or they would all choose the same experts.
+  void Run(int position, int count, int logit_rows, int batch) {
+    tokens_.clear();
+    for (int i = 0; i < count * batch; ++i) {
+      tokens_.push_back(static_cast<TokenId>((position + i + 1) * int64_t{7919} * 31 %
+                                             model_->spec().vocab_size));
+    }
+    slices_.clear();
+    for (int s = 0; s < batch; ++s) {
+      const auto table = batch == 1
+                             ? absl::MakeConstSpan(blocks_)
+                             : absl::MakeConstSpan(batch_blocks_)
+                                   .subspan(static_cast<size_t>(s) * kBatchBlocks, kBatchBlocks);
+      slices_.push_back({absl::MakeConstSpan(tokens_).subspan(static_cast<size_t>(s * count),
+                                                              static_cast<size_t>(count)),
+                         position, table, logit_rows});
+    }
+    model_->Forward(slices_,
                     absl::MakeSpan(logits_).subspan(
                         0, static_cast<size_t>(batch * logit_rows * model_->spec().vocab_size)));
   }
 
   const std::unique_ptr<Model> model_;
+  TimedBackend* const timer_;
   std::vector<BlockId> blocks_;
+  std::vector<BlockId> batch_blocks_;
+  std::vector<TokenId> tokens_;
+  std::vector<SequenceSlice> slices_;
   std::vector<float> logits_;
 };
+
+// Takes no time, so that a step of the engine around it is all overhead.
+class InstantModel final : public Model {
+ public:
+  explicit InstantModel(const ModelSpec& spec) : spec_(spec) {}
+  // The engine keeps one buffer for logits, so they need writing only while it is new.
+  void Forward(absl::Span<const SequenceSlice> /*slices*/, absl::Span<float> logits) override {
+    for (; num_filled_ < logits.size(); ++num_filled_) {
+      logits[num_filled_] = num_filled_ % static_cast<size_t>(spec_.vocab_size) == 5 ? 1.0f : 0.0f;
+    }
+  }
+  const ModelSpec& spec() const override { return spec_; }
+
+ private:
+  const ModelSpec spec_;
+  size_t num_filled_ = 0;
+};
+
+// Seconds of one step of the engine with `batch` greedy decodes, the model's time excluded: plan,
+// sample from `vocab_size` logits each, report.
+double EngineStepSeconds(ModelSpec spec, int64_t vocab_size, int batch, int reps) {
+  constexpr int kSteps = 200, kPrompt = 100;
+  spec.vocab_size = vocab_size;
+  EngineParts parts;
+  const KvLayout layout = MakeKvLayout(spec, DType::kBF16);
+  auto kv_store = KvStore::Create(layout, batch * 8);
+  SLUICE_CHECK(kv_store.ok());
+  parts.kv_store = *std::move(kv_store);
+  parts.model = std::make_unique<InstantModel>(spec);
+  parts.scheduler.max_model_len = 512;
+  parts.scheduler.max_num_seqs = batch;
+  EngineImpl engine(std::move(parts));
+  uint64_t id = 0;
+  std::vector<double> seconds;
+  for (int rep = 0; rep < reps; ++rep) {
+    for (int i = 0; i < batch; ++i) {
+      SequenceInput input;
+      std::memcpy(input.key.request.bytes.data(), &++id, sizeof(id));
+      input.key.attempt = Attempt(1);
+      input.tokens.assign(kPrompt, static_cast<TokenId>(1 + i % 50));
+      input.sampling.temperature = 0;
+      input.sampling.max_tokens = kSteps + 50;
+      SLUICE_CHECK(engine.AddRun(std::move(input)).ok());
+    }
+    while (engine.Step().num_prefill_tokens > 0) {
+    }
+    const auto start = SteadyClock::now();
+    for (int step = 0; step < kSteps; ++step) {
+      SLUICE_CHECK(engine.Step().tokens.size() == static_cast<size_t>(batch));
+    }
+    seconds.push_back(SecondsSince(start) / kSteps);
+    while (engine.HasWork()) engine.Step();
+  }
+  return *std::min_element(seconds.begin(), seconds.end());
+}
 
 int Main(int argc, char** argv) {
   CLI::App app("Speed of the model, without scheduler or network.");
   std::string model_dir, isa = "auto", dtype = "bf16";
   int threads = 0, reps = 5;
+  bool stages = false;
+  std::vector<int> depths = {0, 1000, 4000}, batches = {8, 32}, prompts = {512, 2048};
   app.add_option("model", model_dir, "Model folder")->required();
   app.add_option("--isa", isa, "auto, portable, avx2, avx512 or amx");
   app.add_option("--dtype", dtype, "bf16 or f32")->check(CLI::IsMember({"bf16", "f32"}));
   app.add_option("--threads", threads, "Threads; 0: all");
   app.add_option("--reps", reps, "Repetitions; medians are printed")->check(CLI::Range(1, 1000));
+  app.add_option("--prompts", prompts, "Prompt lengths")->delimiter(',');
+  app.add_option("--depths", depths, "Depths of a single decode")->delimiter(',');
+  app.add_option("--batches", batches, "Sequences decoded together, at depth 512")->delimiter(',');
+  app.add_flag("--stages", stages, "Also print where the time goes");
   CLI11_PARSE(app, argc, argv);
 
   const auto spec = LoadModelSpec(model_dir);
@@ -113,7 +191,7 @@ int Main(int argc, char** argv) {
   options.dtype = dtype == "f32" ? DType::kF32 : DType::kBF16;
   options.isa = isa;
   options.num_threads = threads;
-  const auto load_start = Clock::now();
+  const auto load_start = SteadyClock::now();
   auto weights = LoadDeepseekWeights(*spec, options);
   if (!weights.ok()) {
     std::fprintf(stderr, "%s\n", weights.status().ToString().c_str());
@@ -121,34 +199,74 @@ int Main(int argc, char** argv) {
   }
   threads = (*weights)->backend->num_threads();
   std::printf("%s, %d threads, loaded in %.2f s\n", (*weights)->backend->kernel_family().c_str(),
-              threads, Seconds(Clock::now() - load_start));
+              threads, SecondsSince(load_start));
+  auto timed = std::make_unique<TimedBackend>(std::move((*weights)->backend));
+  TimedBackend* const timer = timed.get();
+  (*weights)->backend = std::move(timed);
+
   const int max_len = static_cast<int>(std::min<int64_t>(spec->max_position_embeddings, 8192));
   const int64_t num_blocks = (max_len + 63) / 64;
-  auto kv = KvStore::Create(MakeKvLayout(*spec, options.dtype), num_blocks);
+  const int max_batch = batches.empty() ? 0 : *std::max_element(batches.begin(), batches.end());
+  auto kv =
+      KvStore::Create(MakeKvLayout(*spec, options.dtype), Bench::NumBlocks(num_blocks, max_batch));
   if (!kv.ok()) {
     std::fprintf(stderr, "%s\n", kv.status().ToString().c_str());
     return 1;
   }
-  Bench bench(CreateDeepseekModel(*std::move(weights), kv->get()), num_blocks);
+  Bench bench(CreateDeepseekModel(*std::move(weights), kv->get()), timer, num_blocks,
+              std::max(1, max_batch));
 
-  const auto report = [&](const char* what, double tokens, const auto& run) {
+  ThreadPool pool(threads);
+  Buffer probed(size_t{512} << 20);
+  MachineProbe probe(&pool, {Region(probed.as<uint8_t>(), probed.size_bytes())});
+  const auto report = [&](const std::string& what, double tokens, const auto& run) {
     std::vector<double> rates;
+    double bandwidth = 0, clock = 0, seconds = 0;
     run();
-    for (int i = 0; i < reps; ++i) rates.push_back(tokens / run());
-    std::printf("%-32s %10.0f tokens/s  (%.0f to %.0f)\n", what, Median(rates),
-                *std::min_element(rates.begin(), rates.end()),
-                *std::max_element(rates.begin(), rates.end()));
+    bench.ResetStages();
+    for (int i = 0; i < reps; ++i) {
+      bandwidth = std::max(bandwidth, probe.ReadBandwidth());
+      clock = std::max(clock, MachineProbe::ClockHz());
+      const auto start = SteadyClock::now();
+      rates.push_back(tokens / run());
+      seconds += SecondsSince(start);
+    }
+    std::printf("%-28s %9.1f tokens/s  (%.1f to %.1f)   memory %.1f GB/s, %.2f GHz\n", what.c_str(),
+                Median(rates), *std::min_element(rates.begin(), rates.end()),
+                *std::max_element(rates.begin(), rates.end()), bandwidth / 1e9, clock / 1e9);
+    if (stages) bench.PrintStages(seconds);
+    std::fflush(stdout);
   };
-  std::printf("memory read, 1 and %d threads: %.1f and %.1f GB/s\n", threads,
-              ReadBandwidth(1) / 1e9, ReadBandwidth(threads) / 1e9);
-  report("prefill 512", 512, [&] { return bench.Prefill(0, 512); });
-  report("prefill 2048", 2048, [&] { return bench.Prefill(0, std::min(2048, max_len)); });
-  report("decode, depth 64", 1, [&] { return bench.Decode(64, 1, 50); });
-  report("decode, depth 1000", 1, [&] { return bench.Decode(1000, 1, 50); });
-  bench.Prefill(0, max_len - 100);
-  report("decode, depth max_len - 100", 1, [&] { return bench.Decode(max_len - 100, 1, 50); });
-  report("decode, batch 8, depth 512", 8, [&] { return bench.Decode(512, 8, 20); });
-  report("decode, batch 32, depth 512", 32, [&] { return bench.Decode(512, 32, 10); });
+  for (const int prompt : prompts) {
+    if (prompt > max_len) continue;
+    report("prefill " + std::to_string(prompt), prompt, [&] { return bench.Prefill(0, prompt); });
+  }
+  // About a fifth of a second of decoding a repetition, but never beyond the last position.
+  const auto steps_for = [](double seconds) {
+    return std::clamp(static_cast<int>(0.2 / seconds), 2, 50);
+  };
+  const int steps = steps_for(bench.Decode(0, 1, 2));
+  int filled = 0;
+  for (const int depth : depths) {
+    if (depth + steps > max_len) continue;
+    if (depth > filled) bench.Prefill(filled / 64 * 64, depth - filled / 64 * 64);
+    filled = std::max(filled, depth);
+    report("decode, depth " + std::to_string(depth), 1,
+           [&] { return bench.Decode(depth, 1, steps); });
+  }
+  if (512 + steps <= max_len) {
+    for (const int batch : batches) {
+      const int batch_steps = steps_for(bench.Decode(512, batch, 2));
+      report("decode, " + std::to_string(batch) + " sequences", batch,
+             [&] { return bench.Decode(512, batch, batch_steps); });
+    }
+  }
+  for (const int batch : {1, 32}) {
+    constexpr int64_t kSmallVocabulary = 64;
+    std::printf("engine step around the model, %2d sequences: %.1f us, %.1f us with sampling\n",
+                batch, EngineStepSeconds(*spec, kSmallVocabulary, batch, reps) * 1e6,
+                EngineStepSeconds(*spec, spec->vocab_size, batch, reps) * 1e6);
+  }
   return 0;
 }
 

@@ -18,6 +18,7 @@ void AddBench(CLI::App* app, int* exit_code);
 void AddInspect(CLI::App* app, int* exit_code);
 void AddGenerate(CLI::App* app, int* exit_code);
 void AddLogits(CLI::App* app, int* exit_code);
+void AddMakeCheckpoint(CLI::App* app, int* exit_code);
 
 // Prints "sluice: message" on stderr; the exit code for it.
 int Fail(const absl::Status& status);

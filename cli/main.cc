@@ -22,6 +22,7 @@ int main(int argc, char** argv) {
   sluice::cli::AddInspect(&app, &exit_code);
   sluice::cli::AddGenerate(&app, &exit_code);
   sluice::cli::AddLogits(&app, &exit_code);
+  sluice::cli::AddMakeCheckpoint(&app, &exit_code);
 
   try {
     app.parse(argc, argv);

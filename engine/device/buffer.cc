@@ -1,5 +1,7 @@
 #include "engine/device/buffer.h"
 
+#include <sys/mman.h>
+
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -21,11 +23,15 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 void Buffer::Reserve(size_t size_bytes) {
   if (size_bytes <= size_bytes_) return;
-  constexpr size_t kAlign = 64;
-  const size_t rounded = (size_bytes + kAlign - 1) / kAlign * kAlign;
+  // Large buffers ask for huge pages: software and hardware prefetch stop at page boundaries, and
+  // small pages cost a fifth of the bandwidth.
+  constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
+  const size_t align = size_bytes >= kHugePage ? kHugePage : kLine;
+  const size_t rounded = (size_bytes + kLine - 1) / kLine * kLine;
   std::free(data_);
-  data_ = std::aligned_alloc(kAlign, rounded);
+  data_ = std::aligned_alloc(align, (rounded + align - 1) / align * align);
   if (data_ == nullptr) throw std::bad_alloc();
+  if (align == kHugePage) madvise(data_, rounded / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint
   std::memset(data_, 0, rounded);
   size_bytes_ = rounded;
 }

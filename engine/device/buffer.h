@@ -54,7 +54,9 @@ class Activations {
   Activations() = default;
   // `parts` equal parts of `columns` a row (the heads), each padded by itself.
   Activations(DType dtype, int64_t columns, int64_t parts = 1)
-      : dtype_(dtype), part_stride_(PaddedColumns(columns)), stride_(part_stride_ * parts) {}
+      : dtype_(dtype),
+        part_stride_(PaddedColumns(columns)),
+        stride_(parts == 1 ? SpreadStride(part_stride_, dtype) : part_stride_ * parts) {}
 
   void ReserveRows(int64_t rows) {
     buffer_.Reserve(static_cast<size_t>((rows + 32) * stride_ * DTypeBytes(dtype_)));
@@ -66,6 +68,12 @@ class Activations {
   DType dtype() const { return dtype_; }
 
  private:
+  // Rows a multiple of 4 KiB apart would all compete for the same few lines of the first-level
+  // cache, and a matrix tile is 16 rows.
+  static int64_t SpreadStride(int64_t stride, DType dtype) {
+    return stride * DTypeBytes(dtype) % 1024 == 0 ? stride + kActivationAlign : stride;
+  }
+
   DType dtype_ = DType::kF32;
   int64_t part_stride_ = 0;
   int64_t stride_ = 0;

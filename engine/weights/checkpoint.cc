@@ -137,6 +137,16 @@ const TensorView* Checkpoint::Find(const std::string& name) const {
   return it == tensors_.end() ? nullptr : &it->second;
 }
 
+void Checkpoint::WillRead(absl::string_view prefix) const {
+  for (const auto& [name, view] : tensors_) {
+    if (absl::StartsWith(name, prefix)) view.file->WillRead(*view.info);
+  }
+}
+
+void Checkpoint::ReleasePages() const {
+  for (const auto& file : files_) file->ReleasePages();
+}
+
 std::vector<TensorView> Checkpoint::List() const {
   std::vector<TensorView> list;
   list.reserve(tensors_.size());

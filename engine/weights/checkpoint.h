@@ -9,6 +9,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/status/statusor.h"
+#include "absl/strings/string_view.h"
 #include "engine/weights/safetensors.h"
 
 namespace sluice {
@@ -28,6 +29,11 @@ class Checkpoint {
 
   // Null if there is no such tensor.
   const TensorView* Find(const std::string& name) const;
+  // Asks the system to begin reading every tensor whose name begins with `prefix`.
+  void WillRead(absl::string_view prefix) const;
+  // Gives back the memory of what was read; it is read again if needed. Whoever copies a large
+  // checkpoint calls this now and then, or the copy takes twice the memory.
+  void ReleasePages() const;
   // All tensors, sorted by name: what `sluice inspect` prints.
   std::vector<TensorView> List() const;
   const std::vector<std::unique_ptr<SafetensorsFile>>& files() const { return files_; }

@@ -127,6 +127,13 @@ SafetensorsFile::~SafetensorsFile() {
   if (map_ != nullptr) munmap(const_cast<uint8_t*>(map_), size_bytes_);
 }
 
+void SafetensorsFile::WillRead(const TensorInfo& tensor) const {
+  constexpr uintptr_t kPage = 4096;
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(Data(tensor)) / kPage * kPage;
+  const uintptr_t end = reinterpret_cast<uintptr_t>(data_ + tensor.end);
+  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);  // a hint
+}
+
 void SafetensorsFile::ReleasePages() const {
   madvise(const_cast<uint8_t*>(map_), size_bytes_, MADV_DONTNEED);
 }

@@ -62,7 +62,9 @@ class SafetensorsFile {
   // [end - begin], possibly unaligned.
   const uint8_t* Data(const TensorInfo& tensor) const { return data_ + tensor.begin; }
   absl::string_view header() const { return header_; }
-  // Drops the file's pages from memory; they are read again if needed.
+  // Asks the system to begin reading the tensor's bytes. Returns at once.
+  void WillRead(const TensorInfo& tensor) const;
+  // Unmaps the file's pages; they are read again if needed.
   void ReleasePages() const;
 
  private:

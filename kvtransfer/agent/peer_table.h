@@ -35,14 +35,14 @@ class PeerTable {
   // The endpoint to that life of a process, connecting if there is none. RESOURCE_EXHAUSTED when
   // all max_peers endpoints are in use.
   absl::StatusOr<PeerId> Ensure(Incarnation peer, const std::string& address);
+  // Whether there is an endpoint to that life, but to another address: its channel started anew,
+  // and nothing is heard through the old endpoint. The peer is to be condemned before Ensure.
+  bool HasMoved(Incarnation peer, const std::string& address) const;
   // 0 when there is none.
   PeerId Endpoint(Incarnation peer) const;
   // Ends the endpoint; pending operations on it end by their own events.
   void Remove(Incarnation peer);
-  // Every endpoint that may still carry something of that peer: its own, and those it was moved
-  // away from that others use.
-  std::vector<PeerId> Endpoints(Incarnation peer) const;
-  // Whose endpoint it is, or was: several lives behind one address share it.
+  // Whose endpoint it is: several lives behind one address share it.
   std::vector<Incarnation> Owners(PeerId endpoint) const;
 
   // A transfer with the peer begins or ends: heartbeats go out, and its silence counts, in between.
@@ -64,8 +64,6 @@ class PeerTable {
     PeerId endpoint;
     std::string address;
     handoff::Liveness liveness;
-    std::vector<PeerId>
-        former;  // shared with others when it was moved; what is pending there goes on
   };
 
   bool EvictIdle();

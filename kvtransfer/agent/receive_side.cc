@@ -160,11 +160,8 @@ void ReceiveSide::OnMessage(const handoff::Frame& frame, PeerId origin, PayloadI
 PeerId ReceiveSide::Origin(const handoff::Frame& frame, PeerId origin) {
   // Only a Bind or a Fetch brings an address, and only who knows a transfer of ours makes us
   // connect.
-  const std::string* address = nullptr;
-  if (const auto* bind = std::get_if<handoff::Bind>(&frame.body)) address = &bind->reply_address;
-  if (const auto* fetch = std::get_if<handoff::Fetch>(&frame.body)) address = &fetch->reply_address;
-  if (address != nullptr &&
-      (by_id_.contains(frame.transfer) || tombstones_.Find(frame.transfer) != nullptr)) {
+  if (const std::string* address = handoff::ReplyAddress(frame.body);
+      address != nullptr && Knows(frame.transfer)) {
     absl::StatusOr<PeerId> endpoint = core_->peers.Ensure(frame.sender, *address);
     if (endpoint.ok()) return *endpoint;
   }

@@ -40,6 +40,10 @@ class ReceiveSide {
   // Sends the acknowledgements that came due since the last call, one for each transfer.
   void FlushAcks();
 
+  // A transfer of ours, open or closed.
+  bool Knows(const TransferId& transfer) const {
+    return by_id_.contains(transfer) || tombstones_.Find(transfer) != nullptr;
+  }
   absl::Time NextDeadline() const;
   int num_transfers() const { return static_cast<int>(transfers_.size()); }
 

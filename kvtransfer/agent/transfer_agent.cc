@@ -20,7 +20,10 @@ class ChannelTransferAgent : public TransferAgent {
         receive_(&core_),
         last_poll_(clock->Now()) {}
 
-  absl::Status StartSend(const SendSpec& spec) override { return send_.Start(spec); }
+  absl::Status StartSend(const SendSpec& spec) override {
+    BuryIfMoved(spec.peer_incarnation, spec.peer_address, core_.clock->Now());
+    return send_.Start(spec);
+  }
   absl::Status Offer(TransferId transfer, int begin, int end,
                      std::vector<absl::Span<const uint8_t>> blocks) override {
     return send_.Offer(transfer, begin, end, std::move(blocks));
@@ -38,7 +41,10 @@ class ChannelTransferAgent : public TransferAgent {
   void CancelReceive(TransferId transfer, absl::Status reason) override {
     receive_.Cancel(transfer, std::move(reason));
   }
-  absl::StatusOr<TransferId> Fetch(const FetchSpec& spec) override { return receive_.Fetch(spec); }
+  absl::StatusOr<TransferId> Fetch(const FetchSpec& spec) override {
+    BuryIfMoved(spec.peer_incarnation, spec.peer_address, core_.clock->Now());
+    return receive_.Fetch(spec);
+  }
 
   bool Poll(std::vector<TransferEvent>* events) override;
   absl::Time NextDeadline() const override;
@@ -57,6 +63,7 @@ class ChannelTransferAgent : public TransferAgent {
   void OnMessage(const ChannelEvent& event, absl::Time now);
   void Refuse(const ChannelEvent& event);
   void BuryCondemned(absl::Time now);
+  void BuryIfMoved(Incarnation peer, const std::string& address, absl::Time now);
   void ForgiveOwnPause(absl::Time now);
 
   AgentCore core_;
@@ -136,6 +143,10 @@ void ChannelTransferAgent::OnMessage(const ChannelEvent& event, absl::Time now) 
     Refuse(event);
     return;
   }
+  if (const std::string* address = handoff::ReplyAddress(frame->body);
+      address != nullptr && receive_.Knows(frame->transfer)) {
+    BuryIfMoved(frame->sender, *address, now);
+  }
   core_.peers.Heard(frame->sender, now);
 
   handoff::Side side = handoff::Side::kReceiver;
@@ -176,14 +187,19 @@ void ChannelTransferAgent::BuryCondemned(absl::Time now) {
     PeerTable::Dead dead = std::move(core_.condemned.back());
     core_.condemned.pop_back();
     // An endpoint ends as a whole: whoever else was reached through it ends with it.
-    for (const PeerId endpoint : core_.peers.Endpoints(dead.peer)) {
-      for (Incarnation peer : core_.peers.Owners(endpoint)) {
-        send_.OnPeerDead(peer, dead.reason, now);
-        receive_.OnPeerDead(peer, dead.reason, now);
-        core_.peers.Remove(peer);
-      }
+    for (Incarnation peer : core_.peers.Owners(core_.peers.Endpoint(dead.peer))) {
+      send_.OnPeerDead(peer, dead.reason, now);
+      receive_.OnPeerDead(peer, dead.reason, now);
+      core_.peers.Remove(peer);
     }
   }
+}
+
+void ChannelTransferAgent::BuryIfMoved(Incarnation peer, const std::string& address,
+                                       absl::Time now) {
+  if (!core_.peers.HasMoved(peer, address)) return;
+  core_.Condemn(peer, absl::UnavailableError("the peer's channel started anew"));
+  BuryCondemned(now);
 }
 
 void ChannelTransferAgent::ForgiveOwnPause(absl::Time now) {

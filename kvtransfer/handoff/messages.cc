@@ -300,6 +300,12 @@ const char* BodyName(const Body& body) {
   return kNames[body.index()];
 }
 
+const std::string* ReplyAddress(const Body& body) {
+  if (const auto* bind = std::get_if<Bind>(&body)) return &bind->reply_address;
+  if (const auto* fetch = std::get_if<Fetch>(&body)) return &fetch->reply_address;
+  return nullptr;
+}
+
 std::string Encode(const Frame& frame) {
   Writer writer;
   writer.Number(kMagic);

@@ -151,6 +151,8 @@ struct Fetch {
 using Body =
     std::variant<Bind, Offer, Ack, Final, Commit, Cancel, CancelAck, Nack, Heartbeat, Fetch>;
 const char* BodyName(const Body& body);
+// Where its sender is reached, if the message says so; null otherwise.
+const std::string* ReplyAddress(const Body& body);
 
 struct Frame {
   Incarnation sender;

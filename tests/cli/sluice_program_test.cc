@@ -49,8 +49,10 @@ RunResult Sluice(const std::string& arguments) {
 }
 
 TEST(SluiceProgram, UsageErrorsExitWith2) {
-  for (const char* arguments : {"", "dance", "up --prefill many", "up --http-port 70000", "inspect",
-                                "logits /x", "chat --temperature hot", "status --interval 0"}) {
+  for (const char* arguments :
+       {"", "dance", "up --prefill many", "up --http-port 70000", "inspect", "logits /x",
+        "chat --temperature hot", "status --interval 0", "make-checkpoint --preset v2-lite",
+        "make-checkpoint --preset v9 --out /x"}) {
     const RunResult run = Sluice(arguments);
     EXPECT_EQ(run.exit_code, 2) << arguments << run.err;
     EXPECT_NE(run.err, "") << arguments;
@@ -87,9 +89,27 @@ TEST(SluiceProgram, AManifestIsWrittenAndHeldAgainstTheWeights) {
   fs::remove_all(model);
 }
 
+TEST(SluiceProgram, AMadeCheckpointRuns) {
+  namespace fs = std::filesystem;
+  const fs::path model = fs::temp_directory_path() / absl::StrCat("sluice-made-", getpid());
+  fs::remove_all(model);
+  const std::string make =
+      absl::StrCat("make-checkpoint --config ", kTiny, "/config.json", " --tokenizer ", kTiny,
+                   " --layers 2 --out ", model.string());
+  const RunResult made = Sluice(make);
+  EXPECT_EQ(made.exit_code, 0) << made.err;
+  const RunResult run =
+      Sluice(absl::StrCat("generate ", model.string(), " --chat hello --max-tokens 3 --threads 1"));
+  EXPECT_EQ(run.exit_code, 0) << run.err;
+  EXPECT_THAT(Sluice(make).err, HasSubstr("not an empty folder"));
+  EXPECT_THAT(Sluice(absl::StrCat("make-checkpoint --out ", model.string(), "2")).err,
+              HasSubstr("--preset or --config"));
+  fs::remove_all(model);
+}
+
 TEST(SluiceProgram, EveryCommandHasHelpWithoutFailing) {
   for (const char* command :
-       {"", "up", "down", "chat", "status", "inspect", "generate", "logits"}) {
+       {"", "up", "down", "chat", "status", "inspect", "generate", "logits", "make-checkpoint"}) {
     const RunResult run = Sluice(absl::StrCat(command, " --help"));
     EXPECT_EQ(run.exit_code, 0) << command;
     EXPECT_THAT(run.out, HasSubstr("sluice")) << command;

@@ -147,9 +147,14 @@ TEST_P(Conformance, Linear) {
     int rows;
     int64_t in, out;
   };
-  for (const Shape& shape : {Shape{1, 1, 1}, Shape{1, 40, 300}, Shape{2, 33, 17}, Shape{3, 64, 16},
-                             Shape{7, 24, 96}, Shape{16, 160, 31}, Shape{17, 72, 50},
-                             Shape{33, 129, 65}, Shape{48, 32, 160}, Shape{300, 96, 48}}) {
+  for (const Shape& shape :
+       {Shape{1, 1, 1}, Shape{1, 40, 300}, Shape{2, 33, 17}, Shape{3, 64, 16}, Shape{7, 24, 96},
+        Shape{16, 160, 31}, Shape{17, 72, 50}, Shape{33, 129, 65}, Shape{48, 32, 160},
+        Shape{300, 96, 48},
+        // Every tile shape of the AMX kernels, and what they leave over:
+        // 1 to 5 row tiles, 1 to 7 panels, whole and cut.
+        Shape{20, 64, 112}, Shape{32, 64, 64}, Shape{47, 64, 48}, Shape{49, 96, 20},
+        Shape{64, 64, 80}, Shape{65, 32, 96}, Shape{79, 64, 16}, Shape{97, 64, 100}}) {
     SCOPED_TRACE(absl::StrCat(shape.rows, " x ", shape.in, " x ", shape.out));
     const Matrix x = Random(shape.rows, shape.in), w = Random(shape.out, shape.in);
     const Matrix before = Random(shape.rows, shape.out);
@@ -312,7 +317,10 @@ TEST_P(Conformance, MlaAttention) {
   const int64_t block_tokens = 64;
   for (const Shape& s :
        {Shape{4, 32, 8, 0, 1}, Shape{3, 144, 32, 5, 30}, Shape{4, 512, 64, 300, 1},
-        Shape{4, 512, 64, 200, 120}, Shape{80, 64, 32, 255, 2}, Shape{1, 24, 4, 1000, 1}}) {
+        Shape{4, 512, 64, 200, 120}, Shape{80, 64, 32, 255, 2}, Shape{1, 24, 4, 1000, 1},
+        // One to four row tiles, full and cut token tiles, and an odd group of 32 columns.
+        Shape{16, 512, 64, 255, 1}, Shape{16, 96, 32, 270, 3}, Shape{40, 160, 32, 17, 1},
+        Shape{128, 512, 64, 40, 1}, Shape{15, 64, 64, 63, 4}}) {
     SCOPED_TRACE(absl::StrCat(s.heads, " heads, latent ", s.latent, ", ", s.count, " tokens from ",
                               s.start));
     const int64_t row_dim = s.latent + s.rope;

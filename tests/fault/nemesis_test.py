@@ -153,7 +153,9 @@ def is_explained(answer, nemesis, witness):
     if gave_up:
         return sum(map(int, gave_up.groups())) <= witness.num_lost_between(answer.began, answer.ended)
     missing = re.findall(r"no ready (prefill|decode) worker", answer.error)
-    since = answer.ended - NO_WORKER_TIMEOUT_SECONDS - WORKER_TIMEOUT_SECONDS
+    waited = re.search(r"worker for ([0-9.]+)s", answer.error)  # longer than the limit if the router was starved
+    since = answer.ended - WORKER_TIMEOUT_SECONDS - max(
+        NO_WORKER_TIMEOUT_SECONDS, float(waited.group(1)) if waited else 0)
     return any(witness.was_role_gone(role, since, answer.ended) and nemesis.was_broken(role, since, answer.ended)
                for role in missing)
 

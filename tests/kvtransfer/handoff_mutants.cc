@@ -31,6 +31,8 @@ int main() {
   ADD(kFetchAnyGrant);
   ADD(kServeFetchAgain);
 #undef ADD
-  return sluice::testing::HuntMutants(sluice::testing::HandoffSimulation(), mutants,
-                                      /*num_seeds=*/1000, /*num_minimised=*/3);
+  return sluice::testing::HuntMutants(
+      sluice::testing::HandoffSimulation(), mutants,
+      [] { sluice::planted_mutant<HandoffMutant> = HandoffMutant::kNone; },
+      /*num_seeds=*/1000, /*num_minimised=*/3);
 }

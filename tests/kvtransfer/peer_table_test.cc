@@ -1,5 +1,4 @@
-// Endpoints of a transfer agent: one for each life of a process, moved when its channel starts
-// anew.
+// Endpoints of a transfer agent: one for each life of a process.
 #include "kvtransfer/agent/peer_table.h"
 
 #include <map>
@@ -24,9 +23,8 @@ class NotedChannel : public KvChannel {
     return endpoints.try_emplace(address, PeerId(endpoints.size() + 1)).first->second;
   }
   void Disconnect(PeerId peer) override { disconnected.push_back(peer); }
-  absl::Status Send(PeerId peer, std::string, std::vector<absl::Span<const uint8_t>>,
+  absl::Status Send(PeerId, std::string, std::vector<absl::Span<const uint8_t>>,
                     OperationId) override {
-    sent_to.push_back(peer);
     return absl::OkStatus();
   }
   absl::Status Receive(PayloadId, std::vector<absl::Span<uint8_t>>, OperationId) override {
@@ -41,7 +39,6 @@ class NotedChannel : public KvChannel {
 
   std::map<std::string, PeerId> endpoints;
   std::vector<PeerId> disconnected;
-  std::vector<PeerId> sent_to;
 };
 
 class PeerTableTest : public ::testing::Test {
@@ -61,30 +58,24 @@ TEST_F(PeerTableTest, OneEndpointForEachAddress) {
   EXPECT_THAT(channel_.disconnected, IsEmpty());
 }
 
-TEST_F(PeerTableTest, ANewAddressMovesTheEndpointOfALivePeer) {
+TEST_F(PeerTableTest, KnowsThatAPeerHasMoved) {
+  EXPECT_FALSE(table_.HasMoved(Incarnation(7), "a"));
   const PeerId old = *table_.Ensure(Incarnation(7), "a");
-  table_.Attach(Incarnation(7), now_);
-  const PeerId moved = *table_.Ensure(Incarnation(7), "b");
-  EXPECT_NE(moved, old);
+  EXPECT_FALSE(table_.HasMoved(Incarnation(7), "a"));
+  EXPECT_TRUE(table_.HasMoved(Incarnation(7), "b"));
+  table_.Remove(Incarnation(7));
+  EXPECT_FALSE(table_.HasMoved(Incarnation(7), "b"));
+  EXPECT_NE(*table_.Ensure(Incarnation(7), "b"), old);
   EXPECT_THAT(channel_.disconnected, ElementsAre(old));
-  EXPECT_THAT(table_.Owners(old), IsEmpty());
-  EXPECT_THAT(table_.Tick(now_), IsEmpty());
-  EXPECT_THAT(channel_.sent_to, ElementsAre(moved)) << "heartbeats go on, through the new one";
-}
-
-TEST_F(PeerTableTest, AnAddressThatCannotBeReachedChangesNothing) {
-  const PeerId endpoint = *table_.Ensure(Incarnation(7), "a");
-  EXPECT_FALSE(table_.Ensure(Incarnation(7), "nobody").ok());
-  EXPECT_EQ(table_.Endpoint(Incarnation(7)), endpoint);
-  EXPECT_THAT(channel_.disconnected, IsEmpty());
 }
 
 TEST_F(PeerTableTest, AnEndpointLivesAsLongAsAnyOwner) {
   const PeerId endpoint = *table_.Ensure(Incarnation(7), "a");
   EXPECT_EQ(*table_.Ensure(Incarnation(8), "a"), endpoint);
-  table_.Remove(Incarnation(8));
-  EXPECT_THAT(channel_.disconnected, IsEmpty());
+  EXPECT_THAT(table_.Owners(endpoint), ElementsAre(Incarnation(7), Incarnation(8)));
   table_.Remove(Incarnation(7));
+  EXPECT_THAT(channel_.disconnected, IsEmpty());
+  table_.Remove(Incarnation(8));
   EXPECT_THAT(channel_.disconnected, ElementsAre(endpoint));
 }
 
@@ -97,21 +88,6 @@ TEST_F(PeerTableTest, IdlePeersMakeRoomAndBusyOnesDoNot) {
   table_.Attach(Incarnation(9), now_);
   EXPECT_EQ(table_.Ensure(Incarnation(10), "d").status().code(),
             absl::StatusCode::kResourceExhausted);
-}
-
-// The router's word about an address may be stale: what was sent over the wrong endpoint, which
-// another peer uses, must still end with the peer.
-TEST_F(PeerTableTest, APeerMovedAwayFromASharedEndpointEndsWithIt) {
-  const PeerId shared = *table_.Ensure(Incarnation(7), "a");
-  EXPECT_EQ(*table_.Ensure(Incarnation(8), "a"), shared);
-  const PeerId own = *table_.Ensure(Incarnation(8), "b");
-  EXPECT_THAT(channel_.disconnected, IsEmpty());
-  EXPECT_THAT(table_.Endpoints(Incarnation(8)), ElementsAre(shared, own));
-  EXPECT_THAT(table_.Owners(shared), ElementsAre(Incarnation(7), Incarnation(8)));
-  table_.Remove(Incarnation(7));
-  EXPECT_THAT(channel_.disconnected, IsEmpty());
-  table_.Remove(Incarnation(8));
-  EXPECT_THAT(channel_.disconnected, ElementsAre(shared, own));
 }
 
 }  // namespace

@@ -141,6 +141,71 @@ TEST_F(RequestLifeTest, NoWorkerIsUnavailableAtOnce) {
   ExpectNothingLeft();
 }
 
+// A restarting worker costs new requests a pause, not an error; a lost role is refused after its
+// time.
+TEST_F(RequestLifeTest, ANewRequestWaitsForAWorkerThatWasThereAMomentAgo) {
+  JoinPair();
+  const auto pass = [this](int milliseconds) {
+    for (int i = 0; i < milliseconds; i += 100) {
+      h_.now += absl::Milliseconds(100);
+      h_.Play(LoadReported{d_, CoreHarness::ReadyLoad()});
+      h_.Play(Tick{});
+    }
+  };
+  h_.Play(WorkerLeft{p_, "restarted"});
+  pass(100);
+  const RequestId id = h_.Submit();
+  pass(2000);
+  EXPECT_FALSE(h_.HasEnded(id));
+  p_ = h_.Join("p", WorkerRole::kPrefill);
+  EXPECT_EQ(h_.Take<SendReserve>().size(), 1u);
+  h_.Play(RequestCancelled{id, false});
+
+  h_.Play(WorkerLeft{p_, "gone"});
+  const RequestId waits = h_.Submit();
+  pass(2900);
+  EXPECT_FALSE(h_.HasEnded(waits));
+  pass(100);
+  EXPECT_EQ(h_.Result(waits).status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(h_.HasEnded(h_.Submit())) << "now at once";
+}
+
+// Small requests must not take every block that becomes free from a large one that waits for many.
+TEST_F(RequestLifeTest, NewRequestsDoNotOvertakeOneThatStarves) {
+  JoinPair();
+  const RequestId large = h_.Submit(500, 100);
+  const AttemptKey key = h_.Take<SendReserve>().at(0).sequence.key;
+  const auto refuse_for = [this, key](int milliseconds) {
+    for (int i = 0; i < milliseconds; i += 100) {
+      h_.Play(AnsweredBusy{d_, key, "full", absl::ZeroDuration()});
+      h_.now += absl::Milliseconds(100);
+      h_.Play(LoadReported{p_, CoreHarness::ReadyLoad()});
+      h_.Play(LoadReported{d_, CoreHarness::ReadyLoad()});
+      h_.Play(Tick{});
+    }
+    h_.sent.clear();
+  };
+  refuse_for(500);
+  h_.Submit(10, 10);
+  EXPECT_EQ(h_.Take<SendReserve>().size(), 1u) << "it has not waited for long";
+  refuse_for(2000);
+  h_.Submit(10, 10);
+  EXPECT_TRUE(h_.Take<SendReserve>().empty());
+  EXPECT_EQ(h_.core.num_queued(), 1);
+  // It is asked for again and again; now there is room.
+  while (h_.core.num_queued() == 1 && !h_.HasEnded(large)) {
+    h_.now += absl::Milliseconds(100);
+    h_.Play(LoadReported{p_, CoreHarness::ReadyLoad()});
+    h_.Play(LoadReported{d_, CoreHarness::ReadyLoad()});
+    h_.Play(Tick{});
+    for (const SendReserve& reserve : h_.Take<SendReserve>()) {
+      if (reserve.sequence.key.request == large) h_.PlayGrant(d_, reserve.sequence.key);
+    }
+  }
+  EXPECT_EQ(h_.core.num_queued(), 0);
+  EXPECT_FALSE(h_.HasEnded(large));
+}
+
 TEST_F(RequestLifeTest, RefusesEmptyPromptsAndTooLongOnes) {
   JoinPair();
   EXPECT_EQ(h_.Result(h_.Submit(0, 5)).status.code(), absl::StatusCode::kInvalidArgument);

@@ -12,12 +12,16 @@ namespace {
 using router::RouterMutant;
 using worker::WorkerMutant;
 
+void Heal() {
+  planted_mutant<RouterMutant> = RouterMutant::kNone;
+  planted_mutant<SchedulerMutant> = SchedulerMutant::kNone;
+  planted_mutant<WorkerMutant> = WorkerMutant::kNone;
+}
+
 template <typename Mutant>
 NamedMutant Only(const char* name, Mutant mutant) {
   return {name, [mutant] {
-            planted_mutant<RouterMutant> = RouterMutant::kNone;
-            planted_mutant<SchedulerMutant> = SchedulerMutant::kNone;
-            planted_mutant<WorkerMutant> = WorkerMutant::kNone;
+            Heal();
             planted_mutant<Mutant> = mutant;
           }};
 }
@@ -25,25 +29,16 @@ NamedMutant Only(const char* name, Mutant mutant) {
 
 int Main() {
   const std::vector<NamedMutant> mutants = {
-      ONLY(RouterMutant::kKeepAttempt),
-      ONLY(RouterMutant::kResumeWithoutLastToken),
-      ONLY(RouterMutant::kIgnoreTokenIndex),
-      ONLY(RouterMutant::kFinishWithGap),
-      ONLY(RouterMutant::kForgetCancel),
-      ONLY(RouterMutant::kKeepAssigned),
-      ONLY(RouterMutant::kIgnoreLostWorker),
-      ONLY(RouterMutant::kKeepRetryPlace),
-      ONLY(SchedulerMutant::kTrustUnverified),
-      ONLY(SchedulerMutant::kReuseWholePrompt),
-      ONLY(SchedulerMutant::kKeepPromise),
-      ONLY(SchedulerMutant::kReserveForEver),
-      ONLY(SchedulerMutant::kPreemptInSilence),
-      ONLY(WorkerMutant::kIgnoreLostRouter),
-      ONLY(WorkerMutant::kFreeBeforeReceiveEnded),
-      ONLY(WorkerMutant::kUnpinBeforeSendEnded),
-      ONLY(WorkerMutant::kActivateForgotten),
+      ONLY(RouterMutant::kKeepAttempt),          ONLY(RouterMutant::kResumeWithoutLastToken),
+      ONLY(RouterMutant::kIgnoreTokenIndex),     ONLY(RouterMutant::kFinishWithGap),
+      ONLY(RouterMutant::kForgetCancel),         ONLY(RouterMutant::kKeepAssigned),
+      ONLY(RouterMutant::kIgnoreLostWorker),     ONLY(SchedulerMutant::kTrustUnverified),
+      ONLY(SchedulerMutant::kReuseWholePrompt),  ONLY(SchedulerMutant::kKeepPromise),
+      ONLY(SchedulerMutant::kReserveForEver),    ONLY(SchedulerMutant::kPreemptInSilence),
+      ONLY(WorkerMutant::kIgnoreLostRouter),     ONLY(WorkerMutant::kFreeBeforeReceiveEnded),
+      ONLY(WorkerMutant::kUnpinBeforeSendEnded), ONLY(WorkerMutant::kActivateForgotten),
   };
-  return HuntMutants(ClusterSimulation(), mutants, /*num_seeds=*/1000, /*num_minimised=*/2);
+  return HuntMutants(ClusterSimulation(), mutants, Heal, /*num_seeds=*/1000, /*num_minimised=*/2);
 }
 
 }  // namespace

@@ -33,7 +33,7 @@ bool CheckMinimizer(const SimulationProgram& program, uint64_t seed) {
 }  // namespace
 
 int HuntMutants(const SimulationProgram& program, const std::vector<NamedMutant>& mutants,
-                uint64_t num_seeds, int num_minimised) {
+                const std::function<void()>& heal, uint64_t num_seeds, int num_minimised) {
   int num_survivors = 0, num_bad_minimisations = 0;
   for (const NamedMutant& mutant : mutants) {
     mutant.plant();  // the runs are in child processes, which inherit it
@@ -46,6 +46,12 @@ int HuntMutants(const SimulationProgram& program, const std::vector<NamedMutant>
     std::printf("%s: seed %llu %s\n", mutant.name.c_str(),
                 static_cast<unsigned long long>(found->seed), found->how.c_str());
     if (num_minimised-- > 0 && !CheckMinimizer(program, found->seed)) ++num_bad_minimisations;
+    heal();
+    std::string how;
+    if (FailsWith(program, found->seed, WholeScript(*program.make(found->seed, false)), &how)) {
+      ++num_survivors;
+      std::printf("  that proves nothing, for it fails without the fault too: %s\n", how.c_str());
+    }
     std::fflush(stdout);
   }
   std::printf("%zu faults, %d survived, %d minimised badly\n", mutants.size(), num_survivors,

@@ -15,10 +15,11 @@ struct NamedMutant {
   std::function<void()> plant;
 };
 
-// Hunts each mutant over the first `num_seeds` seeds. The failing seeds of the first
+// Hunts each mutant over the first `num_seeds` seeds; a seed that fails without the fault as well
+// has not found it. `heal` plants nothing. The failing seeds of the first
 // `num_minimised` are minimised too, and what is left must be smaller than the script it came from
 // and fail still. Returns the exit code of the test: 0 when no mutant survived.
 int HuntMutants(const SimulationProgram& program, const std::vector<NamedMutant>& mutants,
-                uint64_t num_seeds, int num_minimised);
+                const std::function<void()>& heal, uint64_t num_seeds, int num_minimised);
 
 }  // namespace sluice::testing

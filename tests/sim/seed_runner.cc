@@ -24,12 +24,6 @@ constexpr unsigned kMaxSecondsPerSeed = 120;
 
 unsigned long long Printable(uint64_t value) { return value; }
 
-Selection WholeScript(const Simulation& simulation) {
-  Selection all(simulation.script().size());
-  std::iota(all.begin(), all.end(), 0);
-  return all;
-}
-
 // One value that a child process shows its parent.
 class SharedSeed {
  public:
@@ -137,6 +131,12 @@ bool ParseSelection(const std::string& text, Selection* selection) {
 }
 
 }  // namespace
+
+Selection WholeScript(const Simulation& simulation) {
+  Selection all(simulation.script().size());
+  std::iota(all.begin(), all.end(), 0);
+  return all;
+}
 
 void FailSimulation(absl::Duration at, const std::string& what) {
   std::printf("at %.6f s: %s\n", absl::ToDoubleSeconds(at), what.c_str());

@@ -36,6 +36,8 @@ class Simulation {
   virtual void Run(const Selection& selection) = 0;
 };
 
+Selection WholeScript(const Simulation& simulation);
+
 struct SimulationProgram {
   std::string name;  // of the executable
   uint64_t default_seeds = 1000;

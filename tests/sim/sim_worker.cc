@@ -195,6 +195,9 @@ std::string SimWorker::CheckPendingOperations() const {
   for (const auto& [id, pin] : fake_.engine->scheduler().pins()) {
     for (BlockId block : pin.blocks) lent.insert(fake_.engine->BlockBytes(block).data());
   }
+  for (const auto& [id, pin] : fake_.engine->scheduler().pins()) {
+    for (BlockId block : pin.blocks) lent.insert(fake_.engine->BlockBytes(block).data());
+  }
   for (const auto& block : destinations) {
     if (!reserved.contains(block.data())) return "a block was freed under a pending receive";
   }

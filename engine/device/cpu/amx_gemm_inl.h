@@ -17,7 +17,43 @@ struct TileOut {
   alignas(64) float value[kTileRows * kPanelColumns];
 };
 
+struct AmxOperands {
+  explicit AmxOperands(const GemmArgs& args)
+      : a(static_cast<const uint8_t*>(args.a)),
+        b(static_cast<const uint8_t*>(args.b)),
+        a_stride(args.a_stride * 2),
+        panel_bytes(args.k * kPanelColumns * 2),
+        steps(args.k / kTileDepth),
+        c(static_cast<uint8_t*>(args.c)),
+        c_stride(args.c_stride * 4),
+        direct_rows(args.epilogue == Epilogue::kStoreF32 && args.c_rows == nullptr ? args.rows : 0),
+        direct_columns(args.columns) {}
+  const uint8_t* A(int row, int64_t step) const {
+    return a + row * a_stride + step * kTileRowBytes;
+  }
+  const uint8_t* B(int64_t panel, int64_t step) const {
+    return b + panel * panel_bytes + step * kTileBytes;
+  }
+  // Whether the tile at (row, panel) is stored as it is: all of it wanted, in fp32.
+  bool Direct(int row, int64_t panel) const {
+    return row + kTileRows <= direct_rows && (panel + 1) * kPanelColumns <= direct_columns;
+  }
+  uint8_t* C(int row, int64_t panel) const {
+    return c + row * c_stride + panel * kPanelColumns * 4;
+  }
+  const uint8_t* a;
+  const uint8_t* b;
+  int64_t a_stride;  // bytes
+  int64_t panel_bytes;
+  int64_t steps;
+  uint8_t* c;
+  int64_t c_stride;  // bytes
+  int direct_rows;
+  int64_t direct_columns;
+};
+
 inline void DeliverTile(const GemmArgs& args, int row, int64_t panel, const TileOut& out) {
+  // Of a tile beyond the last row, nothing.
   const int rows = args.rows - row < kTileRows ? args.rows - row : static_cast<int>(kTileRows);
   for (int r = 0; r < rows; ++r) {
     StoreTileRow<Avx512>(args, row + r, panel * kPanelColumns,
@@ -25,25 +61,50 @@ inline void DeliverTile(const GemmArgs& args, int row, int64_t panel, const Tile
   }
 }
 
-struct AmxOperands {
-  explicit AmxOperands(const GemmArgs& args)
-      : a(static_cast<const uint8_t*>(args.a)),
-        b(static_cast<const uint8_t*>(args.b)),
-        a_stride(args.a_stride * 2),
-        panel_bytes(args.k * kPanelColumns * 2),
-        steps(args.k / kTileDepth) {}
-  const uint8_t* A(int row, int64_t step) const {
-    return a + row * a_stride + step * kTileRowBytes;
+// Sum tile `tile` (a literal) becomes the part of C at (row, panel).
+#define SLUICE_DELIVER_TILE(tile, row, panel)                 \
+  do {                                                        \
+    if (op.Direct(row, panel)) {                              \
+      SLUICE_TILE_STORE(tile, op.C(row, panel), op.c_stride); \
+    } else {                                                  \
+      TileOut out;                                            \
+      SLUICE_TILE_STORE(tile, out.value, kTileRowBytes);      \
+      DeliverTile(args, row, panel, out);                     \
+    }                                                         \
+  } while (false)
+
+// 32 rows x 3 panels: six sums, and one tile at a time of either operand. Tiles come from the
+// second level of cache, whose bandwidth is the limit, so more sums per loaded tile beat an even
+// split of the registers (2x2).
+inline void AmxTile2x3(const GemmArgs& args, const AmxOperands& op, int row, int64_t panel) {
+  SLUICE_TILE_ZERO(0);
+  SLUICE_TILE_ZERO(1);
+  SLUICE_TILE_ZERO(2);
+  SLUICE_TILE_ZERO(3);
+  SLUICE_TILE_ZERO(4);
+  SLUICE_TILE_ZERO(5);
+  for (int64_t k = 0; k < op.steps; ++k) {
+    SLUICE_TILE_LOAD(6, op.A(row, k), op.a_stride);
+    SLUICE_TILE_LOAD(7, op.B(panel, k), kTileRowBytes);
+    SLUICE_TILE_DOT(0, 6, 7);
+    SLUICE_TILE_LOAD(7, op.B(panel + 1, k), kTileRowBytes);
+    SLUICE_TILE_DOT(1, 6, 7);
+    SLUICE_TILE_LOAD(7, op.B(panel + 2, k), kTileRowBytes);
+    SLUICE_TILE_DOT(2, 6, 7);
+    SLUICE_TILE_LOAD(6, op.A(row + 16, k), op.a_stride);
+    SLUICE_TILE_DOT(5, 6, 7);
+    SLUICE_TILE_LOAD(7, op.B(panel + 1, k), kTileRowBytes);
+    SLUICE_TILE_DOT(4, 6, 7);
+    SLUICE_TILE_LOAD(7, op.B(panel, k), kTileRowBytes);
+    SLUICE_TILE_DOT(3, 6, 7);
   }
-  const uint8_t* B(int64_t panel, int64_t step) const {
-    return b + panel * panel_bytes + step * kTileBytes;
-  }
-  const uint8_t* a;
-  const uint8_t* b;
-  int64_t a_stride;  // bytes
-  int64_t panel_bytes;
-  int64_t steps;
-};
+  SLUICE_DELIVER_TILE(0, row, panel);
+  SLUICE_DELIVER_TILE(1, row, panel + 1);
+  SLUICE_DELIVER_TILE(2, row, panel + 2);
+  SLUICE_DELIVER_TILE(3, row + 16, panel);
+  SLUICE_DELIVER_TILE(4, row + 16, panel + 1);
+  SLUICE_DELIVER_TILE(5, row + 16, panel + 2);
+}
 
 // 32 rows x 2 panels.
 inline void AmxTile2x2(const GemmArgs& args, const AmxOperands& op, int row, int64_t panel) {
@@ -61,15 +122,41 @@ inline void AmxTile2x2(const GemmArgs& args, const AmxOperands& op, int row, int
     SLUICE_TILE_DOT(2, 5, 6);
     SLUICE_TILE_DOT(3, 5, 7);
   }
-  TileOut out[4];
-  SLUICE_TILE_STORE(0, out[0].value, kTileRowBytes);
-  SLUICE_TILE_STORE(1, out[1].value, kTileRowBytes);
-  SLUICE_TILE_STORE(2, out[2].value, kTileRowBytes);
-  SLUICE_TILE_STORE(3, out[3].value, kTileRowBytes);
-  DeliverTile(args, row, panel, out[0]);
-  DeliverTile(args, row, panel + 1, out[1]);
-  DeliverTile(args, row + 16, panel, out[2]);
-  DeliverTile(args, row + 16, panel + 1, out[3]);
+  SLUICE_DELIVER_TILE(0, row, panel);
+  SLUICE_DELIVER_TILE(1, row, panel + 1);
+  SLUICE_DELIVER_TILE(2, row + 16, panel);
+  SLUICE_DELIVER_TILE(3, row + 16, panel + 1);
+}
+
+// 48 rows x 2 panels.
+inline void AmxTile3x2(const GemmArgs& args, const AmxOperands& op, int row, int64_t panel) {
+  SLUICE_TILE_ZERO(0);
+  SLUICE_TILE_ZERO(1);
+  SLUICE_TILE_ZERO(2);
+  SLUICE_TILE_ZERO(3);
+  SLUICE_TILE_ZERO(4);
+  SLUICE_TILE_ZERO(5);
+  for (int64_t k = 0; k < op.steps; ++k) {
+    SLUICE_TILE_LOAD(7, op.B(panel, k), kTileRowBytes);
+    SLUICE_TILE_LOAD(6, op.A(row, k), op.a_stride);
+    SLUICE_TILE_DOT(0, 6, 7);
+    SLUICE_TILE_LOAD(6, op.A(row + 16, k), op.a_stride);
+    SLUICE_TILE_DOT(1, 6, 7);
+    SLUICE_TILE_LOAD(6, op.A(row + 32, k), op.a_stride);
+    SLUICE_TILE_DOT(2, 6, 7);
+    SLUICE_TILE_LOAD(7, op.B(panel + 1, k), kTileRowBytes);
+    SLUICE_TILE_DOT(5, 6, 7);
+    SLUICE_TILE_LOAD(6, op.A(row + 16, k), op.a_stride);
+    SLUICE_TILE_DOT(4, 6, 7);
+    SLUICE_TILE_LOAD(6, op.A(row, k), op.a_stride);
+    SLUICE_TILE_DOT(3, 6, 7);
+  }
+  SLUICE_DELIVER_TILE(0, row, panel);
+  SLUICE_DELIVER_TILE(1, row + 16, panel);
+  SLUICE_DELIVER_TILE(2, row + 32, panel);
+  SLUICE_DELIVER_TILE(3, row, panel + 1);
+  SLUICE_DELIVER_TILE(4, row + 16, panel + 1);
+  SLUICE_DELIVER_TILE(5, row + 32, panel + 1);
 }
 
 // 16 rows x 4 panels.
@@ -89,12 +176,10 @@ inline void AmxTile1x4(const GemmArgs& args, const AmxOperands& op, int row, int
     SLUICE_TILE_LOAD(5, op.B(panel + 3, k), kTileRowBytes);
     SLUICE_TILE_DOT(3, 4, 5);
   }
-  TileOut out[4];
-  SLUICE_TILE_STORE(0, out[0].value, kTileRowBytes);
-  SLUICE_TILE_STORE(1, out[1].value, kTileRowBytes);
-  SLUICE_TILE_STORE(2, out[2].value, kTileRowBytes);
-  SLUICE_TILE_STORE(3, out[3].value, kTileRowBytes);
-  for (int p = 0; p < 4; ++p) DeliverTile(args, row, panel + p, out[p]);
+  SLUICE_DELIVER_TILE(0, row, panel);
+  SLUICE_DELIVER_TILE(1, row, panel + 1);
+  SLUICE_DELIVER_TILE(2, row, panel + 2);
+  SLUICE_DELIVER_TILE(3, row, panel + 3);
 }
 
 // 16 rows x 1 panel.
@@ -105,9 +190,21 @@ inline void AmxTile1x1(const GemmArgs& args, const AmxOperands& op, int row, int
     SLUICE_TILE_LOAD(5, op.B(panel, k), kTileRowBytes);
     SLUICE_TILE_DOT(0, 4, 5);
   }
-  TileOut out;
-  SLUICE_TILE_STORE(0, out.value, kTileRowBytes);
-  DeliverTile(args, row, panel, out);
+  SLUICE_DELIVER_TILE(0, row, panel);
+}
+
+// Rows [0, paired_rows) by pairs of row tiles, panels from `panel` on; the second row tile of the
+// last pair may overhang.
+inline void AmxPairedRows(const GemmArgs& args, const AmxOperands& op, int paired_rows,
+                          int64_t panel, int64_t panels) {
+  for (; panel + 3 <= panels && panels - panel != 4; panel += 3) {
+    for (int row = 0; row < paired_rows; row += 32) AmxTile2x3(args, op, row, panel);
+  }
+  for (; panel + 2 <= panels; panel += 2) {
+    for (int row = 0; row < paired_rows; row += 32) AmxTile2x2(args, op, row, panel);
+  }
+  if (panel == panels) return;
+  for (int row = 0; row < paired_rows; row += 16) AmxTile1x1(args, op, row, panel);
 }
 
 void GemmAmx(const GemmArgs& args) {
@@ -115,23 +212,23 @@ void GemmAmx(const GemmArgs& args) {
   const AmxOperands op(args);
   const int64_t panels = (args.columns + kPanelColumns - 1) / kPanelColumns;
   int64_t panel = 0;
-  // Two panels by pairs of row tiles while there are more than 16 rows; what is left in fours.
+  // 33 to 48 rows (an expert's share of a prompt): one pass over the weights for all of them, since
+  // they come from memory and a second pass would leave it idle.
+  if (args.rows > 32 && args.rows <= 48) {
+    for (; panel + 2 <= panels; panel += 2) AmxTile3x2(args, op, 0, panel);
+    if (panel == panels) return;
+  }
   const int paired_rows = args.rows <= 16       ? 0
                           : args.rows % 32 > 16 ? args.rows
                                                 : args.rows / 32 * 32;
-  for (; panel + 2 <= panels && paired_rows > 0; panel += 2) {
-    for (int row = 0; row < paired_rows; row += 32) AmxTile2x2(args, op, row, panel);
-  }
-  for (; panel < panels && paired_rows > 0; ++panel) {
-    for (int row = 0; row < paired_rows; row += 16) {
-      if (row < args.rows) AmxTile1x1(args, op, row, panel);
-    }
-  }
+  if (paired_rows > 0) AmxPairedRows(args, op, paired_rows, panel, panels);
   if (paired_rows >= args.rows) return;
-  panel = 0;  // the last 1 to 16 rows
+  // The last 1 to 16 rows.
   for (; panel + 4 <= panels; panel += 4) AmxTile1x4(args, op, paired_rows, panel);
   for (; panel < panels; ++panel) AmxTile1x1(args, op, paired_rows, panel);
 }
+
+#undef SLUICE_DELIVER_TILE
 
 }  // namespace
 }  // namespace sluice::cpu

@@ -1,4 +1,4 @@
-// AMX tile instructions, all eight tiles configured as 16 rows of 64 bytes. Written as assembly
+// AMX tile instructions; tiles have 16 rows (see TileConfig) of 64 bytes. Written as assembly
 // with a memory clobber: GCC 12's intrinsics let the compiler move ordinary stores past a tile
 // load. Tile numbers must be literals, hence macros.
 //
@@ -23,24 +23,44 @@ constexpr int64_t kTileBytes = 1024;   // 16 rows of 64 bytes
 constexpr int64_t kTileRowBytes = 64;  // 32 bf16 or 16 fp32
 constexpr int64_t kTileDepth = 32;     // bf16 elements of the inner dimension
 
+// Tiles 0 to 5 hold sums and left operands, of `left_rows` rows: a product takes as many cycles as
+// its left operand has rows. Tiles 6 and 7 are whole.
 struct alignas(64) TileConfig {
+  constexpr TileConfig() : TileConfig(kTileRows) {}
+  explicit constexpr TileConfig(int64_t left_rows) {
+    for (int tile = 0; tile < 8; ++tile) {
+      row_bytes[tile] = kTileRowBytes;
+      rows[tile] = static_cast<uint8_t>(tile < 6 ? left_rows : kTileRows);
+    }
+  }
+
   uint8_t palette = 1;
   uint8_t start_row = 0;
   uint8_t reserved[14] = {};
-  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
-  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+  uint16_t row_bytes[16] = {};
+  uint8_t rows[16] = {};
 };
+
+struct TileConfigs {
+  constexpr TileConfigs() {
+    for (int rows = 1; rows <= kTileRows; ++rows) by_left_rows[rows - 1] = TileConfig(rows);
+  }
+  TileConfig by_left_rows[kTileRows];
+};
+constexpr TileConfigs kTileConfigs;
 
 // The tiles hold state only inside this scope, so that a parked thread has none to save.
 class TileScope {
  public:
-  TileScope() { asm volatile("ldtilecfg %0" ::"m"(kConfig) : "memory"); }
+  TileScope() { SetLeftRows(kTileRows); }
   ~TileScope() { asm volatile("tilerelease" ::: "memory"); }
   TileScope(const TileScope&) = delete;
   TileScope& operator=(const TileScope&) = delete;
 
- private:
-  static constexpr TileConfig kConfig{};
+  // From now on products of 1 to 16 left rows. Zeroes all tiles.
+  void SetLeftRows(int64_t rows) {
+    asm volatile("ldtilecfg %0" ::"m"(kTileConfigs.by_left_rows[rows - 1]) : "memory");
+  }
 };
 
 }  // namespace

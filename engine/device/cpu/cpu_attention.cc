@@ -23,6 +23,8 @@ struct Scratch {
   uint8_t* padded;  // [kPartitionTokens, q_stride] cache rows, if they need padding
 };
 
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
 int64_t Align64(int64_t bytes) { return (bytes + 63) / 64 * 64; }
 
 Scratch CutScratch(Buffer& buffer, int64_t kernel_bytes, int64_t out_stride, int64_t padded_bytes) {
@@ -43,7 +45,24 @@ Scratch CutScratch(Buffer& buffer, int64_t kernel_bytes, int64_t out_stride, int
   return scratch;
 }
 
+// Addresses of the blocks that hold the first `num_tokens` of a partition.
+void FindBlocks(const KvLayerView& cache, const AttentionSequence& sequence, int partition,
+                int num_tokens, const void** bases) {
+  SLUICE_CHECK(kPartitionTokens % cache.block_tokens == 0);
+  const int64_t first_block = int64_t{partition} * kPartitionTokens / cache.block_tokens;
+  for (int64_t b = 0; b * cache.block_tokens < num_tokens; ++b) {
+    const BlockId block = sequence.block_table[static_cast<size_t>(first_block + b)];
+    bases[b] = cache.base + int64_t{block.value} * cache.block_bytes;
+  }
+}
+
 }  // namespace
+
+// Up to the last that any row of the group may see.
+int CpuBackend::TokensOfPartition(const AttentionGroup& group, int partition, int heads) {
+  const int last = group.sequence->start_position + (group.first_row + group.num_rows - 1) / heads;
+  return std::min(kPartitionTokens, last + 1 - partition * kPartitionTokens);
+}
 
 void CpuBackend::PlanAttention(const MlaAttentionParams& params) {
   attention_groups_.clear();
@@ -62,7 +81,8 @@ void CpuBackend::PlanAttention(const MlaAttentionParams& params) {
 }
 
 void CpuBackend::AttendPartition(const MlaAttentionParams& params, const AttentionGroup& group,
-                                 int partition, int worker, const Partial& result) {
+                                 PartitionRun run, int partition, int worker,
+                                 const Partial& result) {
   const KvLayerView& cache = params.kv_cache;
   const AttentionSequence& sequence = *group.sequence;
   const int64_t element = DTypeBytes(dtype_);
@@ -83,8 +103,7 @@ void CpuBackend::AttendPartition(const MlaAttentionParams& params, const Attenti
   }
   args.last = scratch.last;
   args.first_token = partition * kPartitionTokens;
-  args.num_tokens =
-      std::min(kPartitionTokens, scratch.last[group.num_rows - 1] + 1 - args.first_token);
+  args.num_tokens = TokensOfPartition(group, partition, params.heads);
   args.latent_dim = params.latent_dim;
   args.scale = params.scale;
   args.out = result.out;
@@ -93,17 +112,9 @@ void CpuBackend::AttendPartition(const MlaAttentionParams& params, const Attenti
   args.sum = result.sum;
   args.scratch = scratch.kernel;
 
-  constexpr int kMaxBlocks = kPartitionTokens;
-  const void* bases[kMaxBlocks];
+  const void* bases[kPartitionTokens];
   const int block_tokens = static_cast<int>(cache.block_tokens);
-  SLUICE_CHECK(kPartitionTokens % block_tokens == 0);
-  const int first_block = args.first_token / block_tokens;
-  const int num_blocks = (args.num_tokens + block_tokens - 1) / block_tokens;
-  for (int b = 0; b < num_blocks; ++b) {
-    const BlockId block =
-        sequence.block_table[static_cast<size_t>(first_block) + static_cast<size_t>(b)];
-    bases[b] = cache.base + int64_t{block.value} * cache.block_bytes;
-  }
+  FindBlocks(cache, sequence, partition, args.num_tokens, bases);
   args.row_base = bases;
   args.block_tokens = block_tokens;
   args.row_stride = cache.row_dim;
@@ -121,6 +132,7 @@ void CpuBackend::AttendPartition(const MlaAttentionParams& params, const Attenti
     args.block_tokens = kPartitionTokens;
     args.row_stride = q_stride;
   }
+  args.same_queries = partition > run.begin;
   (dtype_ == DType::kBF16 ? kernels_.attention_bf16 : kernels_.attention_f32)(args);
 }
 
@@ -150,9 +162,10 @@ void CpuBackend::AttendGroup(const MlaAttentionParams& params, const AttentionGr
   float* const running_max = scratch.max + kMaxAttentionRows;
   float* const running_sum = scratch.sum + kMaxAttentionRows;
   // The first partition is visible to every row: it starts the running result.
-  AttendPartition(params, group, 0, worker, {scratch.running, running_max, running_sum});
+  const PartitionRun all{0, group.num_partitions};
+  AttendPartition(params, group, all, 0, worker, {scratch.running, running_max, running_sum});
   for (int partition = 1; partition < group.num_partitions; ++partition) {
-    AttendPartition(params, group, partition, worker, {scratch.out, scratch.max, scratch.sum});
+    AttendPartition(params, group, all, partition, worker, {scratch.out, scratch.max, scratch.sum});
     for (int r = 0; r < group.num_rows; ++r) {
       kernels_.attention_merge(scratch.running + r * stride, &running_max[r], &running_sum[r],
                                scratch.out + r * stride, scratch.max[r], scratch.sum[r],
@@ -165,8 +178,9 @@ void CpuBackend::AttendGroup(const MlaAttentionParams& params, const AttentionGr
   }
 }
 
-// Few groups and long contexts (decode): partitions in parallel, merged afterwards in the same
-// order.
+// Few groups and long contexts (decode): runs of partitions in parallel, every partition's result
+// kept, and all merged afterwards in the same order. So neither the number of threads nor the cut
+// into runs changes a bit.
 void CpuBackend::AttendSplit(const MlaAttentionParams& params) {
   const int64_t stride = params.out->part_stride();
   split_offsets_.clear();
@@ -175,6 +189,16 @@ void CpuBackend::AttendSplit(const MlaAttentionParams& params) {
     split_offsets_.push_back(total);
     total += group.num_partitions;
   }
+  // A run arranges its queries once; two a thread even out what others take.
+  const int run_length = static_cast<int>(CeilDiv(total, int64_t{2} * pool_.num_threads()));
+  split_runs_.clear();
+  for (size_t g = 0; g < attention_groups_.size(); ++g) {
+    const int partitions = attention_groups_[g].num_partitions;
+    for (int begin = 0; begin < partitions; begin += run_length) {
+      split_runs_.push_back(
+          {static_cast<int>(g), {begin, std::min(partitions, begin + run_length)}});
+    }
+  }
   const int64_t partial_floats = kMaxAttentionRows * (stride + 2);
   partials_.Reserve(static_cast<size_t>(total * partial_floats) * sizeof(float));
   const auto partial = [&](int index) {
@@ -182,11 +206,13 @@ void CpuBackend::AttendSplit(const MlaAttentionParams& params) {
     return Partial{base, base + kMaxAttentionRows * stride,
                    base + kMaxAttentionRows * (stride + 1)};
   };
-  pool_.ParallelFor(total, [&](int task, int worker) {
-    const size_t g =
-        static_cast<size_t>(std::upper_bound(split_offsets_.begin(), split_offsets_.end(), task) -
-                            split_offsets_.begin() - 1);
-    AttendPartition(params, attention_groups_[g], task - split_offsets_[g], worker, partial(task));
+  pool_.ParallelFor(static_cast<int>(split_runs_.size()), [&](int task, int worker) {
+    const SplitRun& split = split_runs_[static_cast<size_t>(task)];
+    const size_t g = static_cast<size_t>(split.group);
+    for (int p = split.run.begin; p < split.run.end; ++p) {
+      AttendPartition(params, attention_groups_[g], split.run, p, worker,
+                      partial(split_offsets_[g] + p));
+    }
   });
   for (size_t g = 0; g < attention_groups_.size(); ++g) {
     const AttentionGroup& group = attention_groups_[g];

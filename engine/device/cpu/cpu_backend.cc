@@ -187,13 +187,14 @@ void CpuBackend::Linear(const LinearParams& params) {
   const CpuMatrix& weight = AsCpu(params.weight);
   const DType dtype = weight.layout() == CpuMatrix::Layout::kPanelsF32 ? DType::kF32 : DType::kBF16;
   SLUICE_CHECK(dtype == params.x->dtype() && params.x->stride() >= weight.k());
-  // Tasks are rectangles. Few rows: enough column chunks for all threads, in whole register tiles.
-  constexpr int64_t kRowsPerTask = 256, kMinPanels = 4, kMaxPanels = 64;
+  // Tasks are rectangles: rows that stay in the second level of cache, and columns in whole
+  // register tiles (4 panels of a few rows, 3 of many), enough of them to even out the threads.
+  constexpr int64_t kRowsPerTask = 256, kMinPanels = 4, kMaxPanels = 60;
+  const int64_t unit = params.rows <= 16 ? kMinPanels : 6;
   const int64_t row_chunks = CeilDiv(params.rows, kRowsPerTask);
-  const int64_t wanted = CeilDiv(int64_t{3} * pool_.num_threads(), row_chunks);
+  const int64_t wanted = CeilDiv(int64_t{6} * pool_.num_threads(), row_chunks);
   const int64_t panels =
-      std::clamp(CeilDiv(CeilDiv(weight.num_panels(), wanted), kMinPanels) * kMinPanels, kMinPanels,
-                 kMaxPanels);
+      std::clamp(CeilDiv(CeilDiv(weight.num_panels(), wanted), unit) * unit, unit, kMaxPanels);
   const int64_t column_chunks = CeilDiv(weight.num_panels(), panels);
   pool_.ParallelFor(static_cast<int>(row_chunks * column_chunks), [&](int task, int) {
     const int64_t row = task / column_chunks * kRowsPerTask;

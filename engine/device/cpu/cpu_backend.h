@@ -49,6 +49,15 @@ class CpuBackend final : public Backend {
     int num_rows = 0;
     int num_partitions = 0;
   };
+  // Consecutive partitions of a group, computed one after another by one thread.
+  struct PartitionRun {
+    int begin = 0;
+    int end = 0;
+  };
+  struct SplitRun {
+    int group = 0;  // index in attention_groups_
+    PartitionRun run;
+  };
   struct Partial {
     float* out;  // [rows, out_stride]
     float* max;  // [rows]
@@ -76,8 +85,9 @@ class CpuBackend final : public Backend {
   void Gemm(const cpu::GemmArgs& args, DType dtype) const;
 
   void PlanAttention(const MlaAttentionParams& params);
-  void AttendPartition(const MlaAttentionParams& params, const AttentionGroup& group, int partition,
-                       int worker, const Partial& result);
+  static int TokensOfPartition(const AttentionGroup& group, int partition, int heads);
+  void AttendPartition(const MlaAttentionParams& params, const AttentionGroup& group,
+                       PartitionRun run, int partition, int worker, const Partial& result);
   void AttendGroup(const MlaAttentionParams& params, const AttentionGroup& group, int worker);
   void AttendSplit(const MlaAttentionParams& params);
   void StoreAttentionRow(const MlaAttentionParams& params, int64_t row, const float* sum_of_values,
@@ -99,6 +109,7 @@ class CpuBackend final : public Backend {
   std::vector<Buffer> worker_scratch_;  // [num_threads]
   std::vector<AttentionGroup> attention_groups_;
   std::vector<int> split_offsets_;  // first partial of each group
+  std::vector<SplitRun> split_runs_;
   Buffer partials_;
   Buffer router_scratch_;
   std::vector<ExpertRows> expert_rows_;

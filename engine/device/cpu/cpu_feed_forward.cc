@@ -22,8 +22,8 @@ const CpuMatrix& AsCpu(const std::unique_ptr<PackedMatrix>& matrix) {
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
-constexpr int64_t kPairsPerPass = 4;  // of panels in one call: 64 gate and 64 up columns
-constexpr int kRowsPerPass = 32;
+constexpr int64_t kPairsPerPass = 6;  // of panels in one call: 96 gate and 96 up columns
+constexpr int kRowsPerPass = 64;
 
 }  // namespace
 

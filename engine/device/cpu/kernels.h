@@ -60,6 +60,9 @@ struct AttentionArgs {
   int first_token = 0;     // position of the partition's first token
   int num_tokens = 0;      // of the partition, up to the last that any row sees
   float scale = 0;
+  // True if this scratch's previous call had the very same q and rows: what that call arranged of
+  // them is still there.
+  bool same_queries = false;
   // Result, not normalised: out[r] = sum p_t v_t, sum[r] = sum p_t, max[r] = largest score.
   // A row that sees nothing here has sum 0.
   float* out = nullptr;     // [rows, out_stride]

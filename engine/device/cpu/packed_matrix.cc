@@ -47,10 +47,11 @@ std::unique_ptr<CpuMatrix> CpuMatrix::Pack(const MatrixSource& source, Layout la
   constexpr int64_t kPanelsPerTask = 16;
   const int64_t tasks = (matrix->num_panels_ + kPanelsPerTask - 1) / kPanelsPerTask;
   pool.ParallelFor(static_cast<int>(tasks), [&](int task, int) {
+    PackScratch scratch;
     const int64_t end = std::min((task + 1) * kPanelsPerTask, matrix->num_panels_);
     for (int64_t panel = task * kPanelsPerTask; panel < end; ++panel) {
       if (panels) {
-        matrix->FillPanel(source, panel, panel);
+        matrix->FillPanel(source, panel, panel, scratch);
         continue;
       }
       const int64_t last = std::min((panel + 1) * kPanelColumns, source.rows);
@@ -68,27 +69,45 @@ std::unique_ptr<CpuMatrix> CpuMatrix::PackInterleaved(const MatrixSource& gate,
   const int64_t half = PanelCount(gate.rows);
   std::unique_ptr<CpuMatrix> matrix(new CpuMatrix(layout, 2 * gate.rows, gate.columns, 2 * half));
   pool.ParallelFor(static_cast<int>(half), [&](int panel, int) {
-    matrix->FillPanel(gate, panel, 2 * panel);
-    matrix->FillPanel(up, panel, 2 * panel + 1);
+    PackScratch scratch;
+    matrix->FillPanel(gate, panel, 2 * panel, scratch);
+    matrix->FillPanel(up, panel, 2 * panel + 1, scratch);
   });
   return matrix;
 }
 
-void CpuMatrix::FillPanel(const MatrixSource& source, int64_t source_panel, int64_t index) {
-  std::vector<float> row(static_cast<size_t>(columns_));
+void CpuMatrix::FillPanel(const MatrixSource& source, int64_t source_panel, int64_t index,
+                          PackScratch& scratch) {
   uint8_t* const panel = data_.as<uint8_t>() + index * panel_bytes_;
   const int64_t first = source_panel * kPanelColumns;
   const int64_t count = std::min<int64_t>(kPanelColumns, source.rows - first);
-  for (int64_t n = 0; n < count; ++n) {
-    source.read_row(first + n, row.data());
-    if (layout_ == Layout::kPanelsF32) {
+  scratch.row.resize(static_cast<size_t>(PaddedColumns(columns_)));
+  float* const row = scratch.row.data();
+  if (layout_ == Layout::kPanelsF32) {
+    for (int64_t n = 0; n < count; ++n) {
+      source.read_row(first + n, row);
       float* out = reinterpret_cast<float*>(panel) + n;
       for (int64_t k = 0; k < columns_; ++k) out[k * kPanelColumns] = row[k];
-    } else {
-      Bf16* out = reinterpret_cast<Bf16*>(panel) + 2 * n;
-      for (int64_t k = 0; k < columns_; ++k) {
-        out[k / 2 * 2 * kPanelColumns + k % 2] = FloatToBf16(row[k]);
-      }
+    }
+    return;
+  }
+  // Rows of pairs first, then pairs of rows, 16 x 16 at a time: the first pass runs along memory,
+  // and the second stays within a few cache lines.
+  const int64_t pairs = k_ / 2;
+  scratch.pairs.assign(static_cast<size_t>(kPanelColumns * pairs), 0);
+  std::fill(scratch.row.begin() + columns_, scratch.row.end(), 0.0f);
+  for (int64_t n = 0; n < count; ++n) {
+    source.read_row(first + n, row);
+    uint32_t* out = &scratch.pairs[static_cast<size_t>(n * pairs)];
+    for (int64_t i = 0; i < pairs; ++i) {
+      out[i] = FloatToBf16(row[2 * i]) | static_cast<uint32_t>(FloatToBf16(row[2 * i + 1])) << 16;
+    }
+  }
+  uint32_t* const out = reinterpret_cast<uint32_t*>(panel);
+  for (int64_t block = 0; block < pairs; block += 16) {
+    for (int64_t n = 0; n < kPanelColumns; ++n) {
+      const uint32_t* in = &scratch.pairs[static_cast<size_t>(n * pairs + block)];
+      for (int64_t i = 0; i < 16; ++i) out[(block + i) * kPanelColumns + n] = in[i];
     }
   }
 }

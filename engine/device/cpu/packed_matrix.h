@@ -2,6 +2,8 @@
 // constant afterwards.
 #pragma once
 
+#include <vector>
+
 #include "engine/device/backend.h"
 #include "engine/device/thread_pool.h"
 
@@ -36,8 +38,13 @@ class CpuMatrix final : public PackedMatrix {
 
  private:
   CpuMatrix(Layout layout, int64_t rows, int64_t columns, int64_t num_panels);
+  struct PackScratch {
+    std::vector<float> row;       // [padded columns]
+    std::vector<uint32_t> pairs;  // [16, k / 2] two bf16 each
+  };
   // Rows [16 * source_panel, +16) of `source` become panel `index`.
-  void FillPanel(const MatrixSource& source, int64_t source_panel, int64_t index);
+  void FillPanel(const MatrixSource& source, int64_t source_panel, int64_t index,
+                 PackScratch& scratch);
   void FillRow(const MatrixSource& source, int64_t row);
 
   const Layout layout_;

@@ -13,7 +13,6 @@ enum class RouterMutant {
   kFinishWithGap,           // the end of an answer does not wait for the tokens before it
   kForgetCancel,            // workers are not told that an attempt is over
   kKeepAssigned,            // an attempt that is over still counts as its worker's load
-  kKeepRetryPlace,          // a request that ended still holds its place among the retries
   kIgnoreLostWorker,        // requests do not hear that their worker left
 };
 

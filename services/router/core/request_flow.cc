@@ -406,7 +406,7 @@ void RequestFlow::FinishWhenDelivered(const FlowContext& ctx) {
 
 void RequestFlow::Finish(const FlowContext& ctx, GenerationResult result, RejectReason reject) {
   phase_ = Phase::kEnded;
-  if (!Planted(RouterMutant::kKeepRetryPlace)) ctx.retries.Release(spec_.id);
+  ctx.retries.Release(spec_.id);
   if (reject != RejectReason::kNone) ctx.counters.CountRoute(RouteDecision::kRejected);
   result.cached_tokens = cached_tokens_;
   result.stages = std::move(stages_);

@@ -20,7 +20,7 @@ void RequestFlow::Plan(const FlowContext& ctx) {
     WaitForWorkers(ctx, choice.none);
     return;
   }
-  if (starts_anew_ && !ctx.retries.Acquire(spec_.id, ctx.num_running)) {
+  if (starts_anew_ && !ctx.retries.Acquire(spec_.id, ctx.num_running, ctx.now)) {
     phase_ = Phase::kWaiting;  // until OnRetryPlace
     return;
   }
@@ -49,8 +49,8 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
          RejectReason::kTooLong);
     return;
   }
-  ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
   const bool busy = why == NoRoute::kAllExcluded;
+  if (!busy) ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
   if (waiting_since_ == absl::InfiniteFuture()) {
     waiting_since_ = ctx.now;
     retry_pause_ = ctx.options.min_retry_pause;
