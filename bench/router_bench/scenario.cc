@@ -5,8 +5,9 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "bench/machine_probe.h"
 #include "bench/router_bench/http_load.h"
-#include "bench/router_bench/machine_probe.h"
+#include "bench/router_bench/loopback_probe.h"
 #include "bench/router_bench/mock_fleet.h"
 #include "bench/router_bench/router_process.h"
 #include "bench/router_bench/token_ledger.h"
@@ -138,7 +139,7 @@ const std::vector<Scenario>& Scenarios() {
 absl::StatusOr<Figures> RunScenario(const BenchTarget& target, const Scenario& scenario,
                                     const std::function<void(double)>& on_progress) {
   Figures figures;
-  figures.clock_ghz = ClockGigahertz();
+  figures.clock_ghz = MachineProbe::ClockHz() / 1e9;
   figures.loopback_us = LoopbackMicroseconds();
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Setup> setup, MakeSetup(target, scenario));
   if (scenario.measure_idle) {

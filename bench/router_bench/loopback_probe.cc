@@ -1,4 +1,4 @@
-#include "bench/router_bench/machine_probe.h"
+#include "bench/router_bench/loopback_probe.h"
 
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
@@ -14,33 +14,6 @@
 #include "bench/router_bench/token_ledger.h"
 
 namespace sluice::bench {
-
-int64_t NowNanoseconds() {
-  timespec now{};
-  clock_gettime(CLOCK_MONOTONIC, &now);
-  return int64_t{now.tv_sec} * 1'000'000'000 + now.tv_nsec;
-}
-
-double ClockGigahertz() {
-#if defined(__x86_64__)
-  constexpr int64_t kRounds = 2'000'000;
-  constexpr int64_t kCyclesPerRound = 4 * 3;
-  double best = 0;
-  for (int attempt = 0; attempt < 3; ++attempt) {
-    const int64_t start = NowNanoseconds();
-    int64_t value = 3;
-    for (int64_t i = 0; i < kRounds; ++i) {
-      // Each needs the one before: three cycles on every x86 core of these years.
-      asm volatile("imul %0, %0\n imul %0, %0\n imul %0, %0\n imul %0, %0" : "+r"(value));
-    }
-    best = std::max(best, static_cast<double>(kRounds * kCyclesPerRound) /
-                              static_cast<double>(NowNanoseconds() - start));
-  }
-  return best;
-#else
-  return 0;
-#endif
-}
 
 double LoopbackMicroseconds() {
   constexpr int kRounds = 300;
