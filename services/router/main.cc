@@ -2,14 +2,17 @@
 // serves until SIGTERM or SIGINT, drains and exits. A second signal ends the process at once.
 #include <pthread.h>
 #include <signal.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <iostream>
 #include <memory>
 #include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "common/clock.h"
 #include "common/config.h"
 #include "common/log.h"
@@ -80,6 +83,20 @@ absl::StatusOr<ApiOptions> MakeApiOptions(const RouterConfig& config) {
   return options;
 }
 
+// Shells start programs with fewer files than max_connections needs, though more are allowed.
+void RaiseFileLimit(int max_connections) {
+  constexpr rlim_t kOtherFiles = 512;  // workers, gRPC clients, logs
+  const rlim_t needed = static_cast<rlim_t>(max_connections) + kOtherFiles;
+  rlimit limit{};
+  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed) return;
+  limit.rlim_cur = std::min(limit.rlim_max, needed);
+  setrlimit(RLIMIT_NOFILE, &limit);
+  if (limit.rlim_cur < needed) {
+    SLUICE_LOG(Warning) << "max_connections " << max_connections << " needs " << needed
+                        << " open files; the hard limit is " << limit.rlim_max;
+  }
+}
+
 // Both fronts finish what runs, side by side, within `timeout` in all.
 void Drain(DispatcherThread* dispatcher, HttpServer* http, GrpcServer* grpc,
            absl::Duration timeout) {
@@ -95,6 +112,7 @@ void Drain(DispatcherThread* dispatcher, HttpServer* http, GrpcServer* grpc,
 }
 
 absl::Status Serve(const RouterConfig& config) {
+  RaiseFileLimit(config.max_connections);
   MetricsRegistry registry;
   AddProcessMetrics(&registry, Version());
   SLUICE_ASSIGN_OR_RETURN(ApiOptions api_options, MakeApiOptions(config));
@@ -121,6 +139,7 @@ absl::Status Serve(const RouterConfig& config) {
   HttpOptions http_options;
   http_options.host = config.http_host;
   http_options.port = config.http_port;
+  http_options.max_connections = config.max_connections;
   http_options.max_body_bytes = static_cast<int64_t>(config.max_body.bytes);
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> http,
                           StartHttpServer(http_options, context.get()));
@@ -177,6 +196,11 @@ int Main(int argc, char** argv) {
     std::cerr << "sluice-router: " << status.message() << "\n";
     return 2;
   }
+#ifdef NDEBUG
+  // Distributions build Abseil with its deadlock detector on: every lock would go through a table
+  // that all threads share.
+  absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
+#endif
   InitLogging({"sluice-router", LevelByName(config.log_level), config.log_json});
   // Before any thread starts, so that all inherit it and sigwait gets the signals.
   const sigset_t signals = StopSignals();

@@ -24,6 +24,7 @@ struct RouterConfig {
   int admin_port = 8003;
   std::string port_file;
 
+  int max_connections = 4096;
   int max_queued_requests = 1024;
   int max_running_requests = 256;
   absl::Duration queue_timeout = absl::Seconds(30);

@@ -188,7 +188,10 @@ class Stream final : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::Route
     queued_bytes_ -= std::min(bytes, queued_bytes_);
     if (outgoing_.has_load()) load_queued_ = false;
     writing_ = true;
-    StartWrite(&outgoing_);
+    // What waits behind it goes into the same packet.
+    grpc::WriteOptions options;
+    if (!queue_.empty()) options.set_buffer_hint();
+    StartWrite(&outgoing_, options);
   }
 
   void HalfClose() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {

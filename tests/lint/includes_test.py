@@ -44,6 +44,7 @@ ROOMS = {
     "planner": ["modelspec"],
     "cli": ["services/rpc", "engine/runtime", "tokenizer", "planner", "bench/loadgen"],
     "bench/loadgen": ["sluice/v1", "common"],  # it measures from outside, by HTTP and gRPC
+    "bench/router_bench": ["bench", "services/rpc", "tokenizer"],
     "bench": ["bench/loadgen", "engine/runtime", "kvtransfer/agent", "tokenizer", "metrics"],
 }
 TOP_FOLDERS = {room.split("/")[0] for room in ROOMS}

@@ -1,5 +1,7 @@
 #include "services/router/api/api_metrics.h"
 
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "services/router/core/time_stages.h"
 
@@ -37,8 +39,9 @@ Histogram* Stage(MetricsRegistry* registry, const char* stage) {
 ApiMetrics::ApiMetrics(MetricsRegistry* registry) : registry_(registry) {
   for (const char* route : kHttpRoutes) {
     for (int code : kCommonHttpCodes) {
-      registry_->AddCounter("sluice_http_requests_total", kHttpHelp,
-                            {{"route", route}, {"code", absl::StrCat(code)}});
+      http_requests_[{route, code}] =
+          registry_->AddCounter("sluice_http_requests_total", kHttpHelp,
+                                {{"route", route}, {"code", absl::StrCat(code)}});
     }
   }
   for (const char* method : kGrpcMethods) {
@@ -78,6 +81,10 @@ void ApiMetrics::ObserveFrontStages(absl::Duration parse, absl::Duration tokeniz
 }
 
 void ApiMetrics::CountHttpRequest(absl::string_view route, int http_status) {
+  if (const auto it = http_requests_.find(std::make_pair(route, http_status));
+      it != http_requests_.end()) {
+    return it->second->Increment();
+  }
   registry_
       ->AddCounter("sluice_http_requests_total", kHttpHelp,
                    {{"route", std::string(route)}, {"code", absl::StrCat(http_status)}})

@@ -2,6 +2,9 @@
 // so that counters exist at 0. Updating is thread-safe.
 #pragma once
 
+#include <utility>
+
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "metrics/metrics.h"
@@ -44,6 +47,8 @@ class ApiMetrics {
 
   MetricsRegistry* const registry_;
   PerFront fronts_[2];
+  // Constant after construction: route and code of the counters that need no look-up by label.
+  absl::flat_hash_map<std::pair<absl::string_view, int>, Counter*> http_requests_;
   Gauge* http_connections_ = nullptr;
   Counter* disconnects_[2] = {};
   Histogram* parse_ = nullptr;

@@ -14,7 +14,7 @@ struct GenerationCall::Event {
   int choice = 0;
   absl::Time at;  // when the dispatcher left it
   std::vector<SampledToken> tokens;
-  std::optional<GenerationResult> end;
+  std::unique_ptr<const GenerationResult> end;  // most events are tokens only
 };
 
 // Between the dispatcher's thread and the front's. At most one wake-up is on its way to the front
@@ -75,7 +75,7 @@ class GenerationCall::Sink : public GenerationSink {
   void OnEnd(const GenerationResult& result) override {
     Event event;
     event.choice = choice_;
-    event.end = result;
+    event.end = std::make_unique<const GenerationResult>(result);
     inbox_->Push(std::move(event));
   }
 
@@ -160,7 +160,7 @@ void GenerationCall::HandleEvents() {
     }
     HandleTokens(event.choice, event.tokens, &delta);
     ApiError error;
-    if (event.end.has_value() && !HandleEnd(event.choice, *event.end, &delta, &error) &&
+    if (event.end != nullptr && !HandleEnd(event.choice, *event.end, &delta, &error) &&
         !failure.has_value()) {
       failure = std::move(error);
     }

@@ -16,12 +16,16 @@ RouterCore::RouterCore(CoreOptions options)
 
 std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
   std::vector<Action> actions;
+  Step(std::move(event), now, &actions);
+  return actions;
+}
+
+void RouterCore::Step(Event event, absl::Time now, std::vector<Action>* actions) {
   const FlowContext ctx{options_,      membership_, prefixes_, retries_,
-                        num_running(), counters_,   actions,   now};
+                        num_running(), counters_,   *actions,  now};
   std::visit([&](auto& e) { Handle(ctx, std::move(e)); }, event);
   ResumeRetries(ctx);
   AdmitQueued(ctx);
-  return actions;
 }
 
 absl::Time RouterCore::NextTimer(absl::Time now) const {
@@ -77,6 +81,7 @@ void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const s
   for (const auto& [id, entry] : flows_) {
     if (entry.flow->Involves(session)) affected.push_back(id);
   }
+  std::sort(affected.begin(), affected.end());
   for (const RequestId& id : affected) {
     Entry& entry = flows_.at(id);
     entry.flow->OnWorkerLost(ctx, session, reason);

@@ -12,6 +12,7 @@
 
 #include "absl/container/btree_map.h"
 #include "absl/container/btree_set.h"
+#include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
 #include "services/router/core/core_counters.h"
 #include "services/router/core/core_options.h"
@@ -32,6 +33,8 @@ class RouterCore {
   // Handles one event; the actions are to be carried out in order. `now` must not go back.
   // REQUIRES: the id of a submitted request is not in use.
   std::vector<Action> Step(Event event, absl::Time now);
+  // The same, appended to *actions: an owner that steps often keeps its memory.
+  void Step(Event event, absl::Time now, std::vector<Action>* actions);
 
   // When Step(Tick) has something to do next, if nothing else happens.
   absl::Time NextTimer(absl::Time now) const;
@@ -97,9 +100,9 @@ class RouterCore {
   bool draining_ = false;
   absl::Time could_serve_at_ = absl::InfinitePast();  // when no role was last seen missing
 
-  // Ordered, so that the same events give the same actions. At most max_queued_requests +
-  // max_running_requests entries.
-  absl::btree_map<RequestId, Entry> flows_;
+  // At most max_queued_requests + max_running_requests entries. Whoever acts on several takes them in
+  // the order of their ids, so that the same events give the same actions.
+  absl::flat_hash_map<RequestId, Entry> flows_;
   absl::btree_map<uint64_t, RequestId> queue_;  // by ticket: first come, first served
   uint64_t next_ticket_ = 1;
   absl::btree_set<std::pair<absl::Time, RequestId>> timers_;

@@ -9,6 +9,9 @@
 namespace sluice::router {
 namespace {
 
+// A step's tokens make an action each; memory for more is given back.
+constexpr size_t kMaxKeptActions = 2048;
+
 GenerationResult Refusal(absl::Status status, std::optional<absl::Duration> retry_after) {
   GenerationResult result;
   result.end = GenerationEnd::kFailed;
@@ -192,11 +195,12 @@ void DispatcherThread::Accept(Submission submission, absl::Time now) {
 }
 
 void DispatcherThread::Step(Event event, absl::Time now) {
-  CarryOut(core_.Step(std::move(event), now));
+  core_.Step(std::move(event), now, &actions_);
+  CarryOutActions();
 }
 
-void DispatcherThread::CarryOut(std::vector<Action> actions) {
-  for (Action& action : actions) {
+void DispatcherThread::CarryOutActions() {
+  for (Action& action : actions_) {
     if (const auto* emitted = std::get_if<EmitTokens>(&action)) {
       if (observer_ != nullptr) observer_->OnTokens(*emitted);
       if (const auto it = sinks_.find(emitted->id); it != sinks_.end()) {
@@ -214,6 +218,8 @@ void DispatcherThread::CarryOut(std::vector<Action> actions) {
       port_->Send(std::move(action));
     }
   }
+  actions_.clear();
+  if (actions_.capacity() > kMaxKeptActions) actions_ = {};
 }
 
 void DispatcherThread::EndAll(absl::Time now) {

@@ -86,7 +86,7 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   bool HasMailLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !mailbox_.empty(); }
   void HandleMail(Mailbox mail, absl::Time now);
   void Step(Event event, absl::Time now);
-  void CarryOut(std::vector<Action> actions);
+  void CarryOutActions();
   void Accept(Submission submission, absl::Time now);
   void EndAll(absl::Time now);
   void Publish(absl::Time now);
@@ -100,6 +100,7 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   RouterCore core_;
   FleetPort* port_ = nullptr;
   absl::flat_hash_map<RequestId, std::shared_ptr<GenerationSink>> sinks_;
+  std::vector<Action> actions_;  // of the step being carried out; kept for its memory
   bool readiness_changed_ = false;
 
   std::thread thread_;

@@ -186,7 +186,10 @@ void FleetSession::StartNextWriteLocked() {
   queued_bytes_ -= std::min(queued_bytes_, outgoing_.ByteSizeLong());
   writing_ = true;
   write_started_ = MonotonicNow();
-  StartWrite(&outgoing_);
+  // What waits behind it goes into the same packet.
+  grpc::WriteOptions options;
+  if (!queue_.empty()) options.set_buffer_hint();
+  StartWrite(&outgoing_, options);
 }
 
 void FleetSession::BeginCloseLocked(grpc::Status status, bool drop_queue) {

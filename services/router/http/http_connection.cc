@@ -29,6 +29,8 @@ constexpr size_t kReadAheadBytes = 64 * 1024;
 constexpr size_t kReadChunkBytes = 16 * 1024;
 constexpr size_t kMaxRequestIdBytes = 128;
 constexpr absl::Duration kLingerTimeout = absl::Seconds(2);
+// Buffers that grew beyond this for a slow client are given back.
+constexpr size_t kMaxIdleBufferBytes = 16 * 1024;
 constexpr int64_t kLingerBytes = 32 * 1024 * 1024;
 
 // The client's own id if it is short and printable, so that it can go into headers, JSON and logs.
@@ -55,11 +57,13 @@ absl::string_view View(boost::beast::string_view text) { return {text.data(), te
 
 }  // namespace
 
-HttpConnection::HttpConnection(asio::ip::tcp::socket socket, HttpServerShared* shared)
+HttpConnection::HttpConnection(asio::ip::tcp::socket socket, HttpServerShared* shared,
+                               LoopTasks* tasks)
     : shared_(shared),
+      tasks_(tasks),
       socket_(std::move(socket)),
       buffer_(kReadAheadBytes + shared->options.max_header_bytes),
-      deadline_(socket_.get_executor()) {
+      deadline_timer_(socket_.get_executor()) {
   shared_->context->metrics().http_connections()->Add(1);
 }
 
@@ -72,6 +76,7 @@ HttpConnection::~HttpConnection() {
 void HttpConnection::Start() {
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
+  socket_.non_blocking(true, ignored);  // write_some must not wait
   if (shared_->options.socket_send_buffer_bytes > 0) {
     socket_.set_option(
         asio::socket_base::send_buffer_size(shared_->options.socket_send_buffer_bytes), ignored);
@@ -106,12 +111,7 @@ void HttpConnection::ReadNext() {
   if (buffer_.size() > 0) return ReadHeader();  // pipelined
   phase_ = Phase::kIdle;
   ArmDeadline(shared_->options.idle_timeout);
-  socket_.async_read_some(buffer_.prepare(kReadChunkBytes),
-                          [self = shared_from_this()](const error_code& error, size_t bytes) {
-                            self->buffer_.commit(bytes);
-                            if (error || self->draining_) return self->Finish();
-                            self->ReadHeader();
-                          });
+  if (!watching_) Watch();
 }
 
 void HttpConnection::ReadHeader() {
@@ -223,7 +223,7 @@ void HttpConnection::Respond(int status, absl::string_view content_type, std::st
   answer += "\r\n";
   if (!head_request_) answer += body;
   CountAnswer(status);  // first: who has the answer may look at the metrics
-  Enqueue(std::move(answer));
+  outbox_ += answer;
   CompleteAnswer();
 }
 
@@ -235,59 +235,66 @@ void HttpConnection::StartStream() {
   streaming_ = counted_as_stream_ = true;
   shared_->context->metrics().streams(Front::kHttp)->Add(1);
   CountAnswer(200);
-  Enqueue(absl::StrCat(HeaderBlock(200, "text/event-stream; charset=utf-8", headers), "\r\n"));
+  absl::StrAppend(&outbox_, HeaderBlock(200, "text/event-stream; charset=utf-8", headers), "\r\n");
+  WriteMore();
 }
 
 void HttpConnection::SendEvent(absl::string_view data) {
   if (client_gone_) return;
   constexpr size_t kFrameBytes = sizeof("data: \n\n") - 1;
   if (http_1_0_) {
-    Enqueue(absl::StrCat("data: ", data, "\n\n"));
+    absl::StrAppend(&outbox_, "data: ", data, "\n\n");
   } else {
-    Enqueue(absl::StrCat(absl::Hex(data.size() + kFrameBytes), "\r\ndata: ", data, "\n\n\r\n"));
+    absl::StrAppend(&outbox_, absl::Hex(data.size() + kFrameBytes), "\r\ndata: ", data, "\n\n\r\n");
   }
-  if (outbox_bytes_ > shared_->options.max_stream_buffer_bytes) {
-    shared_->context->metrics().slow_client_evictions(Front::kHttp)->Increment();
-    // Reset rather than closed: what the kernel still holds for this client is freed at once.
-    error_code ignored;
-    socket_.set_option(asio::socket_base::linger(true, 0), ignored);
-    OnClientGone();
-  }
+  WriteMore();
 }
 
 void HttpConnection::EndStream(bool close) {
   if (client_gone_) return;
   if (close) keep_alive_ = false;
-  if (!http_1_0_) Enqueue("0\r\n\r\n");
+  if (!http_1_0_) outbox_ += "0\r\n\r\n";
   CompleteAnswer();
 }
 
-void HttpConnection::Enqueue(std::string bytes) {
-  outbox_bytes_ += static_cast<int64_t>(bytes.size());
-  if (counted_as_stream_) {
-    shared_->context->metrics()
-        .buffered_bytes(Front::kHttp)
-        ->Add(static_cast<double>(bytes.size()));
+void HttpConnection::EvictIfSlow() {
+  const size_t waiting = outbox_.size() + in_flight_.size();
+  if (client_gone_ || !streaming_ ||
+      waiting <= static_cast<size_t>(shared_->options.max_stream_buffer_bytes)) {
+    return;
   }
-  outbox_.push_back(std::move(bytes));
-  WriteMore();
+  shared_->context->metrics().slow_client_evictions(Front::kHttp)->Increment();
+  // Reset rather than closed: what the kernel still holds for this client is freed at once.
+  error_code ignored;
+  socket_.set_option(asio::socket_base::linger(true, 0), ignored);
+  OnClientGone();
+}
+
+void HttpConnection::CountBuffered() {
+  if (!counted_as_stream_) return;
+  const int64_t waiting = static_cast<int64_t>(outbox_.size() + in_flight_.size());
+  if (waiting == buffered_counted_) return;
+  shared_->context->metrics()
+      .buffered_bytes(Front::kHttp)
+      ->Add(static_cast<double>(waiting - buffered_counted_));
+  buffered_counted_ = waiting;
 }
 
 void HttpConnection::DropOutbox() {
-  if (counted_as_stream_) {
-    shared_->context->metrics()
-        .buffered_bytes(Front::kHttp)
-        ->Add(-static_cast<double>(outbox_bytes_));
-    shared_->context->metrics().streams(Front::kHttp)->Add(-1);
-    counted_as_stream_ = false;
-  }
   outbox_.clear();
-  outbox_bytes_ = 0;
+  if (!writing_) in_flight_.clear();
+  if (!counted_as_stream_) return;
+  shared_->context->metrics()
+      .buffered_bytes(Front::kHttp)
+      ->Add(-static_cast<double>(buffered_counted_));
+  shared_->context->metrics().streams(Front::kHttp)->Add(-1);
+  buffered_counted_ = 0;
+  counted_as_stream_ = false;
 }
 
 void HttpConnection::CompleteAnswer() {
   answer_complete_ = true;
-  WriteMoreLater();
+  if (!corked_) WriteMoreLater();
 }
 
 void HttpConnection::CountAnswer(int status) {
@@ -299,8 +306,15 @@ void HttpConnection::SetPending(std::unique_ptr<PendingAnswer> pending) {
 }
 
 std::function<void(std::function<void()>)> HttpConnection::Executor() {
-  return [executor = socket_.get_executor()](std::function<void()> task) {
-    asio::post(executor, std::move(task));
+  return [tasks = tasks_, weak = weak_from_this()](std::function<void()> task) {
+    tasks->Post([weak, task = std::move(task)] {
+      const std::shared_ptr<HttpConnection> self = weak.lock();
+      if (self == nullptr) return;
+      self->corked_ = true;
+      task();
+      self->corked_ = false;
+      self->WriteMore();
+    });
   };
 }
 
@@ -333,22 +347,42 @@ void HttpConnection::Answer() {
   phase_ = Phase::kAnswering;
   answering_ = shared_from_this();
   HandleHttpRequest(shared_->options, shared_->context, this);
-  if (!answer_complete_) WatchForClientGone();
+  if (!answer_complete_) Watch();
 }
 
 void HttpConnection::WriteMore() {
-  if (writing_ || phase_ != Phase::kAnswering) return;
-  if (client_gone_ || (outbox_.empty() && answer_complete_)) return EndAnswer();
-  if (outbox_.empty()) return;  // the next event will call
+  if (corked_ || phase_ != Phase::kAnswering) return;
+  if (!writing_ && !client_gone_ && !outbox_.empty()) {
+    // Most often the kernel takes it all, without an operation to wait for.
+    error_code error;
+    const size_t sent = socket_.write_some(asio::buffer(outbox_), error);
+    if (error && error != asio::error::would_block && error != asio::error::try_again) {
+      return OnClientGone();  // and from there back to here, later
+    }
+    if (!error && sent == outbox_.size()) {
+      outbox_.clear();
+    } else {
+      in_flight_.assign(outbox_, sent);
+      outbox_.clear();
+      WriteRest();
+    }
+  }
+  CountBuffered();
+  if (writing_) return EvictIfSlow();
+  if (client_gone_ || answer_complete_) EndAnswer();
+}
+
+void HttpConnection::WriteRest() {
   writing_ = true;
-  in_flight_ = std::move(outbox_.front());
-  outbox_.pop_front();
   ArmDeadline(shared_->options.write_timeout);
   asio::async_write(socket_, asio::buffer(in_flight_),
                     [self = shared_from_this()](const error_code& error, size_t) {
                       self->writing_ = false;
                       self->DisarmDeadline();
-                      self->CountWritten();
+                      self->in_flight_.clear();
+                      if (self->in_flight_.capacity() > kMaxIdleBufferBytes) {
+                        self->in_flight_ = std::string();
+                      }
                       if (error) self->OnClientGone();
                       self->WriteMore();
                     });
@@ -358,19 +392,10 @@ void HttpConnection::WriteMoreLater() {
   asio::post(socket_.get_executor(), [self = shared_from_this()] { self->WriteMore(); });
 }
 
-void HttpConnection::CountWritten() {
-  if (client_gone_) return;  // the outbox and its count are gone already
-  const int64_t bytes = static_cast<int64_t>(in_flight_.size());
-  outbox_bytes_ -= bytes;
-  if (counted_as_stream_) {
-    shared_->context->metrics().buffered_bytes(Front::kHttp)->Add(-static_cast<double>(bytes));
-  }
-}
-
 void HttpConnection::EndAnswer() {
-  if (watching_) {
-    // Its read must end before the next request is read into the same buffer; then we come here
-    // again.
+  const bool last = !keep_alive_ || draining_ || client_gone_;
+  if (watching_ && (last || buffer_.size() > 0)) {
+    // Its read must end before others use the same buffer; then we come here again.
     error_code ignored;
     socket_.cancel(ignored);
     return;
@@ -378,11 +403,13 @@ void HttpConnection::EndAnswer() {
   DropOutbox();
   pending_.reset();
   const std::shared_ptr<HttpConnection> self = std::move(answering_);  // until we return
-  if (!keep_alive_ || draining_ || client_gone_) return Finish();
+  if (last) return Finish();
   ReadNext();
 }
 
-void HttpConnection::WatchForClientGone() {
+// The read that waits for the client: for its end while it is answered, for its next request after
+// that.
+void HttpConnection::Watch() {
   // A client that has sent that much ahead is no longer watched; writes will find its end.
   if (buffer_.size() >= kReadAheadBytes || client_gone_) return;
   watching_ = true;
@@ -391,8 +418,11 @@ void HttpConnection::WatchForClientGone() {
       [self = shared_from_this()](const error_code& error, size_t bytes) {
         self->watching_ = false;
         self->buffer_.commit(bytes);
+        if (self->phase_ == Phase::kIdle) {
+          return error || self->draining_ ? self->Finish() : self->ReadHeader();
+        }
         if (error && error != asio::error::operation_aborted) self->OnClientGone();
-        if (!error && !self->answer_complete_) return self->WatchForClientGone();
+        if (!error && !self->answer_complete_) return self->Watch();
         self->WriteMore();  // the answer may have waited for the end of the watch
       });
 }
@@ -440,31 +470,44 @@ void HttpConnection::DiscardInput() {
 
 void HttpConnection::ArmDeadline(absl::Duration timeout) {
   deadline_passed_ = false;
-  deadline_.expires_after(absl::ToChronoMilliseconds(std::min(timeout, absl::Hours(24))));
-  deadline_.async_wait([weak = weak_from_this()](const error_code& error) {
-    const std::shared_ptr<HttpConnection> self = weak.lock();
-    // A wait that was superseded may already be on its way: then the expiry lies ahead again.
-    if (error || self == nullptr ||
-        self->deadline_.expiry() > asio::steady_timer::clock_type::now()) {
-      return;
-    }
-    self->deadline_passed_ = true;
-    if (self->phase_ == Phase::kReading) {
-      // The read ends and the request is refused; the socket can still be written.
-      error_code ignored;
-      self->socket_.cancel(ignored);
-    } else {
-      self->CloseSocket();
-    }
+  deadline_ = MonotonicNow() + std::min(timeout, absl::Hours(24));
+  if (deadline_ < timer_fires_at_) AwaitDeadlineTimer();
+}
+
+void HttpConnection::DisarmDeadline() { deadline_ = absl::InfiniteFuture(); }
+
+void HttpConnection::AwaitDeadlineTimer() {
+  timer_fires_at_ = deadline_;
+  deadline_timer_.expires_after(
+      absl::ToChronoNanoseconds(std::max(deadline_ - MonotonicNow(), absl::ZeroDuration())));
+  deadline_timer_.async_wait([weak = weak_from_this()](const error_code& error) {
+    if (error) return;  // set anew, or the connection is over
+    if (const std::shared_ptr<HttpConnection> self = weak.lock()) self->OnDeadline();
   });
 }
 
-void HttpConnection::DisarmDeadline() { deadline_.cancel(); }
+void HttpConnection::OnDeadline() {
+  // A wait that was superseded may already have been on its way.
+  if (MonotonicNow() < timer_fires_at_) return;
+  timer_fires_at_ = absl::InfiniteFuture();
+  if (deadline_ == absl::InfiniteFuture()) return;
+  if (MonotonicNow() < deadline_) return AwaitDeadlineTimer();
+  deadline_passed_ = true;
+  if (phase_ == Phase::kReading) {
+    // The read ends and the request is refused; the socket can still be written.
+    error_code ignored;
+    socket_.cancel(ignored);
+  } else {
+    CloseSocket();
+  }
+}
 
 void HttpConnection::CloseSocket() {
   error_code ignored;
   socket_.close(ignored);
   DisarmDeadline();
+  deadline_timer_.cancel();
+  timer_fires_at_ = absl::InfiniteFuture();
 }
 
 }  // namespace sluice::router

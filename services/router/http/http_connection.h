@@ -6,6 +6,8 @@
 //  1. At most one request is being answered; bytes of later ones wait, bounded, in buffer_.
 //  2. While an answer is pending or streaming, a read is outstanding that finds the client's end.
 //  3. Every operation has a deadline, except the wait for an answer: the request has its own.
+//  4. What is to be sent waits in outbox_ while a task of the executor runs, so that all its events
+//     leave in one write.
 #pragma once
 
 #include <boost/asio/ip/tcp.hpp>
@@ -13,7 +15,6 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http/parser.hpp>
 #include <boost/beast/http/string_body.hpp>
-#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
@@ -23,6 +24,7 @@
 #include "services/router/api/api_context.h"
 #include "services/router/http/http_exchange.h"
 #include "services/router/http/http_server.h"
+#include "services/router/http/loop_tasks.h"
 
 namespace sluice::router {
 
@@ -36,7 +38,8 @@ struct HttpServerShared {
 
 class HttpConnection : public HttpExchange, public std::enable_shared_from_this<HttpConnection> {
  public:
-  HttpConnection(boost::asio::ip::tcp::socket socket, HttpServerShared* shared);
+  // `tasks` runs on the connection's thread and outlives it.
+  HttpConnection(boost::asio::ip::tcp::socket socket, HttpServerShared* shared, LoopTasks* tasks);
   ~HttpConnection() override;
 
   // The connection's thread, all three.
@@ -85,30 +88,39 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   void RefuseUnreadable(const boost::system::error_code& error);
   std::string HeaderBlock(int status, absl::string_view content_type,
                           const std::vector<HttpHeader>& headers) const;
-  void Enqueue(std::string bytes);
-  void CountWritten();
+  void WriteRest();
+  void CountBuffered();
   void DropOutbox();
+  void EvictIfSlow();
   void CompleteAnswer();
   void CountAnswer(int status);
-  void WatchForClientGone();
+  void Watch();
   void OnClientGone();
   void ArmDeadline(absl::Duration timeout);
   void DisarmDeadline();
+  void AwaitDeadlineTimer();
+  void OnDeadline();
   void CloseSocket();
   // WriteMore, but not from inside a caller that it may destroy.
   void WriteMoreLater();
 
   HttpServerShared* const shared_;
+  LoopTasks* const tasks_;
   boost::asio::ip::tcp::socket socket_;
   boost::beast::flat_buffer buffer_;  // read ahead; bounded
-  boost::asio::steady_timer deadline_;
+  // Setting and lifting a deadline is much more frequent than missing one, so the timer is left
+  // alone until it fires, and then looks at deadline_.
+  boost::asio::steady_timer deadline_timer_;
+  absl::Time timer_fires_at_ = absl::InfiniteFuture();  // MonotonicNow() scale; never: not waiting
+  absl::Time deadline_ = absl::InfiniteFuture();
 
   Phase phase_ = Phase::kIdle;
   bool draining_ = false;
   bool keep_alive_ = false;
   bool deadline_passed_ = false;
-  bool watching_ = false;
-  bool writing_ = false;
+  bool watching_ = false;  // a read is outstanding, for the client's end or its next request
+  bool writing_ = false;   // in_flight_ is being written
+  bool corked_ = false;    // a task of the executor runs
   bool client_gone_ = false;
 
   std::optional<Parser> parser_;
@@ -123,9 +135,9 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   bool streaming_ = false;
   bool answer_complete_ = false;
   std::unique_ptr<PendingAnswer> pending_;
-  std::deque<std::string> outbox_;
-  std::string in_flight_;     // being written
-  int64_t outbox_bytes_ = 0;  // with in_flight_
+  std::string outbox_;
+  std::string in_flight_;         // what the kernel did not take at once
+  int64_t buffered_counted_ = 0;  // bytes of ours in the metric
   int64_t discarded_bytes_ = 0;
   bool counted_as_stream_ = false;
 };

@@ -17,6 +17,7 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "services/router/http/http_connection.h"
+#include "services/router/http/loop_tasks.h"
 #include "services/router/http/openai_format.h"
 
 namespace sluice::router {
@@ -46,6 +47,7 @@ std::string TooManyConnections() {
 // One event loop with its thread and the connections that live on it.
 struct IoThread {
   asio::io_context loop{1};
+  LoopTasks tasks{&loop};
   asio::executor_work_guard<asio::io_context::executor_type> keep_running{loop.get_executor()};
   std::vector<std::weak_ptr<HttpConnection>> connections;  // its thread only
   size_t prune_at = 64;
@@ -57,7 +59,7 @@ struct IoThread {
       std::erase_if(connections, [](const auto& weak) { return weak.expired(); });
       prune_at = std::max<size_t>(64, connections.size() * 2);
     }
-    auto connection = std::make_shared<HttpConnection>(std::move(socket), shared);
+    auto connection = std::make_shared<HttpConnection>(std::move(socket), shared, &tasks);
     connections.push_back(connection);
     connection->Start();
   }
