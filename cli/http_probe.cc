@@ -14,21 +14,17 @@
 namespace sluice::cli {
 namespace {
 
-constexpr size_t kMaxAnswerBytes = 4096;
+constexpr size_t kMaxAnswerBytes = 256 << 10;
 
 // Sends `request` and reads until the peer closes; "" on any trouble.
-std::string Exchange(int fd, int port, const std::string& request) {
-  sockaddr_in address = {};
-  address.sin_family = AF_INET;
-  address.sin_port = htons(static_cast<uint16_t>(port));
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+std::string Exchange(int fd, const sockaddr_in& address, const std::string& request) {
   if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) return "";
   if (send(fd, request.data(), request.size(), MSG_NOSIGNAL) !=
       static_cast<ssize_t>(request.size())) {
     return "";
   }
   std::string answer;
-  char buffer[1024];
+  char buffer[4096];
   while (answer.size() < kMaxAnswerBytes) {
     const ssize_t got = recv(fd, buffer, sizeof(buffer), 0);
     if (got <= 0) break;
@@ -37,30 +33,54 @@ std::string Exchange(int fd, int port, const std::string& request) {
   return answer;
 }
 
-}  // namespace
-
-absl::StatusOr<ProbeAnswer> ProbeHttp(int port, const std::string& path, absl::Duration timeout) {
+absl::StatusOr<ProbeAnswer> Probe(const sockaddr_in& address, const std::string& name,
+                                  const std::string& path, absl::Duration timeout) {
   const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return absl::UnavailableError("cannot make a socket");
   const timeval limit = absl::ToTimeval(timeout);
   setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
   setsockopt(fd, SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
   const std::string answer = Exchange(
-      fd, port,
-      absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n\r\n"));
+      fd, address,
+      absl::StrCat("GET ", path, " HTTP/1.1\r\nHost: ", name, "\r\nConnection: close\r\n\r\n"));
   close(fd);
 
   // "HTTP/1.1 200 OK"
   const absl::string_view text = answer;
   ProbeAnswer probe;
   if (text.size() < 12 || !absl::SimpleAtoi(text.substr(9, 3), &probe.http_status)) {
-    return absl::UnavailableError(absl::StrCat("port ", port, " does not answer"));
+    return absl::UnavailableError(absl::StrCat(name, " does not answer"));
   }
   const size_t body = text.find("\r\n\r\n");
   if (body != absl::string_view::npos) {
     probe.body = std::string(absl::StripTrailingAsciiWhitespace(text.substr(body + 4)));
   }
   return probe;
+}
+
+}  // namespace
+
+absl::StatusOr<ProbeAnswer> ProbeHttp(int port, const std::string& path, absl::Duration timeout) {
+  return ProbeHttpAt(absl::StrCat("127.0.0.1:", port), path, timeout);
+}
+
+absl::StatusOr<ProbeAnswer> ProbeHttpAt(const std::string& address, const std::string& path,
+                                        absl::Duration timeout) {
+  const size_t colon = address.rfind(':');
+  int port = 0;
+  sockaddr_in to = {};
+  to.sin_family = AF_INET;
+  if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
+      port < 1 || port > 65535) {
+    return absl::UnavailableError(absl::StrCat("'", address, "' is not an address and port"));
+  }
+  std::string host = address.substr(0, colon);
+  if (host == "localhost") host = "127.0.0.1";
+  if (inet_pton(AF_INET, host.c_str(), &to.sin_addr) != 1) {
+    return absl::UnavailableError(absl::StrCat("'", host, "' is not an IPv4 address"));
+  }
+  to.sin_port = htons(static_cast<uint16_t>(port));
+  return Probe(to, address, path, timeout);
 }
 
 }  // namespace sluice::cli

@@ -1,4 +1,4 @@
-// GET of a readiness probe on loopback. Any thread.
+// GET of a process's admin port: readiness probes and small pages. Any thread.
 #pragma once
 
 #include <string>
@@ -10,10 +10,13 @@ namespace sluice::cli {
 
 struct ProbeAnswer {
   int http_status = 0;
-  std::string body;  // at most 4 KiB, without trailing white space
+  std::string body;  // at most 256 KiB, without trailing white space
 };
 
 // GET http://127.0.0.1:`port``path`; UNAVAILABLE if nobody answers within `timeout`.
 absl::StatusOr<ProbeAnswer> ProbeHttp(int port, const std::string& path, absl::Duration timeout);
+// The same of `address`, "10.0.0.7:9000": an IPv4 address or "localhost", as admin_host is.
+absl::StatusOr<ProbeAnswer> ProbeHttpAt(const std::string& address, const std::string& path,
+                                        absl::Duration timeout);
 
 }  // namespace sluice::cli

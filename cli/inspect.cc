@@ -9,6 +9,8 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/commands.h"
+#include "cli/write_manifest.h"
+#include "common/log.h"
 #include "common/status_macros.h"
 #include "engine/weights/checkpoint.h"
 #include "modelspec/kv_layout.h"
@@ -23,6 +25,7 @@ constexpr char kExamples[] = R"(Examples:
   sluice inspect models/deepseek-tiny
   sluice inspect models/deepseek-tiny --tensors
   sluice inspect /models/DeepSeek-V3 --json | jq .parameters
+  sluice inspect models/deepseek-tiny --write-manifest
 config.json is enough: weights and tokenizer are described if they are there.)";
 
 using Json = nlohmann::ordered_json;
@@ -165,12 +168,21 @@ void AddInspect(CLI::App* app, int* exit_code) {
   auto model_dir = std::make_shared<std::string>();
   auto list_tensors = std::make_shared<bool>(false);
   auto as_json = std::make_shared<bool>(false);
+  auto write_manifest = std::make_shared<bool>(false);
   command->add_option("model", *model_dir, "Model folder")->required();
   command->add_flag("--tensors", *list_tensors, "List every tensor");
   command->add_flag("--json", *as_json, "As one JSON object");
+  command
+      ->add_flag("--write-manifest", *write_manifest,
+                 "Write sluice-manifest.json beside the weights: digests of all files and tensors, "
+                 "and a golden answer, which workers check when they load the model")
+      ->excludes("--json")
+      ->excludes("--tensors");
   command->footer(kExamples);
   command->callback([=] {
-    const absl::Status status = Inspect(*model_dir, *list_tensors, *as_json);
+    InitLogging({"sluice", LogLevel::kWarning, false});
+    const absl::Status status = *write_manifest ? WriteModelManifest(*model_dir)
+                                                : Inspect(*model_dir, *list_tensors, *as_json);
     *exit_code = status.ok() ? 0 : Fail(status);
   });
 }

@@ -1,48 +1,20 @@
 #include "cli/status_table.h"
 
-#include <algorithm>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/terminal.h"
+#include "cli/text_table.h"
 
 namespace sluice::cli {
 namespace {
-
-using Row = std::vector<std::string>;
-
-// Columns as wide as their widest cell; the first row is the heading.
-std::string FormatTable(const std::vector<Row>& rows) {
-  std::vector<size_t> widths;
-  for (const Row& row : rows) {
-    widths.resize(std::max(widths.size(), row.size()));
-    for (size_t i = 0; i < row.size(); ++i) widths[i] = std::max(widths[i], row[i].size());
-  }
-  std::string text;
-  for (const Row& row : rows) {
-    std::string line;
-    for (size_t i = 0; i < row.size(); ++i) {
-      line += row[i];
-      if (i + 1 < row.size()) line.append(widths[i] - row[i].size() + 2, ' ');
-    }
-    absl::StrAppend(&text, line, "\n");
-  }
-  return text;
-}
 
 double ToSeconds(const google::protobuf::Duration& duration) {
   return static_cast<double>(duration.seconds()) + duration.nanos() * 1e-9;
 }
 
-std::string Age(double seconds) {
-  if (seconds < 10) return absl::StrFormat("%.1fs", seconds);
-  if (seconds < 120) return absl::StrFormat("%.0fs", seconds);
-  if (seconds < 7200) return absl::StrFormat("%.0fm", seconds / 60);
-  return absl::StrFormat("%.0fh", seconds / 3600);
-}
-
-Row WorkerRow(const v1::WorkerStatus& worker) {
+TableRow WorkerRow(const v1::WorkerStatus& worker) {
   const v1::KvBlockCounts& kv = worker.kv_blocks();
   return {TerminalSafe(worker.worker_id()),
           TerminalSafe(worker.role()),
@@ -60,24 +32,24 @@ Row WorkerRow(const v1::WorkerStatus& worker) {
           absl::StrCat(kv.sending()),
           absl::StrCat(kv.quarantined()),
           TerminalSafe(absl::StrCat(worker.dtype(), "/", worker.isa())),
-          Age(ToSeconds(worker.heartbeat_age())),
-          Age(ToSeconds(worker.uptime()))};
+          FormatAge(ToSeconds(worker.heartbeat_age())),
+          FormatAge(ToSeconds(worker.uptime()))};
 }
 
 }  // namespace
 
 std::string FormatStatus(const v1::GetStatusResponse& status) {
-  std::string text = absl::StrCat("model ", TerminalSafe(status.model()), ", version ",
-                                  TerminalSafe(status.version()), ", up ",
-                                  Age(ToSeconds(status.uptime())), ", ", status.requests_running(),
-                                  " requests running, ", status.requests_queued(), " queued\n");
+  std::string text = absl::StrCat(
+      "model ", TerminalSafe(status.model()), ", version ", TerminalSafe(status.version()), ", up ",
+      FormatAge(ToSeconds(status.uptime())), ", ", status.requests_running(), " requests running, ",
+      status.requests_queued(), " queued\n");
   if (status.workers().empty()) {
     return text + "\nno workers are attached\n";
   }
-  std::vector<Row> workers = {{"WORKER", "ROLE", "STATE", "RUN", "WAIT", "QUEUED TOK",
-                               "PROMPT TOK/S", "OUTPUT TOK/S", "BLOCKS", "FREE", "CACHED", "ACTIVE",
-                               "RECV", "SEND", "QUAR", "COMPUTE", "BEAT", "UP"}};
-  std::vector<Row> transports = {{"WORKER", "PEER", "DIRECTION", "TRANSPORT", "MIB", "MB/S"}};
+  std::vector<TableRow> workers = {{"WORKER", "ROLE", "STATE", "RUN", "WAIT", "QUEUED TOK",
+                                    "PROMPT TOK/S", "OUTPUT TOK/S", "BLOCKS", "FREE", "CACHED",
+                                    "ACTIVE", "RECV", "SEND", "QUAR", "COMPUTE", "BEAT", "UP"}};
+  std::vector<TableRow> transports = {{"WORKER", "PEER", "DIRECTION", "TRANSPORT", "MIB", "MB/S"}};
   for (const v1::WorkerStatus& worker : status.workers()) {
     workers.push_back(WorkerRow(worker));
     for (const v1::TransportStatus& transport : worker.transports()) {

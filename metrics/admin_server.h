@@ -1,9 +1,10 @@
-// The admin port of every Sluice process: GET /livez /readyz /startupz /metrics, plain HTTP/1.1,
-// one thread, loopback unless told otherwise. Bounded: 64 connections, 16 KiB of headers, 5 s for
-// each request, answer and idle pause.
+// The admin port of every Sluice process: GET /livez /readyz /startupz /metrics and what pages the
+// program adds, plain HTTP/1.1, one thread, loopback unless told otherwise. Bounded: 64
+// connections, 16 KiB of headers, 5 s for each request, answer and idle pause.
 #pragma once
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -25,6 +26,9 @@ struct AdminProbes {
   std::function<std::string()> started;
 };
 
+// More pages by path, each one JSON object; a status is answered as 503. Called as the probes are.
+using AdminPages = std::map<std::string, std::function<absl::StatusOr<std::string>()>>;
+
 class AdminServer {
  public:
   virtual ~AdminServer() = default;  // stops and joins
@@ -32,7 +36,8 @@ class AdminServer {
   // `registry` must outlive the server. An address in use is named in the error.
   static absl::StatusOr<std::unique_ptr<AdminServer>> Start(const AdminOptions& options,
                                                             MetricsRegistry* registry,
-                                                            AdminProbes probes);
+                                                            AdminProbes probes,
+                                                            AdminPages pages = {});
   virtual int port() const = 0;
 };
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Builds the fuzz targets (preset `fuzz`, clang) and runs them, one after another.
+# Builds the fuzz targets (preset `fuzz`, clang) and runs them, as many at once as there are jobs.
 #   scripts/fuzz.sh                          every target of tests/fuzz for 30 s each
 #   scripts/fuzz.sh --seconds 600 http_body_fuzz ...
 #   --seconds N     per target
-#   --jobs N        compilers at once (2)
+#   --jobs N        compilers, then targets, at once (2)
 # The inputs in tests/fuzz/corpus are only read: what a run learns goes to build/fuzz/corpus/TARGET
 # and is used again by the next one. A finding lies in build/fuzz/findings and makes the exit code 1;
 # when it is fixed, its file belongs into tests/fuzz/corpus/TARGET, where every preset replays it.
@@ -43,13 +43,17 @@ fi
 # A finding stops at the first broken rule, with the place. Limits: an input that takes 20 s, one
 # allocation above 512 MB or 2 GB in all are findings too.
 export UBSAN_OPTIONS="print_stacktrace=1" ASAN_OPTIONS="detect_leaks=1:strict_string_checks=1"
-failed=0
-for target in "${targets[@]}"; do
-  log="build/fuzz/logs/$target.log" learned="build/fuzz/corpus/$target"
+
+# fuzz_one TARGET: runs it and prints a line, or what was found. Fails on a finding.
+fuzz_one() {
+  local target="$1" log="build/fuzz/logs/$1.log" learned="build/fuzz/corpus/$1"
+  local before status executions coverage reproducer
   mkdir -p "$learned"
-  started=$(mktemp)
-  build/fuzz/bin/"$target" -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=2048 \
-    -malloc_limit_mb=512 -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$target-" \
+  before=$(mktemp)
+  # The limit is for a target that hangs beyond libFuzzer's own.
+  timeout --kill-after=10 $((seconds + 120)) build/fuzz/bin/"$target" \
+    -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=512 \
+    -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$target-" \
     "$learned" "tests/fuzz/corpus/$target" >"$log" 2>&1
   status=$?
   executions=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
@@ -57,9 +61,8 @@ for target in "${targets[@]}"; do
   printf '%-22s %9s executions  %6s edges covered  %s\n' "$target" "${executions:-?}" "${coverage:-?}" \
     "$([ $status = 0 ] && echo ok || echo FINDING)"
   if [ $status != 0 ]; then
-    failed=1
     grep -m 1 -E 'ERROR: |runtime error|invariant broken' "$log"
-    reproducer=$(find build/fuzz/findings -name "$target-*" -newer "$started" | head -1)
+    reproducer=$(find build/fuzz/findings -name "$target-*" -newer "$before" | head -1)
     if [ -n "$reproducer" ]; then
       echo "  reproducer: $reproducer"
       echo "  replay:     build/fuzz/bin/$target $reproducer"
@@ -68,6 +71,21 @@ for target in "${targets[@]}"; do
     fi
     echo "  log:        $log"
   fi
-  rm -f "$started"
+  rm -f "$before"
+  return $status
+}
+
+failed=0 running=0
+for target in "${targets[@]}"; do
+  if [ "$running" -ge "$jobs" ]; then
+    wait -n || failed=1
+    running=$((running - 1))
+  fi
+  fuzz_one "$target" &
+  running=$((running + 1))
+done
+while [ "$running" -gt 0 ]; do
+  wait -n || failed=1
+  running=$((running - 1))
 done
 exit $failed

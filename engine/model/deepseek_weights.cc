@@ -6,6 +6,7 @@
 #include "common/status_macros.h"
 #include "engine/device/cpu/cpu_backend.h"
 #include "engine/weights/checkpoint.h"
+#include "engine/weights/checkpoint_digest.h"
 #include "engine/weights/deepseek_tensors.h"
 
 namespace sluice {
@@ -115,6 +116,12 @@ absl::StatusOr<std::unique_ptr<DeepseekWeights>> LoadDeepseekWeights(
   SLUICE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint,
                           Checkpoint::Open(options.model_dir));
+  auto backend = std::make_unique<CpuBackend>(options.dtype, isa, options.num_threads);
+  std::unique_ptr<CheckpointVerifier> verifier;  // reads beside us; stops when we return
+  if (options.manifest != nullptr) {
+    SLUICE_ASSIGN_OR_RETURN(verifier, CheckpointVerifier::Start(*checkpoint, *options.manifest,
+                                                                backend->num_threads()));
+  }
   SLUICE_RETURN_IF_ERROR(ValidateCheckpoint(spec, *checkpoint));
   const auto progress = [&](double fraction) {
     if (options.on_progress) options.on_progress(fraction);
@@ -123,19 +130,21 @@ absl::StatusOr<std::unique_ptr<DeepseekWeights>> LoadDeepseekWeights(
   auto weights = std::make_unique<DeepseekWeights>();
   weights->spec = spec;
   SLUICE_ASSIGN_OR_RETURN(weights->model_digest, ModelDigest(*checkpoint));
-  weights->backend = std::make_unique<CpuBackend>(options.dtype, isa, options.num_threads);
+  weights->backend = std::move(backend);
 
   const Loader loader(spec, *checkpoint, *weights->backend);
   const double steps = static_cast<double>(spec.num_hidden_layers) + 2;
   weights->embedding = loader.Table("model.embed_tokens.weight");
   progress(1 / steps);
   for (int64_t i = 0; i < spec.num_hidden_layers; ++i) {
+    if (verifier != nullptr && verifier->failed()) return verifier->Finish();
     weights->layers.push_back(loader.Layer(i));
     progress(static_cast<double>(i + 2) / steps);
   }
   weights->final_norm = loader.Vector("model.norm.weight");
   weights->lm_head =
       loader.Matrix(spec.tie_word_embeddings ? "model.embed_tokens.weight" : "lm_head.weight");
+  if (verifier != nullptr) SLUICE_RETURN_IF_ERROR(verifier->Finish());
   progress(1);
   return weights;
 }

@@ -9,6 +9,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/device/backend.h"
+#include "engine/weights/manifest.h"
 #include "modelspec/kv_layout.h"
 #include "modelspec/model_spec.h"
 
@@ -51,10 +52,12 @@ struct DeepseekLoadOptions {
   DType dtype = DType::kBF16;
   std::string isa;                          // see engine/device/cpu/isa.h; "" is auto
   int num_threads = 0;                      // 0: all processors this process may use
+  const Manifest* manifest = nullptr;       // what the weights must be; null: not checked
   std::function<void(double)> on_progress;  // 0..1, on the calling thread; may be null
 };
 
-// Checks and packs everything: seconds. Errors name the file, tensor or field.
+// Checks and packs everything: seconds. Errors name the file, tensor or field. With a manifest,
+// every byte is hashed beside the packing, and a difference ends the loading.
 absl::StatusOr<std::unique_ptr<DeepseekWeights>> LoadDeepseekWeights(
     const ModelSpec& spec, const DeepseekLoadOptions& options);
 

@@ -8,9 +8,11 @@
 #include "engine/device/cpu/isa.h"
 #include "engine/model/deepseek_model.h"
 #include "engine/model/deepseek_weights.h"
+#include "engine/runtime/answer_check.h"
 #include "engine/runtime/available_memory.h"
 #include "engine/runtime/engine_impl.h"
 #include "engine/runtime/kv_sizing.h"
+#include "engine/weights/manifest.h"
 
 namespace sluice {
 namespace {
@@ -48,7 +50,25 @@ absl::StatusOr<KvSizing> SizeFromFreeMemory(const EngineOptions& options, const 
   return SizeKvCache(sizing);
 }
 
-absl::StatusOr<EngineParts> Assemble(const EngineOptions& options) {
+// Null: the folder has no manifest.
+absl::StatusOr<std::unique_ptr<Manifest>> FindManifest(const EngineOptions& options) {
+  if (!options.verify_weights && !options.check_answers) return nullptr;
+  absl::StatusOr<Manifest> manifest = ReadManifest(options.model_dir);
+  if (absl::IsNotFound(manifest.status())) return nullptr;
+  SLUICE_RETURN_IF_ERROR(manifest.status());
+  if (options.verify_weights) {
+    SLUICE_RETURN_IF_ERROR(CheckFilesAgainstManifest(options.model_dir, *manifest));
+  }
+  return std::make_unique<Manifest>(*std::move(manifest));
+}
+
+absl::Status CheckAnswers(Engine* engine, const Manifest* manifest) {
+  return manifest != nullptr && manifest->has_golden
+             ? Annotate(CheckGoldenAnswer(engine, manifest->golden), "golden prompt")
+             : Annotate(CheckSelfConsistency(engine), "self-check");
+}
+
+absl::StatusOr<EngineParts> Assemble(const EngineOptions& options, const Manifest* manifest) {
   SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, CheckOptions(options));
   SLUICE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
 
@@ -57,6 +77,7 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options) {
   load.dtype = options.dtype;
   load.isa = IsaName(isa);
   load.num_threads = options.num_threads;
+  load.manifest = options.verify_weights ? manifest : nullptr;
   load.on_progress = options.on_load_progress;
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<DeepseekWeights> weights,
                           LoadDeepseekWeights(spec, load));
@@ -85,13 +106,22 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options) {
-  absl::StatusOr<EngineParts> parts = Assemble(options);
+  const absl::StatusOr<std::unique_ptr<Manifest>> manifest = FindManifest(options);
+  if (!manifest.ok()) return Annotate(manifest.status(), "engine");
+  absl::StatusOr<EngineParts> parts = Assemble(options, manifest->get());
   if (!parts.ok()) return Annotate(parts.status(), "engine");
   SLUICE_LOG(Info) << "engine: " << parts->kv_store->num_blocks() << " KV blocks of "
                    << parts->kv_store->layout().block_bytes() << " bytes, max_model_len "
                    << parts->scheduler.max_model_len << ", " << parts->isa << " "
-                   << DTypeName(parts->kv_store->layout().dtype);
-  return std::make_unique<EngineImpl>(*std::move(parts));
+                   << DTypeName(parts->kv_store->layout().dtype)
+                   << (*manifest != nullptr && options.verify_weights ? ", weights verified" : "");
+  auto engine = std::make_unique<EngineImpl>(*std::move(parts));
+  if (options.check_answers) {
+    if (absl::Status answers = CheckAnswers(engine.get(), manifest->get()); !answers.ok()) {
+      return Annotate(answers, "engine");
+    }
+  }
+  return engine;
 }
 
 }  // namespace sluice

@@ -45,6 +45,10 @@ struct EngineOptions {
   // all.
   int64_t sampleable_vocab_size = 0;
   SchedulerOptions scheduler;
+  // Holds the model folder against its manifest (engine/weights/manifest.h), if it has one.
+  bool verify_weights = true;
+  // Refuses to run when the engine does not answer as it should (answer_check.h).
+  bool check_answers = true;
   // Progress of loading, 0..1; may be null.
   std::function<void(double)> on_load_progress;
 };
@@ -114,6 +118,8 @@ class Engine {
   virtual ~Engine() = default;
 
   // Loads and packs the weights; seconds. Errors name the file, tensor or field.
+  // FAILED_PRECONDITION: the folder is not what its manifest describes; DATA_LOSS: the engine
+  // computes something else than it should.
   static absl::StatusOr<std::unique_ptr<Engine>> Create(const EngineOptions& options);
 
   // RESOURCE_EXHAUSTED: the waiting queue is full, or the sequence can never fit the pool;

@@ -27,6 +27,10 @@ void ZeroBlockTail(const KvLayout& layout, int first_token, absl::Span<uint8_t> 
   }
 }
 
+#ifndef NDEBUG
+constexpr int64_t kStepsPerIntegrityCheck = 64;
+#endif
+
 int RoundDownToBlock(int num_tokens) { return num_tokens / kBlockTokens * kBlockTokens; }
 
 }  // namespace
@@ -79,6 +83,7 @@ absl::StatusOr<Reservation> EngineImpl::Reserve(SequenceInput input) {
   reservation.blocks.assign(
       sequence->block_table.begin() + sequence->num_cached_tokens / kBlockTokens,
       sequence->block_table.end());
+  AssertBlocksBalance();
   return reservation;
 }
 
@@ -103,6 +108,7 @@ absl::Status EngineImpl::Activate(SequenceKey key, const SampledToken& first) {
     Drop(sequence);
     ended_between_steps_.push_back({key, *reason, absl::OkStatus()});
   }
+  AssertBlocksBalance();
   return absl::OkStatus();
 }
 
@@ -112,6 +118,7 @@ void EngineImpl::QuarantineReservation(SequenceKey key, int verified_tokens) {
   if (sequence->phase == SequencePhase::kReserved ||
       sequence->phase == SequencePhase::kQuarantined) {
     scheduler_.Quarantine(sequence, std::max(verified_tokens, 0));
+    AssertBlocksBalance();
   }
 }
 
@@ -124,6 +131,7 @@ void EngineImpl::AbandonReservation(SequenceKey key, int verified_tokens) {
   }
   token_counts_.erase(key);
   scheduler_.Abandon(sequence, std::max(verified_tokens, 0));
+  AssertBlocksBalance();
 }
 
 int EngineImpl::CachedTokens(const SequenceInput& input) const {
@@ -137,8 +145,7 @@ absl::StatusOr<PrefixPin> EngineImpl::PinPrefix(SequenceKey key, int begin, int 
   }
   PrefixPin pin;
   SLUICE_ASSIGN_OR_RETURN(pin.id, scheduler_.PinPrefix(*sequence, begin, end));
-  const absl::Span<const BlockId> blocks = scheduler_.PinnedBlocks(pin.id);
-  pin.blocks.assign(blocks.begin(), blocks.end());
+  pin.blocks = scheduler_.pins().at(pin.id).blocks;
   return pin;
 }
 
@@ -192,6 +199,11 @@ StepResult EngineImpl::Step() {
                  &result);
     }
   }
+#ifndef NDEBUG
+  // All of it now and then: it looks at every block.
+  if (++num_steps_ % kStepsPerIntegrityCheck == 0) SLUICE_CHECK(CheckIntegrity().ok());
+#endif
+  AssertBlocksBalance();
   return result;
 }
 
@@ -214,7 +226,16 @@ std::vector<Engine::Holder> EngineImpl::Holders() const {
     holders.push_back({sequence->key, SequencePhaseName(sequence->phase),
                        static_cast<int>(sequence->block_table.size())});
   }
+  for (const auto& [id, pin] : scheduler_.pins()) {
+    holders.push_back({pin.key, "lent", static_cast<int>(pin.blocks.size())});
+  }
   return holders;
+}
+
+void EngineImpl::AssertBlocksBalance() const {
+#ifndef NDEBUG
+  SLUICE_CHECK(blocks_.counts().Balanced());
+#endif
 }
 
 absl::Status EngineImpl::CheckIntegrity() const {
@@ -354,6 +375,7 @@ std::optional<EndReason> EngineImpl::EndAfterLastToken(const Sequence& sequence)
 void EngineImpl::Drop(Sequence* sequence) {
   token_counts_.erase(sequence->key);
   scheduler_.Remove(sequence);
+  AssertBlocksBalance();
 }
 
 }  // namespace sluice

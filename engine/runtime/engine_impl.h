@@ -72,6 +72,9 @@ class EngineImpl final : public Engine {
   void SampleNext(Sequence* sequence, absl::Span<const float> logits, StepResult* result);
   // Whether the sequence is complete after its last token.
   std::optional<EndReason> EndAfterLastToken(const Sequence& sequence) const;
+  // Builds without NDEBUG (debug, asan, tsan): after every step and change of a reservation, each
+  // block is in exactly one state.
+  void AssertBlocksBalance() const;
   // Takes the sequence out of the engine.
   void Drop(Sequence* sequence);
 
@@ -87,6 +90,9 @@ class EngineImpl final : public Engine {
   Scheduler scheduler_;
   Sampler sampler_;
   absl::flat_hash_map<SequenceKey, TokenCounts> token_counts_;
+#ifndef NDEBUG
+  int64_t num_steps_ = 0;
+#endif
   std::vector<SequenceEnded> ended_between_steps_;  // by Activate; reported by the next Step
 
   // Reused from step to step.

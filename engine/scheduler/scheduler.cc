@@ -5,6 +5,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "engine/scheduler/mutants.h"
 
 namespace sluice {
 namespace {
@@ -111,14 +112,14 @@ absl::StatusOr<PinId> Scheduler::PinPrefix(const Sequence& sequence, int begin, 
                           .subspan(begin / kBlockTokens, (end - begin) / kBlockTokens);
   blocks_->Lend(blocks);
   const PinId pin(++last_pin_);
-  pins_.emplace(pin, std::vector<BlockId>(blocks.begin(), blocks.end()));
+  pins_.emplace(pin, PrefixPin{sequence.key, {blocks.begin(), blocks.end()}});
   return pin;
 }
 
 void Scheduler::Unpin(PinId pin) {
   const auto it = pins_.find(pin);
   if (it == pins_.end()) return;
-  blocks_->Release(it->second, BlockUse::kSending);
+  blocks_->Release(it->second.blocks, BlockUse::kSending);
   pins_.erase(it);
   stalled_ = false;
 }
@@ -170,12 +171,15 @@ void Scheduler::Abandon(Sequence* sequence, int num_verified_tokens) {
                sequence->phase == SequencePhase::kQuarantined);
   const BlockUse use =
       sequence->phase == SequencePhase::kReserved ? BlockUse::kReceiving : BlockUse::kQuarantined;
+  if (Planted(SchedulerMutant::kTrustUnverified)) {
+    num_verified_tokens = static_cast<int>(sequence->tokens.size());
+  }
   KeepVerified(sequence, num_verified_tokens, use);
   const int num_good = sequence->num_computed / kBlockTokens;
   blocks_->Release(absl::MakeConstSpan(sequence->block_table).subspan(num_good), use);
   sequence->block_table.resize(num_good);
   ReleaseBlocks(sequence, BlockUse::kActive);
-  --num_reserved_;
+  if (!Planted(SchedulerMutant::kReserveForEver)) --num_reserved_;
   Erase(sequence);
 }
 
@@ -291,8 +295,11 @@ int64_t Scheduler::ExpectedGrowthBlocks(const Sequence& sequence) const {
 }
 
 absl::Span<const BlockHash> Scheduler::ReusableChain(const Sequence& sequence) const {
-  return absl::MakeConstSpan(sequence.block_hashes)
-      .first(NumReusableBlocks(sequence.tokens.size()));
+  const size_t num_tokens = sequence.tokens.size();
+  const size_t num_blocks = Planted(SchedulerMutant::kReuseWholePrompt)
+                                ? num_tokens / kBlockTokens
+                                : NumReusableBlocks(num_tokens);
+  return absl::MakeConstSpan(sequence.block_hashes).first(num_blocks);
 }
 
 int Scheduler::MatchedTokens(const Sequence& sequence) const {
@@ -357,7 +364,7 @@ void Scheduler::Preempt(Sequence* sequence) {
   RemoveFromRunning(sequence);
   ReleaseBlocks(sequence, BlockUse::kActive);
   if (sequence->kind == SequenceKind::kReserved) {
-    plan_.preempted.push_back(sequence->key);
+    if (!Planted(SchedulerMutant::kPreemptInSilence)) plan_.preempted.push_back(sequence->key);
     Erase(sequence);
     return;
   }
@@ -488,7 +495,9 @@ void Scheduler::RemoveFromRunning(Sequence* sequence) {
 void Scheduler::ReleaseBlocks(Sequence* sequence, BlockUse use) {
   blocks_->Release(sequence->block_table, use);
   sequence->block_table.clear();
-  promised_blocks_ -= sequence->promised_blocks_left;
+  if (!Planted(SchedulerMutant::kKeepPromise)) {
+    promised_blocks_ -= sequence->promised_blocks_left;
+  }
   sequence->promised_blocks_left = 0;
 }
 

@@ -68,7 +68,11 @@ class Scheduler {
   // Unpin, whatever becomes of the reservation. INVALID_ARGUMENT: not whole blocks of its prefix.
   // REQUIRES: phase kReserved.
   absl::StatusOr<PinId> PinPrefix(const Sequence& sequence, int begin, int end);
-  absl::Span<const BlockId> PinnedBlocks(PinId pin) const { return pins_.at(pin); }
+  struct PrefixPin {
+    SequenceKey key;  // whose reservation lent it
+    std::vector<BlockId> blocks;
+  };
+  const absl::flat_hash_map<PinId, PrefixPin>& pins() const { return pins_; }
   void Unpin(PinId pin);
 
   // nullptr when unknown. The pointer is valid until the sequence leaves.
@@ -158,7 +162,7 @@ class Scheduler {
   BlockManager* const blocks_;
 
   absl::flat_hash_map<SequenceKey, std::unique_ptr<Sequence>> sequences_;
-  absl::flat_hash_map<PinId, std::vector<BlockId>> pins_;
+  absl::flat_hash_map<PinId, PrefixPin> pins_;
   std::vector<Sequence*> running_;  // prefilling and decoding; by arrival; at most max_num_seqs
   absl::btree_set<Sequence*, GoesBefore> waiting_;
   int num_short_waiting_ = 0;

@@ -73,8 +73,8 @@ absl::Status Scheduler::CheckIntegrity() const {
       }
     }
   }
-  for (const auto& [pin, blocks] : pins_) {
-    for (const BlockId block : blocks) {
+  for (const auto& [id, pin] : pins_) {
+    for (const BlockId block : pin.blocks) {
       ++holdings[block].num_references;
       holdings[block].has_sending = true;
     }

@@ -9,14 +9,30 @@ namespace sluice {
 
 absl::StatusOr<PeerId> PeerTable::Ensure(Incarnation peer, const std::string& address) {
   auto it = peers_.find(peer);
-  if (it != peers_.end()) return it->second.endpoint;
+  if (it != peers_.end()) {
+    Peer& known = it->second;
+    if (known.address == address) return known.endpoint;
+    // The peer's channel started anew: nothing is heard through the old endpoint. Transfers go on
+    // through the new one, as far as the peer still knows them.
+    SLUICE_ASSIGN_OR_RETURN(PeerId endpoint, channel_->Connect(address));
+    const PeerId old = std::exchange(known.endpoint, endpoint);
+    known.address = address;
+    std::erase(known.former, endpoint);
+    if (Owners(old).empty()) {
+      channel_->Disconnect(old);
+    } else {
+      known.former.push_back(old);
+    }
+    return endpoint;
+  }
   if (peers_.size() >= options_.max_peers && !EvictIdle()) {
     return absl::ResourceExhaustedError(
         absl::StrCat("endpoints to ", peers_.size(), " peers are in use"));
   }
   SLUICE_ASSIGN_OR_RETURN(PeerId endpoint, channel_->Connect(address));
-  peers_.emplace(
-      peer, Peer{endpoint, handoff::Liveness(options_.heartbeat_interval, options_.peer_timeout)});
+  peers_.emplace(peer, Peer{endpoint, address,
+                            handoff::Liveness(options_.heartbeat_interval, options_.peer_timeout),
+                            /*former=*/{}});
   return endpoint;
 }
 
@@ -28,15 +44,28 @@ PeerId PeerTable::Endpoint(Incarnation peer) const {
 void PeerTable::Remove(Incarnation peer) {
   auto it = peers_.find(peer);
   if (it == peers_.end()) return;
-  PeerId endpoint = it->second.endpoint;
+  const std::vector<PeerId> endpoints = Endpoints(peer);
   peers_.erase(it);
-  if (Owners(endpoint).empty()) channel_->Disconnect(endpoint);
+  for (const PeerId endpoint : endpoints) {
+    if (Owners(endpoint).empty()) channel_->Disconnect(endpoint);
+  }
+}
+
+std::vector<PeerId> PeerTable::Endpoints(Incarnation peer) const {
+  const auto it = peers_.find(peer);
+  if (it == peers_.end()) return {};
+  std::vector<PeerId> endpoints = it->second.former;
+  endpoints.push_back(it->second.endpoint);
+  return endpoints;
 }
 
 std::vector<Incarnation> PeerTable::Owners(PeerId endpoint) const {
   std::vector<Incarnation> owners;
   for (const auto& [incarnation, peer] : peers_) {
-    if (peer.endpoint == endpoint) owners.push_back(incarnation);
+    if (peer.endpoint == endpoint ||
+        std::find(peer.former.begin(), peer.former.end(), endpoint) != peer.former.end()) {
+      owners.push_back(incarnation);
+    }
   }
   return owners;
 }

@@ -39,7 +39,10 @@ class PeerTable {
   PeerId Endpoint(Incarnation peer) const;
   // Ends the endpoint; pending operations on it end by their own events.
   void Remove(Incarnation peer);
-  // Whose endpoint it is: several lives behind one address share it.
+  // Every endpoint that may still carry something of that peer: its own, and those it was moved
+  // away from that others use.
+  std::vector<PeerId> Endpoints(Incarnation peer) const;
+  // Whose endpoint it is, or was: several lives behind one address share it.
   std::vector<Incarnation> Owners(PeerId endpoint) const;
 
   // A transfer with the peer begins or ends: heartbeats go out, and its silence counts, in between.
@@ -59,7 +62,10 @@ class PeerTable {
  private:
   struct Peer {
     PeerId endpoint;
+    std::string address;
     handoff::Liveness liveness;
+    std::vector<PeerId>
+        former;  // shared with others when it was moved; what is pending there goes on
   };
 
   bool EvictIdle();

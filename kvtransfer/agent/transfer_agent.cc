@@ -176,10 +176,12 @@ void ChannelTransferAgent::BuryCondemned(absl::Time now) {
     PeerTable::Dead dead = std::move(core_.condemned.back());
     core_.condemned.pop_back();
     // An endpoint ends as a whole: whoever else was reached through it ends with it.
-    for (Incarnation peer : core_.peers.Owners(core_.peers.Endpoint(dead.peer))) {
-      send_.OnPeerDead(peer, dead.reason, now);
-      receive_.OnPeerDead(peer, dead.reason, now);
-      core_.peers.Remove(peer);
+    for (const PeerId endpoint : core_.peers.Endpoints(dead.peer)) {
+      for (Incarnation peer : core_.peers.Owners(endpoint)) {
+        send_.OnPeerDead(peer, dead.reason, now);
+        receive_.OnPeerDead(peer, dead.reason, now);
+        core_.peers.Remove(peer);
+      }
     }
   }
 }

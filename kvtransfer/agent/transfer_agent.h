@@ -29,7 +29,7 @@ namespace sluice {
 
 struct TransferOptions {
   absl::Duration heartbeat_interval = absl::Milliseconds(200);
-  absl::Duration peer_timeout = absl::Milliseconds(1000);  // no sign of life: the peer is dead
+  absl::Duration peer_timeout = absl::Seconds(2);  // no sign of life: the peer is dead
   // A transfer without an answer, or without progress of what is on its way, ends after this.
   absl::Duration lease = absl::Seconds(5);
   absl::Duration resend_interval = absl::Milliseconds(300);  // Bind, Final, Cancel until answered

@@ -57,7 +57,8 @@ class KvChannel {
  public:
   virtual ~KvChannel() = default;
 
-  // What a peer needs for Connect; sent through the registration.
+  // What a peer needs for Connect. A channel that had to start anew has another one, and all its
+  // endpoints have failed; so ask when it is sent.
   virtual std::string LocalAddress() const = 0;
   // Cheap and idempotent per address; the connection may still be under way.
   virtual absl::StatusOr<PeerId> Connect(const std::string& address) = 0;
@@ -66,8 +67,9 @@ class KvChannel {
   virtual void Disconnect(PeerId peer) = 0;
 
   // Sends a header (at most max_header_bytes) and the concatenation of `payload`, perhaps empty.
-  // The spans stay readable until kSendDone for `operation`, which always comes. An error here
-  // means no event.
+  // The spans stay as they are until kSendDone for `operation`, which always comes, and mapped for
+  // the channel's life: when a send to a peer that was given up has ended with an error, its memory
+  // may be written again, but it may still be read. An error here means no event.
   virtual absl::Status Send(PeerId peer, std::string header,
                             std::vector<absl::Span<const uint8_t>> payload,
                             OperationId operation) = 0;

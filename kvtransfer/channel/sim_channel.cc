@@ -355,6 +355,22 @@ std::vector<PeerTransport> SimChannel::Transports() const {
   return transports;
 }
 
+std::vector<absl::Span<uint8_t>> SimChannel::PendingDestinations() const {
+  std::vector<absl::Span<uint8_t>> all;
+  for (const auto& [operation, receive] : receives_) {
+    all.insert(all.end(), receive.destination.begin(), receive.destination.end());
+  }
+  return all;
+}
+
+std::vector<absl::Span<const uint8_t>> SimChannel::PendingSources() const {
+  std::vector<absl::Span<const uint8_t>> all;
+  for (const auto& [operation, send] : sends_) {
+    all.insert(all.end(), send.payload->source.begin(), send.payload->source.end());
+  }
+  return all;
+}
+
 PeerId SimChannel::EndpointTo(const std::string& address) const {
   for (const auto& [peer, endpoint] : endpoints_) {
     if (endpoint.address == address) return peer;

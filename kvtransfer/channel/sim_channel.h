@@ -121,6 +121,9 @@ class SimChannel : public KvChannel {
   std::vector<PeerTransport> Transports() const override;
 
   bool has_events() const { return !events_.empty(); }
+  // For invariants: the memory that pending operations of this process may still write, or read.
+  std::vector<absl::Span<uint8_t>> PendingDestinations() const;
+  std::vector<absl::Span<const uint8_t>> PendingSources() const;
 
  private:
   friend class SimNetwork;

@@ -3,6 +3,9 @@
 // them and the options allow. docs/handoff.md, "What UCX does", has what was measured and why each
 // setting is what it is.
 //
+// Where UCX cannot go on (a receive that never ends, a queue that a dead process left blocked) the
+// channel starts anew: its endpoints fail, what is pending ends, and its address changes.
+//
 // UCX over TCP trusts whoever reaches its port: for isolated networks only.
 // One thread owns the channel after Create; only Wake may be called from others.
 #pragma once
@@ -16,6 +19,8 @@
 namespace sluice {
 
 struct UcxOptions {
+  // What peers call us, for people. Empty: host:pid.
+  std::string name;
   // Transports UCX may use, as UCX_TLS: "all", "tcp", "shm,tcp", "rc,tcp". Empty: UCX_TLS of the
   // environment, or all.
   std::string tls;

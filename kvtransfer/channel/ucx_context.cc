@@ -2,6 +2,7 @@
 
 #include <dlfcn.h>
 #include <signal.h>
+#include <sys/statvfs.h>
 #include <ucs/debug/debug.h>
 
 #include <cstdlib>
@@ -43,6 +44,19 @@ bool AllowsSharedMemory(const std::string& tls) {
     }
   }
   return false;
+}
+
+// UCX says "no resources" when its shared memory transports find no room for their buffers: the
+// usual cause is a container with a small /dev/shm.
+std::string SharedMemoryHint() {
+  constexpr uint64_t kRoomBytes = 16 << 20;  // two interfaces' receive buffers, some to spare
+  struct statvfs info;
+  if (statvfs("/dev/shm", &info) != 0) return "";
+  const uint64_t free_bytes = uint64_t{info.f_bavail} * info.f_frsize;
+  if (free_bytes >= kRoomBytes) return "";
+  return absl::StrCat("; /dev/shm has only ", free_bytes >> 10,
+                      " KiB free: give it at least 16 MiB, or set transfer.tls to transports "
+                      "without shared memory, for example tcp");
 }
 
 class Config {
@@ -133,10 +147,15 @@ absl::Status UcxContext::Init(const UcxOptions& options) {
                      options.net_devices, "': ", ucs_status_string(status)));
   }
   ucp_worker_params_t worker_params = {};
-  worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE;
+  worker_params.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_EVENTS;
   worker_params.thread_mode = UCS_THREAD_MODE_SINGLE;
-  SLUICE_RETURN_IF_ERROR(
-      UcxStatus(ucp_worker_create(context_, &worker_params, &worker_), "creating a worker"));
+  // With more, it could not be armed while anything is to be sent to a peer that does not read.
+  worker_params.events = UCP_WAKEUP_RX;
+  if (const ucs_status_t created = ucp_worker_create(context_, &worker_params, &worker_);
+      created != UCS_OK) {
+    const absl::Status status = UcxStatus(created, "creating a worker");
+    return absl::Status(status.code(), absl::StrCat(status.message(), SharedMemoryHint()));
+  }
   SLUICE_RETURN_IF_ERROR(
       UcxStatus(ucp_worker_get_efd(worker_, &event_fd_), "asking for the event descriptor"));
 
@@ -150,6 +169,18 @@ absl::Status UcxContext::Init(const UcxOptions& options) {
 UcxContext::~UcxContext() {
   if (worker_ != nullptr) ucp_worker_destroy(worker_);
   if (context_ != nullptr) ucp_cleanup(context_);
+}
+
+absl::Status UcxContext::SetMessageHandler(ucp_am_recv_callback_t callback, void* arg) {
+  ucp_am_handler_param_t handler = {};
+  handler.field_mask = UCP_AM_HANDLER_PARAM_FIELD_ID | UCP_AM_HANDLER_PARAM_FIELD_CB |
+                       UCP_AM_HANDLER_PARAM_FIELD_ARG | UCP_AM_HANDLER_PARAM_FIELD_FLAGS;
+  handler.id = kUcxActiveMessageId;
+  handler.cb = callback;
+  handler.arg = arg;
+  handler.flags = UCP_AM_FLAG_WHOLE_MSG | UCP_AM_FLAG_PERSISTENT_DATA;
+  return UcxStatus(ucp_worker_set_am_recv_handler(worker_, &handler),
+                   "setting the message handler");
 }
 
 absl::StatusOr<std::string> UcxContext::WorkerAddress() const {

@@ -12,6 +12,9 @@
 
 namespace sluice {
 
+// Of all our messages.
+inline constexpr unsigned kUcxActiveMessageId = 17;
+
 absl::Status UcxStatus(ucs_status_t status, const std::string& what);
 
 class UcxContext {
@@ -25,6 +28,8 @@ class UcxContext {
   int event_fd() const { return event_fd_; }
   size_t max_am_header_bytes() const { return max_am_header_bytes_; }
   absl::StatusOr<std::string> WorkerAddress() const;
+  // For all active messages, whole and with data that may be kept.
+  absl::Status SetMessageHandler(ucp_am_recv_callback_t handler, void* arg);
 
  private:
   UcxContext() = default;

@@ -1,9 +1,11 @@
-// Faults that can be planted in the handoff, to show that the simulation would find them. Only a
-// build with SLUICE_MUTANTS defined (tests/kvtransfer) can plant one; everywhere else Planted is a
-// constant false and the compiler drops what it guards.
+// The faults of the handoff that its simulation must find (common/mutants.h).
 #pragma once
 
+#include "common/mutants.h"
+
 namespace sluice::handoff {
+
+using sluice::Planted;
 
 enum class HandoffMutant {
   kNone,
@@ -32,13 +34,5 @@ enum class HandoffMutant {
   kFetchAnyGrant,    // the grant is not looked at: some reservation will do
   kServeFetchAgain,  // a repeated Fetch is served once more
 };
-
-#ifdef SLUICE_MUTANTS
-// Process-wide; set before the first transfer.
-inline HandoffMutant planted_mutant = HandoffMutant::kNone;
-inline bool Planted(HandoffMutant mutant) { return planted_mutant == mutant; }
-#else
-constexpr bool Planted(HandoffMutant) { return false; }
-#endif
 
 }  // namespace sluice::handoff

@@ -124,6 +124,7 @@ void DecodeHandler::OnReserveAnswer(ReserveAnswer answer) {
     return;
   }
   record->transfer = *answer.transfer;
+  record->kv_address = std::move(answer.kv_address);
   record->state = DecodeRecord::State::kGranted;
   if (record->ending) {
     TearDown(*record);  // what arrived while the capability was being minted
@@ -156,6 +157,7 @@ void DecodeHandler::OnReceived(const Received& event) {
     TearDownOnce(*record, Ending::Failed(std::move(activated), kStageDecode));
     return;
   }
+  if (Planted(WorkerMutant::kActivateForgotten)) return;
   record->state = DecodeRecord::State::kActive;
   record->activated_at = MonotonicNow();
   context_.routers->SendKvReady(record->session,
@@ -245,6 +247,9 @@ void DecodeHandler::TearDown(DecodeRecord& record) {
       const absl::Status& why = record.ending->status;
       lender_.Cancel(record.key, absl::CancelledError("the reservation is over"));
       context_.engine->QuarantineReservation(record.key, 0);
+      if (Planted(WorkerMutant::kFreeBeforeReceiveEnded)) {
+        context_.engine->AbandonReservation(record.key, 0);
+      }
       context_.transfers->CancelReceive(record.transfer,
                                         why.ok() ? absl::CancelledError("cancelled") : why);
       return;  // continued by OnReceiveEnded
@@ -267,6 +272,7 @@ void DecodeHandler::SendGrant(const DecodeRecord& record) {
   grant.incarnation = context_.self;
   grant.cached_tokens = record.cached_tokens;
   grant.lease = context_.lease;
+  grant.kv_address = record.kv_address;
   context_.routers->SendGrant(record.session, grant);
 }
 

@@ -24,6 +24,7 @@ struct DecodeRecord : RequestRecord {
   };
   State state = State::kReserving;
   TransferId transfer;
+  std::string kv_address;
   int cached_tokens = 0;
   bool let_go = false;  // given up: what was verified is cached, receives may be pending
   absl::Time activated_at;

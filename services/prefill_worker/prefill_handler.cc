@@ -192,7 +192,7 @@ void PrefillHandler::OnSendEnded(const SendEnded& event) {
 void PrefillHandler::TearDown(PrefillRecord& record) {
   // Nothing was offered: no one reads the blocks, so stop computing now instead of after the
   // decode worker's answer.
-  if (!record.offered) LeaveEngine(record);
+  if (!record.offered || Planted(WorkerMutant::kUnpinBeforeSendEnded)) LeaveEngine(record);
   fetcher_.Cancel(record.key);
   const Ending& ending = *record.ending;
   context_.transfers->CancelSend(

@@ -237,6 +237,7 @@ void Encode(const GrantTerms& grant, v1::Grant* proto) {
   proto->set_incarnation(grant.incarnation.value);
   proto->set_cached_tokens(grant.cached_tokens);
   Encode(grant.lease, proto->mutable_lease());
+  proto->set_kv_address(grant.kv_address);
 }
 
 absl::StatusOr<GrantTerms> Decode(const v1::Grant& proto) {
@@ -252,6 +253,7 @@ absl::StatusOr<GrantTerms> Decode(const v1::Grant& proto) {
   }
   grant.cached_tokens = proto.cached_tokens();
   grant.lease = Decode(proto.lease());
+  grant.kv_address = proto.kv_address();
   return grant;
 }
 

@@ -62,6 +62,7 @@ struct GrantTerms {
   Incarnation incarnation;  // of the decode worker
   int cached_tokens = 0;    // a multiple of kBlockTokens; need not be sent
   absl::Duration lease;
+  std::string kv_address;  // of the decode worker's channel; empty: as registered
 };
 
 struct PrefillOrder {

@@ -13,6 +13,8 @@ constexpr absl::Duration kIdleBeat = absl::Seconds(1);
 constexpr absl::Duration kStallPause = absl::Milliseconds(5);
 // While stepping, load is published at most this often; when idle, at once.
 constexpr absl::Duration kPublishInterval = absl::Milliseconds(50);
+// Who holds the blocks is for people.
+constexpr absl::Duration kBlockReportInterval = absl::Milliseconds(250);
 
 template <typename... Visitors>
 struct Overloaded : Visitors... {
@@ -36,6 +38,7 @@ EngineLoop::EngineLoop(Engine* engine, RequestHandler* handler, LoadBoard* board
 EngineLoop::~EngineLoop() { Stop(); }
 
 void EngineLoop::Start() {
+  Publish(clock_->Now());  // here, so that no router is told of a worker without blocks
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -60,7 +63,6 @@ absl::Duration EngineLoop::HeartbeatAge() const {
 }
 
 void EngineLoop::Run() {
-  Publish(clock_->Now());
   while (true) {
     std::vector<Command> commands;
     if (engine_->HasWork() && !stalled_) {
@@ -137,6 +139,10 @@ void EngineLoop::Publish(absl::Time now) {
   state.num_requests = handler_->num_requests();
   board_->PublishEngine(state, engine_->TakePrefixCacheChanges());
   metrics_->Load(state.load);
+  if (!engine_->HasWork() || now - last_block_report_ >= kBlockReportInterval) {
+    last_block_report_ = now;
+    board_->PublishBlocks(MakeBlockReport(*engine_, *handler_, now));
+  }
   if (board_->draining()) metrics_->SetDrainRemaining(state.num_requests);
 }
 

@@ -93,6 +93,7 @@ class EngineLoop {
   RateMeter prefill_rate_;
   RateMeter decode_rate_;
   absl::Time last_publish_ = absl::InfinitePast();
+  absl::Time last_block_report_ = absl::InfinitePast();
   bool stalled_ = false;  // the last step was idle
 
   std::thread thread_;

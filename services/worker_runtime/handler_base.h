@@ -9,6 +9,7 @@
 #include "absl/container/btree_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
+#include "services/worker_runtime/mutants.h"
 #include "services/worker_runtime/request_handler.h"
 #include "services/worker_runtime/request_table.h"
 #include "services/worker_runtime/worker_metrics.h"
@@ -73,6 +74,7 @@ class HandlerBase : public RequestHandler {
   }
 
   void OnSessionLost(rpc::SessionId session) override {
+    if (Planted(WorkerMutant::kIgnoreLostRouter)) return;
     for (const SequenceKey& key :
          table_.KeysWhere([&](const Record& r) { return r.session == session; })) {
       if (Record* record = table_.Find(key)) TearDownOnce(*record, Ending::Cancelled());
@@ -101,6 +103,12 @@ class HandlerBase : public RequestHandler {
   }
 
   int num_requests() const override { return table_.size(); }
+
+  std::optional<RequestTimes> TimesOf(const SequenceKey& key) const override {
+    const Record* record = table_.Find(key);
+    if (record == nullptr) return std::nullopt;
+    return RequestTimes{record->arrived, record->deadline, record->ending.has_value()};
+  }
 
  protected:
   // Frees everything the attempt holds; Finish follows, now or when the transfer has let go of the

@@ -66,6 +66,16 @@ void LoadBoard::PublishEngine(const EngineState& state, const PrefixCacheChanges
   }
 }
 
+void LoadBoard::PublishBlocks(BlockReport report) {
+  absl::MutexLock lock(&mu_);
+  blocks_ = std::move(report);
+}
+
+BlockReport LoadBoard::blocks() const {
+  absl::MutexLock lock(&mu_);
+  return blocks_;
+}
+
 void LoadBoard::PublishTransports(std::vector<PeerTransport> transports) {
   absl::MutexLock lock(&mu_);
   transports_ = std::move(transports);

@@ -16,6 +16,7 @@
 #include "engine/runtime/engine.h"
 #include "kvtransfer/channel/kv_channel.h"
 #include "services/rpc/attach_client.h"
+#include "services/worker_runtime/block_report.h"
 
 namespace sluice::v1 {
 class LoadReport;
@@ -46,6 +47,7 @@ class LoadBoard {
     int num_requests = 0;
   };
   void PublishEngine(const EngineState& state, const PrefixCacheChanges& changes);
+  void PublishBlocks(BlockReport report);
   void PublishTransports(std::vector<PeerTransport> transports);
   void SetDraining();
 
@@ -56,6 +58,7 @@ class LoadBoard {
   void FillReport(rpc::SessionId session, bool ready, absl::Time now, v1::LoadReport* report);
 
   EngineState engine() const;
+  BlockReport blocks() const;
   bool draining() const;
 
  private:
@@ -68,6 +71,7 @@ class LoadBoard {
 
   mutable absl::Mutex mu_;
   EngineState engine_ ABSL_GUARDED_BY(mu_);
+  BlockReport blocks_ ABSL_GUARDED_BY(mu_);
   std::vector<PeerTransport> transports_ ABSL_GUARDED_BY(mu_);
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   absl::flat_hash_set<BlockHash> cached_ ABSL_GUARDED_BY(mu_);  // bounded by the pool

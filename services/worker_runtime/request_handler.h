@@ -4,6 +4,8 @@
 // (services/prefill_worker), DecodeHandler and RunHandler (services/decode_worker), on HandlerBase.
 #pragma once
 
+#include <optional>
+
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/clock.h"
@@ -37,6 +39,13 @@ struct StepInterval {
   absl::Time end;
 };
 
+// When an attempt came and until when it may stay.
+struct RequestTimes {
+  absl::Time arrived;
+  absl::Time deadline = absl::InfiniteFuture();
+  bool ending = false;  // being torn down; it waits for a transfer to let go of its blocks
+};
+
 class RequestHandler {
  public:
   virtual ~RequestHandler() = default;
@@ -61,6 +70,8 @@ class RequestHandler {
   // The process is about to end: tells the routers at once.
   virtual void AbortAll(const absl::Status& why) = 0;
   virtual int num_requests() const = 0;
+  // Nullopt: not known here.
+  virtual std::optional<RequestTimes> TimesOf(const SequenceKey& key) const = 0;
 };
 
 }  // namespace sluice::worker

@@ -128,7 +128,8 @@ void TransferLoop::Apply(CancelCommand command) {
 }
 
 void TransferLoop::Apply(ReceiveSpec spec) {
-  undelivered_.push_back(ReserveAnswer{spec.request, spec.attempt, agent_->Reserve(spec)});
+  undelivered_.push_back(
+      ReserveAnswer{spec.request, spec.attempt, agent_->Reserve(spec), channel_->LocalAddress()});
 }
 
 void TransferLoop::Apply(FetchSpec spec) {

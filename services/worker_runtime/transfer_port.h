@@ -3,6 +3,7 @@
 // OnTransferEvent), in order; a command that cannot be carried out ends its transfer with an error.
 #pragma once
 
+#include <string>
 #include <vector>
 
 #include "absl/status/status.h"
@@ -18,6 +19,7 @@ struct ReserveAnswer {
   RequestId request;
   Attempt attempt;
   absl::StatusOr<TransferId> transfer;
+  std::string kv_address;  // where to send to
 };
 
 class TransferPort {

@@ -134,6 +134,11 @@ std::string Worker::NotReadyReason() const {
   return "";
 }
 
+std::string Worker::BlocksJson() const {
+  return BlockReportJson(
+      board_.blocks(), {options_.worker_id, options_.role, options_.transfer.lease}, clock_->Now());
+}
+
 int Worker::num_requests() const { return board_.engine().num_requests; }
 
 }  // namespace sluice::worker

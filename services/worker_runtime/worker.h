@@ -69,6 +69,8 @@ class Worker {
   // "" when this worker can take requests, else why not. Any thread.
   std::string NotReadyReason() const;
   int num_requests() const;
+  // Who holds the KV blocks, as of the engine thread's last report. Any thread.
+  std::string BlocksJson() const;
 
  private:
   Worker(WorkerOptions options, std::unique_ptr<Engine> engine, TransferParts transfer,

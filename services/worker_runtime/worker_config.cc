@@ -54,6 +54,10 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
                     "Processor instructions to use. auto: the best there is. Set it when workers "
                     "on different processors must give the same bits.");
   schema->Add("threads", &threads, "Compute threads. 0: one per core.", 0, 4096);
+  schema->Add(
+      "verify_weights", &verify_weights,
+      "Hold the model folder against its sluice-manifest.json, if it has one, while loading: "
+      "a damaged or exchanged file is refused. Off saves reading what packing skips.");
   schema->Add("kv_cache", &kv_cache,
               "Memory for KV blocks, for example 4GiB. 0: a share of what is free at start.");
   schema->Add("num_kv_blocks", &num_kv_blocks,
@@ -151,6 +155,7 @@ EngineOptions WorkerConfig::MakeEngineOptions() const {
   options.dtype = dtype == "f32" ? DType::kF32 : DType::kBF16;
   options.isa = isa;
   options.num_threads = threads;
+  options.verify_weights = verify_weights;
   options.kv_cache_bytes = kv_cache.bytes;
   options.num_kv_blocks = num_kv_blocks;
   options.scheduler = scheduler;

@@ -51,6 +51,11 @@ class Phase {
     const Worker* worker = worker_.load();
     return worker == nullptr ? NotStartedReason() : worker->NotReadyReason();
   }
+  absl::StatusOr<std::string> BlocksJson() const {
+    const Worker* worker = worker_.load();
+    if (worker == nullptr) return absl::UnavailableError(NotStartedReason());
+    return worker->BlocksJson();
+  }
 
  private:
   std::atomic<int> percent_{0};
@@ -91,14 +96,17 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const WorkerConfig& config, P
   return Engine::Create(options);
 }
 
-absl::StatusOr<TransferParts> OpenTransfer(const WorkerConfig& config, Incarnation self) {
+absl::StatusOr<TransferParts> OpenTransfer(const WorkerConfig& config,
+                                           const WorkerOptions& worker) {
   UcxOptions options;
+  options.name = worker.worker_id;
   options.tls = config.transfer_tls;
   options.net_devices = config.transfer_net_devices;
   if (config.transfer_expect != "any") options.expect_transport = config.transfer_expect;
   TransferParts parts;
   SLUICE_ASSIGN_OR_RETURN(parts.channel, CreateUcxChannel(options));
-  parts.agent = TransferAgent::Create(config.transfer, self, parts.channel.get(), &RealClock());
+  parts.agent =
+      TransferAgent::Create(config.transfer, worker.incarnation, parts.channel.get(), &RealClock());
   return parts;
 }
 
@@ -121,9 +129,11 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   probes.live = [] { return std::string(); };
   probes.started = [&phase] { return phase.NotStartedReason(); };
   probes.ready = [&phase] { return phase.NotReadyReason(); };
-  SLUICE_ASSIGN_OR_RETURN(
-      std::unique_ptr<AdminServer> admin,
-      AdminServer::Start({config.admin_host, config.admin_port}, &registry, std::move(probes)));
+  AdminPages pages;
+  pages["/blocks"] = [&phase] { return phase.BlocksJson(); };
+  SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<AdminServer> admin,
+                          AdminServer::Start({config.admin_host, config.admin_port}, &registry,
+                                             std::move(probes), std::move(pages)));
 
   const absl::Time load_began = MonotonicNow();
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, LoadEngine(config, &phase));
@@ -144,7 +154,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   options.load_duration = load_time;
   TransferParts transfer;
   if (config.role != "both") {
-    SLUICE_ASSIGN_OR_RETURN(transfer, OpenTransfer(config, options.incarnation));
+    SLUICE_ASSIGN_OR_RETURN(transfer, OpenTransfer(config, options));
   }
   SLUICE_LOG(Info) << "worker " << options.worker_id << ", role " << config.role << ": "
                    << config.served_model_name << " ready in "

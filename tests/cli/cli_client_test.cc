@@ -11,6 +11,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/notification.h"
+#include "cli/block_table.h"
 #include "cli/chat_client.h"
 #include "cli/server_address.h"
 #include "cli/status_table.h"
@@ -146,6 +147,30 @@ TEST(Terminal, ControlCharactersDoNotPass) {
   EXPECT_EQ(TerminalSafe("a\tb\nc é 你"), "a\tb\nc é 你");
   EXPECT_EQ(TerminalSafe("\x1b[2Jx\x07\x7f\r"), "\uFFFD[2Jx\uFFFD\uFFFD\uFFFD");
   EXPECT_EQ(TerminalSafe("\u009b31m"), "\uFFFD31m");
+}
+
+TEST(BlockTable, NamesHoldersAndWorkersThatCannotBeAsked) {
+  EXPECT_THAT(FormatBlocks({}), HasSubstr("no workers are attached"));
+  const std::string report = R"({"worker_id":"d\u001b0","role":"decode","age_seconds":0.1,
+    "blocks":{"total":64,"free":50,"cached":2,"active":4,"receiving":8,"sending":0,"quarantined":0},
+    "num_holders":3,"holders":[
+     {"request_id":"00ff","attempt":2,"state":"receiving","blocks":8,"known_request":true,
+      "held_seconds":1.25,"deadline_in_seconds":59.0,"lease_seconds":10.0,"ending":false},
+     {"request_id":"0100","attempt":1,"state":"decoding","blocks":4,"known_request":true,
+      "held_seconds":30,"deadline_in_seconds":null,"lease_seconds":null,"ending":true}]})";
+  const std::vector<WorkerBlocks> workers = {
+      {"d", "127.0.0.1:1", report},
+      {"p", "127.0.0.1:2", absl::UnavailableError("127.0.0.1:2 does not answer")},
+      {"q", "127.0.0.1:3", std::string("[1]")}};
+  const std::string text = FormatBlocks(workers);
+  EXPECT_THAT(text, HasSubstr("(decode): 64 blocks: 50 free, 2 cached, 4 active, 8 receiving"));
+  EXPECT_THAT(text, HasSubstr("deadline in 59s, 10s without progress"));
+  EXPECT_THAT(text, HasSubstr("decoding, ending"));
+  EXPECT_THAT(text, HasSubstr("and 1 smaller ones"));
+  EXPECT_THAT(text, HasSubstr("p: cannot ask its admin port 127.0.0.1:2: 127.0.0.1:2 does not"));
+  EXPECT_THAT(text, HasSubstr("q: cannot ask its admin port 127.0.0.1:3: the answer is not"));
+  EXPECT_EQ(text.find('\x1b'), std::string::npos);
+  EXPECT_THAT(BlocksToJson(workers), HasSubstr(R"({"worker_id":"q","address":"127.0.0.1:3")"));
 }
 
 TEST(StatusTable, OneLineAWorkerAndATransport) {

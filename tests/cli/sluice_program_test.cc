@@ -4,7 +4,9 @@
 #include <gtest/gtest.h>
 #include <stdio.h>
 #include <sys/wait.h>
+#include <unistd.h>
 
+#include <filesystem>
 #include <fstream>
 #include <iterator>
 #include <nlohmann/json.hpp>
@@ -53,6 +55,36 @@ TEST(SluiceProgram, UsageErrorsExitWith2) {
     EXPECT_EQ(run.exit_code, 2) << arguments << run.err;
     EXPECT_NE(run.err, "") << arguments;
   }
+}
+
+TEST(SluiceProgram, AManifestIsWrittenAndHeldAgainstTheWeights) {
+  namespace fs = std::filesystem;
+  const fs::path model = fs::temp_directory_path() / absl::StrCat("sluice-manifest-", getpid());
+  fs::remove_all(model);
+  fs::copy(std::string(SLUICE_SOURCE_DIR) + "/tests/golden/data/dev-v3", model);
+  const std::string generate =
+      absl::StrCat("generate ", model.string(), " --tokens 1,2,3 --max-tokens 2 --threads 1");
+  EXPECT_EQ(Sluice(generate).exit_code, 0) << "without a manifest";
+  const RunResult written = Sluice(absl::StrCat("inspect ", model.string(), " --write-manifest"));
+  EXPECT_EQ(written.exit_code, 0) << written.err;
+  EXPECT_THAT(written.out, AllOf(HasSubstr("3 shards"), HasSubstr("golden answer of 16 tokens")));
+  for (const char* flags : {" --dtype f32", " --dtype bf16", " --dtype bf16 --isa portable"}) {
+    const RunResult run = Sluice(generate + flags);
+    EXPECT_EQ(run.exit_code, 0) << flags << run.err;
+  }
+
+  const fs::path shard = model / "model-00003-of-000003.safetensors";
+  fs::permissions(shard, fs::perms::owner_all);
+  std::fstream file(shard, std::ios::in | std::ios::out | std::ios::binary);
+  file.seekg(-1, std::ios::end);
+  const char last = static_cast<char>(file.get() ^ 1);
+  file.seekp(-1, std::ios::end);
+  file.put(last);
+  file.close();
+  const RunResult refused = Sluice(generate);
+  EXPECT_EQ(refused.exit_code, 1);
+  EXPECT_THAT(refused.err, AllOf(HasSubstr(shard.filename().string()), HasSubstr("tensor '")));
+  fs::remove_all(model);
 }
 
 TEST(SluiceProgram, EveryCommandHasHelpWithoutFailing) {

@@ -138,23 +138,24 @@ class Cluster:
         self.workers.append(worker)
         return worker
 
-    def restart_worker(self, dead):
+    def restart_worker(self, dead, timeout_seconds=20):
         """A new process with the name of one that has ended, in its place."""
         dead.stop()
         dead.port_file.unlink(missing_ok=True)
-        worker = self._start_worker(dead.name.rsplit("-", 1)[0], dead.name)
+        worker = self._start_worker(dead.name.rsplit("-", 1)[0], dead.name, timeout_seconds)
         self.workers[self.workers.index(dead)] = worker
         return worker
 
-    def _start_worker(self, role, name):
+    def _start_worker(self, role, name, timeout_seconds=20):
         program = "sluice-prefill-worker" if role == "prefill" else "sluice-decode-worker"
         return self._start(name, program, [
             "--model", self.model, "--role", role, "--worker-id", name, "--admin-port", "0",
-            "--routers", self.network.router_address(name, self.router), "--threads", "1", *self.worker_args])
+            "--routers", self.network.router_address(name, self.router), "--threads", "1", *self.worker_args],
+            timeout_seconds)
 
-    def _start(self, name, program, args):
+    def _start(self, name, program, args, timeout_seconds=20):
         return Process(name, program, [*args, *self.network.args(name)], self.run_dir, self.env,
-                       self.network.launcher(name), self.network.host(name)).wait_for_ports()
+                       self.network.launcher(name), self.network.host(name)).wait_for_ports(timeout_seconds)
 
     def __exit__(self, exc_type, exc, tb):
         codes = {}

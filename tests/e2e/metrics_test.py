@@ -1,11 +1,13 @@
 """What the programs export under load: lint-clean, complete, and what docs/metrics.md says."""
 
+import json
 import re
 import shutil
+import signal
 import subprocess
 import unittest
 
-from cluster import Cluster, MODEL_NAME, SOURCE_DIR, wait_for
+from cluster import BIN_DIR, Cluster, MODEL_NAME, SOURCE_DIR, wait_for
 
 
 def documented_names():
@@ -52,6 +54,45 @@ class MetricsTest(unittest.TestCase):
         self.assertEqual(grew("sluice_output_tokens_total"), 21)
         self.assertEqual(grew("sluice_requests_total"), 3)
         self.assertEqual(grew("sluice_time_to_first_token_seconds_count"), 3)
+
+    def status_blocks(self, *flags):
+        done = subprocess.run([str(BIN_DIR / "sluice"), "status", "--blocks", *flags, "--server", self.cluster.grpc_address],
+                              check=True, capture_output=True, text=True, timeout=30)
+        return done.stdout
+
+    def test_blocks_have_named_holders(self):
+        def holders():
+            workers = json.loads(self.status_blocks("--json"))["workers"]
+            self.assertEqual(len(workers), 3)
+            for worker in workers:
+                blocks = worker["blocks"]
+                self.assertEqual(sum(n for state, n in blocks.items() if state != "total"), blocks["total"])
+            return [h for worker in workers for h in worker["holders"]]
+
+        wait_for(lambda: not holders(), 10, "nothing to be held")
+        events = self.cluster.stream("/v1/completions", {
+            "model": MODEL_NAME, "prompt": "Once upon a time", "max_tokens": 3000, "ignore_eos": True})
+        next(events)
+        held = wait_for(lambda: [h for h in holders() if h["state"] == "decoding"], 10, "a holder")
+        self.assertEqual(len(held), 1)
+        self.assertRegex(held[0]["request_id"], "^[0-9a-f]{32}$")
+        self.assertTrue(held[0]["known_request"])
+        self.assertFalse(held[0]["ending"])
+        self.assertGreaterEqual(held[0]["blocks"], 1)
+        self.assertGreaterEqual(held[0]["held_seconds"], 0)
+        table = self.status_blocks()
+        self.assertIn(held[0]["request_id"], table)
+        self.assertIn("decoding", table)
+        events.close()  # the client leaves
+        wait_for(lambda: not holders(), 10, "the holder to be gone")
+
+        # A worker that does not answer is named, and the others are shown.
+        self.cluster.workers[0].signal(signal.SIGSTOP)
+        try:
+            self.assertIn("cannot ask its admin port", self.status_blocks())
+        finally:
+            self.cluster.workers[0].signal(signal.SIGCONT)
+        wait_for(lambda: len(self.cluster.ready_workers()) == 3, 30, "the stopped worker to be back")
 
     def test_block_states_sum_to_the_pool(self):
         totals = {w["worker_id"]: int(w["kv_blocks"]["total"]) for w in self.cluster.status()["workers"]}

@@ -162,10 +162,20 @@ def _add(answer, choice, message):
     to["finish_reason"] = choice.get("finish_reason")
 
 
+def _ask_patiently(address, spec, stream, timeout_seconds, tries=10):
+    """Asks again after a refusal: on a crowded machine a starved worker looks lost."""
+    for _ in range(tries):
+        answer = ask(address, spec, stream, timeout_seconds)
+        if not answer.error:
+            break
+        time.sleep(1)
+    return answer
+
+
 def ask_oracle(address, specs, rng, timeout_seconds=60):
     """[(spec, answer)]: each spec undisturbed, streamed and not, and variants with stop strings."""
     def undisturbed(spec):
-        whole, streamed = (ask(address, spec, stream, timeout_seconds) for stream in (False, True))
+        whole, streamed = (_ask_patiently(address, spec, stream, timeout_seconds) for stream in (False, True))
         for answer in (whole, streamed):
             assert not answer.error and not answer.damage, f"{spec}: {answer.error or answer.damage}"
         assert whole.same_as(streamed), f"{spec}: undisturbed answers differ:\n{whole}\n{streamed}"

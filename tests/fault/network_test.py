@@ -44,6 +44,11 @@ def faults(hosts, rng):
     ]
 
 
+def num_ready(cluster):
+    return sum(value for name, value in cluster.metrics(cluster.router).items()
+               if name.startswith("sluice_workers{") and 'state="ready"' in name)
+
+
 def held(cluster):
     return {w.name: (cluster.blocks(w), {name: value for name, value in cluster.metrics(w).items() if value and
                                          name.startswith(("sluice_kv_transfers_in", "sluice_engine_requests"))})
@@ -74,8 +79,7 @@ def main():
                     time.sleep(seconds)
                     hosts.heal()
                     counts[what] += 1
-                    wait_for(lambda: len(cluster.ready_workers()) == len(cluster.workers), 20,
-                             f"every worker to be back after: {what}")
+                    wait_for(lambda: num_ready(cluster) == len(cluster.workers), 40, f"every worker to be back after: {what}")
                     print(f"{time.monotonic() - began:4.0f} s: {what}: {len(history.answers) - answered} answers, "
                           f"{len(history.errors())} errors, {len(history.damaged)} damaged", flush=True)
         finally:

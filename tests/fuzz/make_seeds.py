@@ -420,9 +420,68 @@ def worker_scripts():
         script(f"later_{name}", 0, play(0, "token"), play(0, name), play(1, name), wait)
 
 
+def connections():
+    target = "http_connection_fuzz"
+    body = compact({"model": "deepseek-tiny", "prompt": "Hi", "max_tokens": 2}).encode()
+
+    def post(*headers, body=body, path="/v1/completions", version="1.1", length=True):
+        lines = [f"POST {path} HTTP/{version}", "Host: x", "Content-Type: application/json", *headers]
+        if length:
+            lines.append(f"Content-Length: {len(body)}")
+        return "\r\n".join(lines).encode() + b"\r\n\r\n" + body
+
+    def chunked(*chunks):
+        return post("Transfer-Encoding: chunked", body=b"".join(chunks), length=False)
+
+    whole = b"%x\r\n%s\r\n" % (len(body), body)
+    for name, data in {
+            "post": post(), "get": b"GET /health HTTP/1.1\r\nHost: x\r\n\r\n",
+            "head": b"HEAD /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", "http_1_0": post(version="1.0"),
+            "http_1_0_keep_alive": post("Connection: keep-alive", version="1.0"), "http_9_9": post(version="9.9"),
+            "absolute_uri": b"GET http://a.b/v1/models HTTP/1.1\r\nHost: x\r\n\r\n",
+            "authority_only": b"CONNECT a.b:80 HTTP/1.1\r\nHost: x\r\n\r\n",
+            "pipelined": post() + b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n" + post(),
+            "segments": post().replace(b"\r\n", b"\r\xff\n"), "chunked": chunked(whole, b"0\r\n\r\n"),
+            "chunk_extension": chunked(whole.replace(b"\r\n", b";a=b\r\n", 1), b"0\r\nX: y\r\n\r\n"),
+            "chunk_size_bad": chunked(b"zz\r\n", body), "chunk_size_huge": chunked(b"f" * 17 + b"\r\n", body),
+            "chunk_size_negative": chunked(b"-1\r\n", body), "chunk_short": chunked(b"5\r\nabc\r\n0\r\n\r\n"),
+            "two_lengths": post("Content-Length: 3"), "same_lengths": post(f"Content-Length: {len(body)}"),
+            "length_and_chunked": post("Transfer-Encoding: chunked", body=b"0\r\n\r\nGET / HTTP/1.1\r\n\r\n"),
+            "length_negative": post("Content-Length: -1", length=False),
+            "length_huge": post("Content-Length: 99999999999999999999", length=False),
+            "length_plus": post(f"Content-Length: +{len(body)}", length=False),
+            "encoding_twice": post("Transfer-Encoding: identity, chunked", length=False),
+            "folded": post("X-A: b\r\n c"), "space_before_colon": post("X-A : b"), "bare_newlines":
+            b"GET /health HTTP/1.1\nHost: x\n\n", "nul_in_header": post("X-A: \0"), "expect": post("Expect: 100-continue"),
+            "no_header_end": b"GET / HTTP/1.1\r\nX: ", "flood": post(*[f"X-{i}: y" for i in range(900)]),
+            "request_id": post("x-request-id: " + "\r" * 3 + "<a>"), "stream":
+            post(body=compact({"prompt": "Hi", "stream": True}).encode()), "nothing": b"\r\n\r\n"}.items():
+        write(target, name, data)
+
+
+def manifests():
+    target = "manifest_fuzz"
+    digest = "ab" * 32
+    golden = {"dtype": "f32", "prompt": [0, 5], "output": [7], "logprobs": [-0.5], "margins": [1.5],
+              "tolerance": {"f32": 0.001, "bf16": 0.05}}
+    whole = {"format": 1, "files": [{"name": "config.json", "bytes": 3, "sha256": digest}],
+             "shards": [{"name": "model.safetensors", "bytes": 99, "header_sha256": digest, "tensors": {"a": digest}}],
+             "golden": golden}
+    write_json(target, "whole", whole)
+    write_json(target, "no_golden", {k: v for k, v in whole.items() if k != "golden"})
+    for i, number in enumerate(HUGE_NUMBERS):
+        write_json(target, f"bytes_{i}", {**whole, "files": [{**whole["files"][0], "bytes": number}]})
+        write_json(target, f"golden_{i}", {**whole, "golden": {**golden, "prompt": [number], "margins": [number]}})
+    write_json(target, "path", {**whole, "files": [{**whole["files"][0], "name": "../x"}]})
+    write_json(target, "later_format", {**whole, "format": 2})
+    depth_bombs(target)
+
+
 def main():
     model_spec()
     safetensors()
+    manifests()
+    connections()
     tokenizer_json()
     texts()
     chats()

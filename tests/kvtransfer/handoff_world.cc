@@ -2,24 +2,24 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <deque>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
-#include <random>
 #include <set>
 #include <string>
 #include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "kvtransfer/agent/transfer_agent.h"
 #include "kvtransfer/channel/sim_channel.h"
+#include "tests/sim/chance.h"
+#include "tests/sim/node_clock.h"
 
-namespace sluice {
+namespace sluice::testing {
 namespace {
 
 constexpr int kBlockTokens = 4;
@@ -31,15 +31,10 @@ constexpr int kManyTombstones = 1000;  // more than a run has transfers
 constexpr absl::Duration kFaultTime = absl::Seconds(8);
 constexpr absl::Duration kSettleTime = absl::Seconds(120);
 
-uint64_t g_seed = 0;
-bool g_trace = false;
+uint64_t num_handoff_polls = 0;  // of all seeds of this process
 
 [[noreturn]] void Fail(absl::Time now, const std::string& what) {
-  std::printf("FAILED seed %llu at %.6f s: %s\nreplay: handoff_simulation --seed %llu\n",
-              static_cast<unsigned long long>(g_seed),
-              absl::ToDoubleSeconds(now - absl::UnixEpoch() - absl::Hours(1)), what.c_str(),
-              static_cast<unsigned long long>(g_seed));
-  std::exit(1);
+  FailSimulation(now - absl::UnixEpoch() - absl::Hours(1), what);
 }
 
 uint64_t Mix(uint64_t x) {
@@ -133,11 +128,12 @@ struct FetchJob {
 // One life of one worker process.
 struct Node {
   Node(SimNetwork* network, const std::string& n, Incarnation inc, const TransferOptions& options)
-      : name(n), incarnation(inc), channel(network->NewChannel(n)), pool(network) {
-    agent = TransferAgent::Create(options, incarnation, channel.get(), network);
+      : name(n), incarnation(inc), clock(network), channel(network->NewChannel(n)), pool(network) {
+    agent = TransferAgent::Create(options, incarnation, channel.get(), &clock);
   }
   std::string name;
   Incarnation incarnation;
+  NodeClock clock;
   std::unique_ptr<SimChannel> channel;
   Pool pool;
   std::map<TransferId, SendJob> sends;
@@ -150,6 +146,7 @@ struct Node {
 };
 
 struct Request {
+  bool wanted = false;
   int num_tokens = 0;
   uint32_t attempt = 0;
   bool active = false;  // an attempt is under way
@@ -160,24 +157,29 @@ struct Request {
   TransferId transfer;
 };
 
-class World {
+class World : public Simulation {
  public:
-  explicit World(uint64_t seed) : random_(Mix(seed + 1)), network_(seed) {
+  World(uint64_t seed, bool trace)
+      : trace_(trace), planned_(Mix(seed)), random_(Mix(seed + 1)), network_(seed) {
     start_ = network_.Now();
-    options_.window_bytes = kBlockBytes * Pick(1, 6);
-    options_.target_message_bytes = kBlockBytes * Pick(1, 4);
-    options_.lease = absl::Seconds(Pick(2, 5));
-    options_.max_tombstones = Chance(0.2) ? 2 : kManyTombstones;
+    options_.window_bytes = kBlockBytes * planned_.Pick(1, 6);
+    options_.target_message_bytes = kBlockBytes * planned_.Pick(1, 4);
+    options_.lease = absl::Seconds(planned_.Pick(2, 5));
+    options_.max_tombstones = planned_.Once(0.2) ? 2 : kManyTombstones;
+    calm_.eager_bytes = planned_.Once(0.3) ? 2 * kBlockBytes : 16;
+    calm_.report_crash = planned_.Once(0.5) ? 1 : 0;
+    calm_.read_needs_sender = planned_.Once(0.5);
+    faults_ = calm_;
     for (int i = 0; i < 4; ++i) nodes_.push_back(NewNode(i));
     requests_.resize(kNumRequests);
+    WriteScript();
   }
 
-  void Run() {
-    ChooseFaults();
-    for (int i = 0; i < kNumRequests; ++i) {
-      requests_[i].num_tokens = Pick(1, 10 * kBlockTokens);
-      After(RandomDelay(absl::Seconds(5)), [this, i] { Plan(i); });
-    }
+  const std::vector<ScriptEntry>& script() const override { return script_; }
+
+  void Run(const Selection& selection) override {
+    for (int entry : selection) script_[static_cast<size_t>(entry)].install();
+    network_.set_faults(faults_);
     Advance(start_ + kFaultTime);
     StopFaults();
     absl::Time deadline = network_.Now() + kSettleTime;
@@ -186,21 +188,18 @@ class World {
     }
     CheckEnd();
   }
-  uint64_t num_polls() const { return num_polls_; }
 
  private:
   // --- chance and time ---
-  int Pick(int low, int high) {
-    return low + static_cast<int>(random_() % static_cast<uint64_t>(high - low + 1));
-  }
-  bool Chance(double p) { return static_cast<double>(random_() >> 11) * 0x1.0p-53 < p; }
-  absl::Duration RandomDelay(absl::Duration max) { return max * (Pick(0, 1000000) / 1e6); }
+  int Pick(int low, int high) { return random_.Pick(low, high); }
+  bool Chance(double p) { return random_.Once(p); }
+  absl::Duration RandomDelay(absl::Duration max) { return random_.UpTo(max); }
   void After(absl::Duration delay, std::function<void()> action) {
     schedule_.emplace(network_.Now() + delay, std::move(action));
   }
   template <typename... Args>
   void Trace(const Args&... args) {
-    if (!g_trace) return;
+    if (!trace_) return;
     std::printf("%10.6f %s\n", absl::ToDoubleSeconds(network_.Now() - start_),
                 absl::StrCat(args...).c_str());
   }
@@ -229,7 +228,8 @@ class World {
   }
   absl::Time WakeTime(const Node& node) const {
     if (node.paused) return absl::InfiniteFuture();
-    return node.channel->has_events() ? network_.Now() : node.agent->NextDeadline();
+    return node.channel->has_events() ? network_.Now()
+                                      : node.clock.ToReference(node.agent->NextDeadline());
   }
 
   // --- nodes: 0 and 1 prefill, 2 and 3 decode ---
@@ -238,7 +238,6 @@ class World {
                                   Incarnation(++last_incarnation_), options_);
   }
   void Restart(int i) {
-    Trace(nodes_[i]->name, " crashes and restarts");
     Incarnation old = nodes_[i]->incarnation;
     nodes_[i]->agent.reset();
     nodes_[i] = NewNode(i);
@@ -253,57 +252,104 @@ class World {
     });
   }
   void SetPaused(int i, bool paused) {
-    Trace(nodes_[i]->name, paused ? " pauses" : " resumes");
+    if (!paused) Trace(nodes_[i]->name, " resumes");
     nodes_[i]->paused = paused;
     network_.SetPaused(nodes_[i]->channel.get(), paused);
   }
 
-  // --- faults: each seed has some kinds of them ---
-  void ChooseFaults() {
-    SimFaults faults;
-    faults.eager_bytes = Chance(0.3) ? 2 * kBlockBytes : 16;
-    auto maybe = [this](double max) { return Chance(0.5) ? max * (Pick(0, 1000) / 1e3) : 0; };
-    faults.slow = maybe(0.2);
-    faults.drop = maybe(0.2);
-    faults.duplicate = maybe(0.3);
-    faults.damage_header = maybe(0.1);
-    faults.damage_payload = maybe(0.2);
-    faults.fail_receive = maybe(0.2);
-    faults.hang_receive = maybe(0.02);
-    faults.report_crash = Chance(0.5) ? 1 : 0;
-    faults.read_needs_sender = Chance(0.5);
-    network_.set_faults(faults);
-    calm_.eager_bytes = faults.eager_bytes;
-    if (Chance(0.5)) {
-      for (int i = Pick(1, 4); i > 0; --i) {
-        After(RandomDelay(kFaultTime), [this] { Restart(Pick(0, 3)); });
-      }
+  // --- the script: each seed has some kinds of faults ---
+  void WriteScript() {
+    WriteRate("are slow", 0.2, &SimFaults::slow);
+    WriteRate("are dropped", 0.2, &SimFaults::drop);
+    WriteRate("are doubled", 0.3, &SimFaults::duplicate);
+    WriteRate("have a damaged header", 0.1, &SimFaults::damage_header);
+    WriteRate("have a damaged payload", 0.2, &SimFaults::damage_payload);
+    WriteRate("fail while they are received", 0.2, &SimFaults::fail_receive);
+    WriteRate("never end by themselves", 0.02, &SimFaults::hang_receive);
+    if (planned_.Once(0.4)) {
+      script_.push_back({"owners cancel transfers", [this] { cancels_ = true; }});
     }
-    if (Chance(0.5)) {
-      for (int i = Pick(1, 4); i > 0; --i) {
-        int node = Pick(0, 3);
-        After(RandomDelay(kFaultTime), [this, node] { SetPaused(node, true); });
-        After(RandomDelay(kFaultTime), [this, node] { SetPaused(node, false); });
-      }
+    WriteTimes(0.5, [this] {
+      const int i = planned_.Pick(0, 3);
+      AddEntry(absl::StrCat("node ", i, " crashes and restarts"), [this, i] { Restart(i); });
+    });
+    WriteTimes(0.5, [this] {
+      const int i = planned_.Pick(0, 3);
+      const bool suspended = planned_.Once(0.3);
+      const absl::Duration length = planned_.UpTo(absl::Seconds(4));
+      AddEntry(absl::StrCat("node ", i, suspended ? " is suspended for " : " is paused for ",
+                            absl::FormatDuration(length)),
+               [this, i, suspended, length] { Pause(i, suspended, length); });
+    });
+    WriteTimes(0.5, [this] {
+      const int from = planned_.Pick(0, 3), to = planned_.Pick(0, 3);
+      AddEntry(absl::StrCat("cut from ", from, " to ", to), [this, from, to] {
+        network_.Cut(nodes_[from]->channel.get(), nodes_[to]->channel.get());
+      });
+    });
+    if (planned_.Once(0.3)) AddEntry("cuts heal", [this] { network_.HealAllLinks(); });
+    WriteTimes(0.4, [this] {
+      const int i = planned_.Pick(0, 3);
+      const absl::Duration jump = planned_.UpTo(absl::Seconds(planned_.Once(0.1) ? 3600 : 8));
+      AddEntry(absl::StrCat("the clock of node ", i, " jumps by ", absl::FormatDuration(jump)),
+               [this, i, jump] { nodes_[i]->clock.Jump(jump); });
+    });
+    WriteTimes(0.3, [this] {
+      const int i = planned_.Pick(0, 3);
+      const double rate = planned_.Pick(900, 1100) / 1e3;
+      AddEntry(absl::StrCat("the clock of node ", i, " runs at ", rate), [this, i, rate] {
+        if (!nodes_[i]->paused) nodes_[i]->clock.SetRate(rate);
+      });
+    });
+    for (int i = 0; i < kNumRequests; ++i) {
+      const int num_tokens = planned_.Pick(1, 10 * kBlockTokens);
+      const absl::Duration at = planned_.UpTo(absl::Seconds(5));
+      script_.push_back(
+          {absl::StrCat(absl::FormatDuration(at), ": request ", i, " of ", num_tokens, " tokens"),
+           [this, i, num_tokens, at] {
+             requests_[i].wanted = true;
+             requests_[i].num_tokens = num_tokens;
+             After(at, [this, i] { Plan(i); });
+           }});
     }
-    if (Chance(0.5)) {
-      for (int i = Pick(1, 4); i > 0; --i) {
-        After(RandomDelay(kFaultTime), [this] {
-          int from = Pick(0, 3), to = Pick(0, 3);
-          Trace("cut ", nodes_[from]->name, " -> ", nodes_[to]->name);
-          network_.Cut(nodes_[from]->channel.get(), nodes_[to]->channel.get());
-        });
-      }
-      After(RandomDelay(kFaultTime), [this] { network_.HealAllLinks(); });
-    }
-    cancels_ = Chance(0.4);
+  }
+  void WriteRate(const char* what, double max, double SimFaults::*rate) {
+    if (!planned_.Once(0.5)) return;
+    const double value = max * planned_.Fraction();
+    script_.push_back({absl::StrFormat("%.1f %% of the messages %s", 100 * value, what),
+                       [this, rate, value] { faults_.*rate = value; }});
+  }
+  // One to four faults of one kind, in some of the seeds.
+  void WriteTimes(double probability, const std::function<void()>& write) {
+    if (!planned_.Once(probability)) return;
+    for (int n = planned_.Pick(1, 4); n > 0; --n) write();
+  }
+  void AddEntry(const std::string& text, std::function<void()> fault) {
+    const absl::Duration at = planned_.UpTo(kFaultTime);
+    script_.push_back({absl::StrCat(absl::FormatDuration(at), ": ", text),
+                       [this, at, text, fault = std::move(fault)] {
+                         After(at, [this, text, fault] {
+                           Trace(text);
+                           fault();
+                         });
+                       }});
+  }
+  void Pause(int i, bool suspended, absl::Duration length) {
+    Node* node = nodes_[i].get();
+    if (node->paused) return;
+    SetPaused(i, true);
+    const double rate = node->clock.rate();
+    if (suspended) node->clock.SetRate(0);  // as CLOCK_MONOTONIC of a suspended machine
+    After(length, [this, i, rate, incarnation = node->incarnation] {
+      if (nodes_[i]->incarnation != incarnation) return;
+      nodes_[i]->clock.SetRate(rate);
+      SetPaused(i, false);
+    });
   }
   void StopFaults() {
     Trace("faults stop");
     network_.set_faults(calm_);
     network_.HealAllLinks();
-    for (int i = 0; i < 4; ++i) SetPaused(i, false);
-    faults_stopped_ = true;
   }
 
   // --- router ---
@@ -740,7 +786,7 @@ class World {
   }
 
   void PollNode(Node* node) {
-    ++num_polls_;
+    ++num_handoff_polls;
     std::vector<TransferEvent> events;
     node->agent->Poll(&events);
     for (const TransferEvent& event : events) {
@@ -775,9 +821,10 @@ class World {
   // --- the end ---
   bool Settled() const {
     for (const Request& request : requests_) {
-      if (!request.delivered) return false;
+      if (request.wanted && !request.delivered) return false;
     }
     for (const auto& node : nodes_) {
+      if (node->paused) return false;
       TransferStats stats = node->agent->Stats();
       if (stats.sends_in_flight > 0 || stats.receives_in_flight > 0) return false;
       if (node->agent->NextDeadline() != absl::InfiniteFuture()) return false;
@@ -787,7 +834,8 @@ class World {
   void CheckEnd() {
     absl::Time now = network_.Now();
     for (int r = 0; r < kNumRequests; ++r) {
-      if (!requests_[r].delivered) Fail(now, absl::StrCat("request ", r, " was never delivered"));
+      if (requests_[r].wanted && !requests_[r].delivered)
+        Fail(now, absl::StrCat("request ", r, " was never delivered"));
     }
     for (const auto& node : nodes_) {
       TransferStats stats = node->agent->Stats();
@@ -815,11 +863,14 @@ class World {
     return id;
   }
 
-  std::mt19937_64 random_;
+  const bool trace_;
+  testing::Chance planned_;  // for the script
+  testing::Chance random_;   // for the run
   SimNetwork network_;
   TransferOptions options_;
-  SimFaults calm_;
+  SimFaults calm_, faults_;
   absl::Time start_;
+  std::vector<ScriptEntry> script_;
   std::vector<std::unique_ptr<Node>> nodes_;
   std::vector<Request> requests_;
   std::multimap<absl::Time, std::function<void()>> schedule_;
@@ -829,18 +880,20 @@ class World {
   std::set<TransferId> served_;  // fetches
   uint64_t last_incarnation_ = 100;
   bool cancels_ = false;
-  bool faults_stopped_ = false;
-  uint64_t num_polls_ = 0;
 };
 
 }  // namespace
 
-uint64_t RunHandoffSeed(uint64_t seed, bool trace) {
-  g_seed = seed;
-  g_trace = trace;
-  World world(seed);
-  world.Run();
-  return world.num_polls();
+SimulationProgram HandoffSimulation() {
+  SimulationProgram program;
+  program.name = "handoff_simulation";
+  program.default_seeds = 8000;
+  program.make = [](uint64_t seed, bool trace) { return std::make_unique<World>(seed, trace); };
+  program.summarize = [] {
+    std::printf("%llu polls\n", static_cast<unsigned long long>(num_handoff_polls));
+    return true;
+  };
+  return program;
 }
 
-}  // namespace sluice
+}  // namespace sluice::testing

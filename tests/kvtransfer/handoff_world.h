@@ -5,10 +5,13 @@
 // prefill worker, or reserves an attempt that is over. Before it computes, a prefill worker often
 // fetches the prefix that the decode worker has cached from an earlier attempt.
 //
+// Faults: messages are lost, doubled, delayed, reordered, damaged; receives fail or hang; links are
+// cut one way; processes crash, are paused (their clock goes on) or suspended (it does not); clocks
+// jump and run at their own rate.
+//
 // Checked all the time:
 //   - a delivered sequence holds exactly the bytes that one life of one worker computed for
-//   (request,
-//     attempt, position), and so does what an aborted transfer reports as verified;
+//     (request, attempt, position), and so does what an aborted transfer reports as verified;
 //   - delivery happens once, and only with every block covered;
 //   - a send that ended well was delivered, and one that was delivered is not refused;
 //   - what an aborted transfer reports as verified at once is final;
@@ -21,12 +24,10 @@
 // block is free or cached, and no agent wants to wake up.
 #pragma once
 
-#include <cstdint>
+#include "tests/sim/seed_runner.h"
 
-namespace sluice {
+namespace sluice::testing {
 
-// Runs one seed; on a violation prints the seed, the time and what happened, and ends the process
-// with exit code 1. Returns the number of polls.
-uint64_t RunHandoffSeed(uint64_t seed, bool trace);
+SimulationProgram HandoffSimulation();
 
-}  // namespace sluice
+}  // namespace sluice::testing

@@ -286,7 +286,7 @@ TEST_F(TransferAgentTest, ASilentPeerIsDeadAfterTheTimeout) {
     Node& alive = prefill_dies ? *d_ : *p_;
     dead.polled = false;
     network_.SetPaused(dead.channel.get(), true);
-    Run(absl::Milliseconds(700));
+    Run(TransferOptions().peer_timeout - absl::Milliseconds(300));
     EXPECT_TRUE(alive.events.empty());
     Run(absl::Milliseconds(500));
     ASSERT_EQ(alive.events.size(), 1u);

@@ -1,214 +1,26 @@
 // The UCX channel over shared memory and over TCP on the loopback: two channels in one process, and
-// a peer in another process that can be stopped and killed. `ucx_channel_test --peer TLS` is that
-// peer.
+// a peer in another process that can be stopped and killed.
 #include "kvtransfer/channel/ucx_channel.h"
 
 #include <dlfcn.h>
 #include <signal.h>
 #include <sys/resource.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
-#include <cstdio>
-#include <cstring>
-#include <functional>
-#include <iostream>
-#include <map>
 #include <numeric>
 #include <thread>
 
-#include "absl/strings/escaping.h"
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "kvtransfer/channel/ucx_lanes.h"
+#include "tests/kvtransfer/ucx_harness.h"
 
 namespace sluice {
 namespace {
-
-constexpr absl::Duration kPatience = absl::Seconds(20);
-
-std::vector<uint8_t> Pattern(size_t size_bytes, uint32_t seed) {
-  std::vector<uint8_t> bytes(size_bytes);
-  uint32_t state = seed * 2654435761u + 1;
-  for (uint8_t& byte : bytes) {
-    state = state * 1664525u + 1013904223u;
-    byte = static_cast<uint8_t>(state >> 24);
-  }
-  return bytes;
-}
-
-bool AllAre(const std::vector<uint8_t>& bytes, uint8_t value) {
-  return std::all_of(bytes.begin(), bytes.end(), [value](uint8_t b) { return b == value; });
-}
-
-UcxOptions OptionsFor(const std::string& tls) {
-  UcxOptions options;
-  options.tls = tls;
-  if (tls == "tcp") options.net_devices = "lo";
-  return options;
-}
-
-// A channel with its events sorted into boxes.
-class Node {
- public:
-  explicit Node(const UcxOptions& options) {
-    absl::StatusOr<std::unique_ptr<KvChannel>> created = CreateUcxChannel(options);
-    if (!created.ok()) {
-      ADD_FAILURE() << created.status();
-      std::abort();
-    }
-    channel = *std::move(created);
-  }
-  void Poll() {
-    std::vector<ChannelEvent> events;
-    channel->Poll(&events);
-    for (ChannelEvent& event : events) {
-      switch (event.kind) {
-        case ChannelEvent::Kind::kMessage:
-          messages.push_back(std::move(event));
-          break;
-        case ChannelEvent::Kind::kSendDone:
-          sent[event.operation] = event.status;
-          break;
-        case ChannelEvent::Kind::kReceiveDone:
-          received[event.operation] = event.status;
-          break;
-        case ChannelEvent::Kind::kPeerFailed:
-          failed.push_back(event.status);
-          break;
-      }
-    }
-  }
-  bool WaitUntil(const std::function<bool()>& done, Node* other = nullptr,
-                 absl::Duration patience = kPatience) {
-    absl::Time deadline = MonotonicNow() + patience;
-    while (MonotonicNow() < deadline) {
-      Poll();
-      if (other != nullptr) other->Poll();
-      if (done()) return true;
-      if (other == nullptr) channel->WaitForActivity(absl::Milliseconds(20));
-    }
-    return false;
-  }
-  bool WaitForMessages(size_t count, Node* other = nullptr) {
-    return WaitUntil([&] { return messages.size() >= count; }, other);
-  }
-
-  std::unique_ptr<KvChannel> channel;
-  std::vector<ChannelEvent> messages;
-  std::map<OperationId, absl::Status> sent;
-  std::map<OperationId, absl::Status> received;
-  std::vector<absl::Status> failed;
-};
-
-// --- the other process ---
-
-// Obeys headers: "take" receives and answers with a digest, "drop" refuses, "hold" ignores, "send
-// N" sends N bytes, "send-stop N" sends and stops itself, "exit".
-int RunPeer(const std::string& tls) {
-  signal(SIGPIPE, SIG_IGN);
-  Node node(OptionsFor(tls));
-  std::cout << "ADDRESS " << absl::BytesToHexString(node.channel->LocalAddress()) << std::endl;
-  std::string line;
-  std::getline(std::cin, line);
-  absl::StatusOr<PeerId> parent = node.channel->Connect(absl::HexStringToBytes(line));
-  if (!parent.ok()) return 3;
-  std::vector<std::vector<uint8_t>> buffers;  // alive until the end
-  uint64_t operation = 0;
-  // No longer than any test waits, should the parent die.
-  for (absl::Time end = MonotonicNow() + absl::Seconds(60); MonotonicNow() < end;) {
-    node.Poll();
-    for (ChannelEvent& message : node.messages) {
-      uint64_t size_bytes = 0;
-      if (message.header == "exit") return 0;
-      if (message.header == "take") {
-        buffers.emplace_back(message.payload_bytes);
-        OperationId id(++operation);
-        if (!node.channel->Receive(message.payload, {absl::MakeSpan(buffers.back())}, id).ok() ||
-            !node.WaitUntil([&] { return node.received.contains(id); })) {
-          return 4;
-        }
-        uint64_t sum = std::accumulate(buffers.back().begin(), buffers.back().end(), uint64_t{0});
-        (void)node.channel->Send(*parent, absl::StrCat("took ", sum), {}, OperationId(++operation));
-      } else if (message.header == "drop") {
-        node.channel->Drop(message.payload);
-        (void)node.channel->Send(*parent, "dropped", {}, OperationId(++operation));
-      } else if (absl::StartsWith(message.header, "send") &&
-                 absl::SimpleAtoi(message.header.substr(message.header.find(' ') + 1),
-                                  &size_bytes)) {
-        buffers.push_back(Pattern(size_bytes, 7));
-        (void)node.channel->Send(*parent, "data", {absl::MakeConstSpan(buffers.back())},
-                                 OperationId(++operation));
-        if (absl::StartsWith(message.header, "send-stop")) {
-          for (int i = 0; i < 20; ++i) {
-            node.Poll();
-            usleep(2000);
-          }
-          raise(SIGSTOP);
-        }
-      }
-    }
-    node.messages.clear();
-    node.channel->WaitForActivity(absl::Milliseconds(100));
-  }
-  return 0;
-}
-
-class PeerProcess {
- public:
-  explicit PeerProcess(const std::string& tls, const std::string& parent_address) {
-    int to_child[2], from_child[2];
-    if (pipe(to_child) != 0 || pipe(from_child) != 0) std::abort();
-    pid_ = fork();
-    if (pid_ == 0) {
-      dup2(to_child[0], STDIN_FILENO);
-      dup2(from_child[1], STDOUT_FILENO);
-      close(to_child[1]);
-      close(from_child[0]);
-      execl("/proc/self/exe", "ucx_channel_test", "--peer", tls.c_str(), nullptr);
-      _exit(127);
-    }
-    close(to_child[0]);
-    close(from_child[1]);
-    FILE* out = fdopen(from_child[0], "r");
-    char line[8192];
-    while (fgets(line, sizeof(line), out) != nullptr) {
-      if (std::strncmp(line, "ADDRESS ", 8) != 0) continue;  // UCX warns on stdout
-      std::string hex(line + 8);
-      hex.pop_back();
-      address_ = absl::HexStringToBytes(hex);
-      break;
-    }
-    out_ = out;
-    std::string answer = absl::BytesToHexString(parent_address) + "\n";
-    if (write(to_child[1], answer.data(), answer.size()) < 0) std::abort();
-    close(to_child[1]);
-  }
-  ~PeerProcess() {
-    Kill();
-    fclose(out_);
-  }
-  void WaitUntilStopped() { waitpid(pid_, nullptr, WUNTRACED); }
-  void Signal(int signal) { kill(pid_, signal); }
-  void Kill() {
-    if (pid_ <= 0) return;
-    kill(pid_, SIGKILL);
-    waitpid(pid_, nullptr, 0);
-    pid_ = 0;
-  }
-  const std::string& address() const { return address_; }
-
- private:
-  pid_t pid_ = 0;
-  FILE* out_ = nullptr;
-  std::string address_;
-};
 
 class UcxChannelTest : public ::testing::TestWithParam<std::string> {
  protected:
@@ -599,7 +411,8 @@ TEST(UcxLanes, ReadsThePrint) {
 }  // namespace sluice
 
 int main(int argc, char** argv) {
-  if (argc == 3 && std::strcmp(argv[1], "--peer") == 0) return sluice::RunPeer(argv[2]);
+  int exit_code = 0;
+  if (sluice::RunAsPeer(argc, argv, &exit_code)) return exit_code;
   ::testing::InitGoogleMock(&argc, argv);
   return RUN_ALL_TESTS();
 }

@@ -390,11 +390,34 @@ TEST_F(HostileClientTest, ALongAnswerIsNotIdle) {
   EXPECT_EQ(client.ReadReply().status, 200);
 }
 
-TEST_F(HostileClientTest, ConnectionsAreCapped) {
+TEST_F(HostileClientTest, IdleConnectionsKeepNobodyOut) {
+  // Ten times the cap, and none of them ever asks for anything.
+  std::vector<std::unique_ptr<HttpClient>> idle;
+  for (int i = 0; i < 80; ++i) {
+    idle.push_back(std::make_unique<HttpClient>(port()));
+    if (i % 10 == 9) {
+      EXPECT_EQ(Get("/livez").status, 200) << i;
+    }
+  }
+  EXPECT_TRUE(idle.front()->WaitForClose(absl::Seconds(5)));
+  HttpClient busy(port());
+  const auto generation = StartStream(&busy);
+  for (int i = 0; i < 20; ++i) idle.push_back(std::make_unique<HttpClient>(port()));
+  EXPECT_EQ(Get("/livez").status, 200);
+  generation.End(GenerationEnd::kLength);
+  std::string chunk;
+  while (!(chunk = busy.ReadChunk()).empty()) {
+    if (chunk.find("[DONE]") != std::string::npos) break;
+  }
+  EXPECT_THAT(chunk, HasSubstr("[DONE]")) << "who has a request is not closed";
+}
+
+TEST_F(HostileClientTest, BusyConnectionsAreCapped) {
   std::vector<std::unique_ptr<HttpClient>> clients;
+  std::vector<FakeDispatcher::Generation> generations;
   for (int i = 0; i < 8; ++i) {
     clients.push_back(std::make_unique<HttpClient>(port()));
-    EXPECT_EQ(clients.back()->Get("/livez").status, 200);
+    generations.push_back(StartStream(clients.back().get()));
   }
   HttpClient over(port());
   const HttpReply reply = over.ReadReply();

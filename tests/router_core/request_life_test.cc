@@ -106,6 +106,15 @@ TEST_F(RequestLifeTest, DisaggregatedFromSubmitToEnd) {
   ExpectNothingLeft();
 }
 
+TEST_F(RequestLifeTest, TheGrantsAddressIsNewerThanTheRegisteredOne) {
+  JoinPair();
+  h_.Submit(10, 100);
+  Granted granted{d_, h_.Take<SendReserve>().at(0).sequence.key, {}};
+  granted.grant.kv_address = "address of d since it started anew";
+  h_.Play(granted);
+  EXPECT_EQ(h_.Take<SendPrefill>().at(0).decode_kv_address, granted.grant.kv_address);
+}
+
 TEST_F(RequestLifeTest, ColocatedRunsWithoutHandoff) {
   const SessionId b = h_.Join("b", WorkerRole::kBoth);
   const RequestId id = h_.Submit(10, 2);
@@ -130,6 +139,71 @@ TEST_F(RequestLifeTest, NoWorkerIsUnavailableAtOnce) {
   EXPECT_THAT(std::string(h_.Result(second).status.message()), HasSubstr("no ready decode worker"));
   EXPECT_EQ(h_.ends.at(second)[0].reject, RejectReason::kNoDecode);
   ExpectNothingLeft();
+}
+
+// A restarting worker costs new requests a pause, not an error; a lost role is refused after its
+// time.
+TEST_F(RequestLifeTest, ANewRequestWaitsForAWorkerThatWasThereAMomentAgo) {
+  JoinPair();
+  const auto pass = [this](int milliseconds) {
+    for (int i = 0; i < milliseconds; i += 100) {
+      h_.now += absl::Milliseconds(100);
+      h_.Play(LoadReported{d_, CoreHarness::ReadyLoad()});
+      h_.Play(Tick{});
+    }
+  };
+  h_.Play(WorkerLeft{p_, "restarted"});
+  pass(100);
+  const RequestId id = h_.Submit();
+  pass(2000);
+  EXPECT_FALSE(h_.HasEnded(id));
+  p_ = h_.Join("p", WorkerRole::kPrefill);
+  EXPECT_EQ(h_.Take<SendReserve>().size(), 1u);
+  h_.Play(RequestCancelled{id, false});
+
+  h_.Play(WorkerLeft{p_, "gone"});
+  const RequestId waits = h_.Submit();
+  pass(2900);
+  EXPECT_FALSE(h_.HasEnded(waits));
+  pass(100);
+  EXPECT_EQ(h_.Result(waits).status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(h_.HasEnded(h_.Submit())) << "now at once";
+}
+
+// Small requests must not take every block that becomes free from a large one that waits for many.
+TEST_F(RequestLifeTest, NewRequestsDoNotOvertakeOneThatStarves) {
+  JoinPair();
+  const RequestId large = h_.Submit(500, 100);
+  const AttemptKey key = h_.Take<SendReserve>().at(0).sequence.key;
+  const auto refuse_for = [this, key](int milliseconds) {
+    for (int i = 0; i < milliseconds; i += 100) {
+      h_.Play(AnsweredBusy{d_, key, "full", absl::ZeroDuration()});
+      h_.now += absl::Milliseconds(100);
+      h_.Play(LoadReported{p_, CoreHarness::ReadyLoad()});
+      h_.Play(LoadReported{d_, CoreHarness::ReadyLoad()});
+      h_.Play(Tick{});
+    }
+    h_.sent.clear();
+  };
+  refuse_for(500);
+  h_.Submit(10, 10);
+  EXPECT_EQ(h_.Take<SendReserve>().size(), 1u) << "it has not waited for long";
+  refuse_for(2000);
+  h_.Submit(10, 10);
+  EXPECT_TRUE(h_.Take<SendReserve>().empty());
+  EXPECT_EQ(h_.core.num_queued(), 1);
+  // It is asked for again and again; now there is room.
+  while (h_.core.num_queued() == 1 && !h_.HasEnded(large)) {
+    h_.now += absl::Milliseconds(100);
+    h_.Play(LoadReported{p_, CoreHarness::ReadyLoad()});
+    h_.Play(LoadReported{d_, CoreHarness::ReadyLoad()});
+    h_.Play(Tick{});
+    for (const SendReserve& reserve : h_.Take<SendReserve>()) {
+      if (reserve.sequence.key.request == large) h_.PlayGrant(d_, reserve.sequence.key);
+    }
+  }
+  EXPECT_EQ(h_.core.num_queued(), 0);
+  EXPECT_FALSE(h_.HasEnded(large));
 }
 
 TEST_F(RequestLifeTest, RefusesEmptyPromptsAndTooLongOnes) {

@@ -106,6 +106,28 @@ TEST(RetryBudgetTest, AFifthOfTheRunningRequestsStartsAnewAtOnce) {
   EXPECT_EQ(h.core.retries().num_places_taken(), 0u);
 }
 
+// A request that waits for a slow worker does not keep the others from starting.
+TEST(RetryBudgetTest, APlaceIsHeldForALimitedTime) {
+  RetryBudget budget(0.2, absl::Milliseconds(500));
+  const absl::Time now = absl::UnixEpoch();
+  const auto id = [](int number) {
+    RequestId id;
+    id.bytes[0] = static_cast<uint8_t>(number);
+    return id;
+  };
+  EXPECT_TRUE(budget.Acquire(id(1), 5, now));
+  EXPECT_FALSE(budget.Acquire(id(2), 5, now));
+  EXPECT_FALSE(budget.Acquire(id(3), 5, now));
+  EXPECT_EQ(budget.NextChange(), now + absl::Milliseconds(500));
+  EXPECT_EQ(budget.TakeNext(5, now + absl::Milliseconds(499)), std::nullopt);
+  EXPECT_EQ(budget.TakeNext(5, now + absl::Milliseconds(500)), id(2));
+  EXPECT_TRUE(budget.Acquire(id(1), 5, now + absl::Seconds(1))) << "it stays one that may go on";
+  EXPECT_EQ(budget.num_places_taken(), 1u);
+  budget.Release(id(2));
+  EXPECT_EQ(budget.TakeNext(5, now + absl::Seconds(1)), id(3));
+  EXPECT_EQ(budget.NextChange(), absl::InfiniteFuture()) << "nobody waits";
+}
+
 // While no worker is there, nobody holds a place: all give up in their own time, not one after the
 // other.
 TEST(RetryBudgetTest, WaitingForAWorkerTakesNoPlace) {
@@ -150,6 +172,17 @@ TEST_F(NoRecoveryTest, LostPrefillWorkerEndsItsRequestsAndFreesDecode) {
   const std::vector<SendCancel> cancels = h_.Take<SendCancel>();
   ASSERT_EQ(cancels.size(), 1u);
   EXPECT_EQ(cancels[0].to, d_);
+}
+
+// CANCELLED means in the table of errors that the client left.
+TEST_F(NoRecoveryTest, WhatOneWorkerCancelledAtAnotherIsNotTheClientsDoing) {
+  const RequestId id = h_.Submit();
+  const AttemptKey key = Grant();
+  h_.PlayEnd(d_, key, AttemptEndReason::kFailed,
+             absl::CancelledError("cancelled by the prefill worker: cancelled"), "kv_transfer");
+  EXPECT_EQ(h_.Result(id).end, GenerationEnd::kFailed);
+  EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kAborted);
+  EXPECT_THAT(Message(id), HasSubstr("cancelled by the prefill worker"));
 }
 
 TEST_F(RecoveryTest, LostDecodeWorkerIsReplacedAndNoTokenIsLostOrRepeated) {

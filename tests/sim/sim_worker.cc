@@ -1,7 +1,9 @@
 #include "tests/sim/sim_worker.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
+#include <variant>
 
 #include "absl/strings/str_cat.h"
 #include "common/block_hash.h"
@@ -37,17 +39,18 @@ SimWorker::SimWorker(SimWorkerOptions options, SimNetwork* network, worker::Work
     : options_(std::move(options)),
       network_(network),
       uplink_(std::move(uplink)),
+      clock_(network),
       channel_(network->NewChannel(options_.name)),
       fake_(MakeFakeEngine(options_.scheduler, options_.num_blocks)),
       agent_(
-          TransferAgent::Create(options_.transfers, options_.incarnation, channel_.get(), network)),
+          TransferAgent::Create(options_.transfers, options_.incarnation, channel_.get(), &clock_)),
       engine_free_at_(network->Now()) {
   worker::HandlerContext context;
   context.engine = fake_.engine.get();
   context.routers = this;
   context.transfers = this;
   context.metrics = metrics;
-  context.clock = network;
+  context.clock = &clock_;
   context.self = options_.incarnation;
   context.lease = options_.transfers.lease;
   context.fetch_patience = options_.transfers.fetch_patience;
@@ -80,7 +83,7 @@ router::WorkerInfo SimWorker::Info() const {
   return info;
 }
 
-router::WorkerLoad SimWorker::LoadReport(bool first_of_stream) {
+router::WorkerLoad SimWorker::LoadReport(router::SessionId session) {
   const EngineLoad engine = fake_.engine->Load();
   router::WorkerLoad load;
   load.ready = true;
@@ -94,15 +97,15 @@ router::WorkerLoad SimWorker::LoadReport(bool first_of_stream) {
   load.blocks_receiving = engine.blocks.receiving;
   load.blocks_sending = engine.blocks.sending;
   load.blocks_quarantined = engine.blocks.quarantined;
-  PrefixCacheChanges changes = fake_.engine->TakePrefixCacheChanges();
+  const PrefixCacheChanges changes = fake_.engine->TakePrefixCacheChanges();
   for (const BlockHash& hash : changes.removed) cached_.erase(hash);
   cached_.insert(changes.added.begin(), changes.added.end());
-  if (first_of_stream) {
-    load.kv_blocks_added.assign(cached_.begin(), cached_.end());
-  } else {
-    load.kv_blocks_added = std::move(changes.added);
-    load.kv_blocks_removed = std::move(changes.removed);
-  }
+  std::set<BlockHash>& known = known_[session];
+  std::set_difference(cached_.begin(), cached_.end(), known.begin(), known.end(),
+                      std::back_inserter(load.kv_blocks_added));
+  std::set_difference(known.begin(), known.end(), cached_.begin(), cached_.end(),
+                      std::back_inserter(load.kv_blocks_removed));
+  known = cached_;
   return load;
 }
 
@@ -113,9 +116,9 @@ void SimWorker::Post(std::function<void(worker::RequestHandler*)> command) {
 absl::Time SimWorker::WakeTime() const {
   if (paused) return absl::InfiniteFuture();
   const absl::Time now = network_->Now();
-  absl::Time wake = agent_->NextDeadline();
+  absl::Time wake = clock_.ToReference(agent_->NextDeadline());
   if (channel_->has_events() || !to_transfer_.empty()) wake = now;
-  absl::Time engine = handler_->NextDeadline();
+  absl::Time engine = clock_.ToReference(handler_->NextDeadline());
   if (EngineHasWork() || !to_engine_.empty()) engine = now;
   return std::min(wake, std::max(engine, engine_free_at_));
 }
@@ -123,12 +126,12 @@ absl::Time SimWorker::WakeTime() const {
 bool SimWorker::EngineHasWork() const { return fake_.engine->HasWork() && !stalled_; }
 
 void SimWorker::Run() {
-  const absl::Time now = network_->Now();
-  if (channel_->has_events() || !to_transfer_.empty() || agent_->NextDeadline() <= now) {
+  const absl::Time local = clock_.Now();
+  if (channel_->has_events() || !to_transfer_.empty() || agent_->NextDeadline() <= local) {
     RunTransferLoop();
   }
-  bool engine_due = EngineHasWork() || !to_engine_.empty() || handler_->NextDeadline() <= now;
-  if (engine_due && engine_free_at_ <= now) RunEngineLoop();
+  bool engine_due = EngineHasWork() || !to_engine_.empty() || handler_->NextDeadline() <= local;
+  if (engine_due && engine_free_at_ <= network_->Now()) RunEngineLoop();
 }
 
 void SimWorker::RunTransferLoop() {
@@ -136,12 +139,17 @@ void SimWorker::RunTransferLoop() {
   std::vector<TransferEvent> events;
   agent_->Poll(&events);
   for (TransferEvent& event : events) {
-    Post([event = std::move(event)](worker::RequestHandler* h) { h->OnTransferEvent(event); });
+    Post([this, event = std::move(event)](worker::RequestHandler* h) {
+      h->OnTransferEvent(event);
+      if (const auto* received = std::get_if<Received>(&event)) {
+        CheckContent({received->request, received->attempt});
+      }
+    });
   }
 }
 
 void SimWorker::RunEngineLoop() {
-  const absl::Time now = network_->Now();
+  const absl::Time now = clock_.Now();
   for (const auto& command : std::exchange(to_engine_, {})) {
     stalled_ = false;
     command(handler_.get());
@@ -150,12 +158,61 @@ void SimWorker::RunEngineLoop() {
   if (!fake_.engine->HasWork()) return;
   const StepResult result = fake_.engine->Step();
   stalled_ = result.idle;
-  engine_free_at_ = now + options_.step_time;
-  handler_->OnStep(result, {now, engine_free_at_});
+  for (const SequenceKey& key : result.started) CheckContent(key);
+  engine_free_at_ = network_->Now() + options_.step_time;
+  handler_->OnStep(result, {now, now + options_.step_time * clock_.rate()});
+}
+
+void SimWorker::CheckContent(const SequenceKey& key) {
+  for (const Sequence* sequence : fake_.engine->scheduler().Sequences()) {
+    if (sequence->key != key || sequence->phase == SequencePhase::kQuarantined) continue;
+    for (int position = 0; position < sequence->num_computed; ++position) {
+      if (HasFakeKv(*fake_.kv_store, sequence->block_table, position,
+                    sequence->tokens[static_cast<size_t>(position)])) {
+        continue;
+      }
+      foreign_bytes_ = absl::StrCat("foreign bytes at position ", position, " of request ",
+                                    key.request.ToString(), "/", key.attempt.value);
+      return;
+    }
+  }
+}
+
+std::string SimWorker::CheckPendingOperations() const {
+  const auto destinations = channel_->PendingDestinations();
+  const auto sources = channel_->PendingSources();
+  if (destinations.empty() && sources.empty()) return "";
+  std::set<const uint8_t*> reserved, lent;
+  for (const Sequence* sequence : fake_.engine->scheduler().Sequences()) {
+    const bool receives = sequence->phase == SequencePhase::kReserved ||
+                          sequence->phase == SequencePhase::kQuarantined;
+    if (!receives && sequence->kind != SequenceKind::kPrefill) continue;
+    for (BlockId block : sequence->block_table) {
+      (receives ? reserved : lent).insert(fake_.engine->BlockBytes(block).data());
+    }
+  }
+  for (const auto& [id, pin] : fake_.engine->scheduler().pins()) {
+    for (BlockId block : pin.blocks) lent.insert(fake_.engine->BlockBytes(block).data());
+  }
+  for (const auto& block : destinations) {
+    if (!reserved.contains(block.data())) return "a block was freed under a pending receive";
+  }
+  for (const auto& block : sources) {
+    if (!lent.contains(block.data())) return "a block was unpinned under a pending send";
+  }
+  return "";
+}
+
+bool SimWorker::Holds(const RequestId& request) const {
+  const std::vector<Engine::Holder> holders = fake_.engine->Holders();
+  return std::any_of(holders.begin(), holders.end(),
+                     [&](const Engine::Holder& h) { return h.key.request == request; });
 }
 
 std::string SimWorker::CheckIntegrity() const {
+  if (!foreign_bytes_.empty()) return foreign_bytes_;
   if (!fake_.engine->Load().blocks.Balanced()) return "block states do not sum to the pool";
+  if (std::string pending = CheckPendingOperations(); !pending.empty()) return pending;
   return std::string(fake_.engine->CheckIntegrity().message());
 }
 

@@ -6,11 +6,10 @@
 
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
-#include <random>
 #include <set>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "kvtransfer/agent/transfer_agent.h"
@@ -18,6 +17,7 @@
 #include "services/router/core/messages.h"
 #include "services/worker_runtime/request_handler.h"
 #include "services/worker_runtime/worker_metrics.h"
+#include "tests/sim/node_clock.h"
 #include "tests/support/fake_engine.h"
 
 namespace sluice::testing {
@@ -41,24 +41,28 @@ class SimWorker : public worker::RouterLink, public worker::TransferPort {
             Uplink uplink);
 
   router::WorkerInfo Info() const;
-  // A new stream is told the whole prefix cache, later reports only what changed.
-  router::WorkerLoad LoadReport(bool first_of_stream);
+  // A stream is first told the whole prefix cache, later what changed since its last report.
+  router::WorkerLoad LoadReport(router::SessionId session);
+  void ForgetStream(router::SessionId session) { known_.erase(session); }
 
   // Posts to the engine loop, in order.
   void Post(std::function<void(worker::RequestHandler*)> command);
 
-  // When Run has something to do next.
+  // When Run has something to do next, on the network's clock.
   absl::Time WakeTime() const;
   // One round of whichever loop is due.
   void Run();
 
-  // "" while the worker's books are in order.
+  // "" while the worker's books are in order, no block is free that the network may still touch,
+  // and no sequence was computed over anything but its own tokens.
   std::string CheckIntegrity() const;
+  bool Holds(const RequestId& request) const;
   // "" when nothing is held for any request any more.
   std::string CheckIdle() const;
 
   const SimWorkerOptions& options() const { return options_; }
   SimChannel* channel() { return channel_.get(); }
+  NodeClock& clock() { return clock_; }
   bool paused = false;
 
  private:
@@ -83,10 +87,14 @@ class SimWorker : public worker::RouterLink, public worker::TransferPort {
   bool EngineHasWork() const;
   void RunTransferLoop();
   void RunEngineLoop();
+  // Whether the KV that the sequence is said to have is that of its tokens.
+  void CheckContent(const SequenceKey& key);
+  std::string CheckPendingOperations() const;
 
   const SimWorkerOptions options_;
   SimNetwork* const network_;
   const Uplink uplink_;
+  NodeClock clock_;
   std::unique_ptr<SimChannel> channel_;
   FakeEngine fake_;                       // its blocks outlive the agent
   std::unique_ptr<TransferAgent> agent_;  // gone before its channel
@@ -94,10 +102,11 @@ class SimWorker : public worker::RouterLink, public worker::TransferPort {
 
   std::deque<std::function<void()>> to_transfer_;
   std::deque<std::function<void(worker::RequestHandler*)>> to_engine_;
-  absl::Time engine_free_at_;  // the step that runs now ends then
+  absl::Time engine_free_at_;  // the step that runs now ends then, on the network's clock
   bool stalled_ = false;       // the last step had nothing it could do
   std::set<BlockHash> cached_;
-  PrefixCacheChanges changes_;
+  std::map<router::SessionId, std::set<BlockHash>> known_;  // what each router was told of cached_
+  std::string foreign_bytes_;                               // the first that were found
 };
 
 }  // namespace sluice::testing

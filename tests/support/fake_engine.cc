@@ -60,22 +60,24 @@ std::vector<TokenId> MakeTokens(uint64_t seed, int count, int vocab_size) {
 Answer OracleAnswer(const SequenceInput& input, int max_model_len) {
   Sampler sampler(kFakeVocabSize, kFakeVocabSize);
   TokenCounts counts(input.tokens, input.num_output_tokens);
-  std::vector<TokenId> tokens = input.tokens;
+  OracleSequence sequence;
+  for (TokenId token : input.tokens) sequence.Append(token);
+  int num_tokens = static_cast<int>(input.tokens.size());
   Answer answer;
   for (int index = input.num_output_tokens;; ++index) {
     absl::StatusOr<SampledToken> sampled =
-        sampler.Sample(OracleLogits(tokens), input.sampling, &counts, index);
+        sampler.Sample(sequence.Logits(), input.sampling, &counts, index);
     if (!sampled.ok()) std::abort();
     answer.tokens.push_back(*sampled);
-    tokens.push_back(sampled->token);
+    sequence.Append(sampled->token);
+    ++num_tokens;
     counts.AddOutput(sampled->token);
     const std::vector<TokenId>& stops = input.sampling.stop_token_ids;
     if (std::find(stops.begin(), stops.end(), sampled->token) != stops.end()) {
       answer.reason = EndReason::kStop;
       return answer;
     }
-    if (index + 1 >= input.sampling.max_tokens ||
-        static_cast<int>(tokens.size()) >= max_model_len) {
+    if (index + 1 >= input.sampling.max_tokens || num_tokens >= max_model_len) {
       answer.reason = EndReason::kLength;
       return answer;
     }

@@ -67,23 +67,42 @@ void WriteFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table,
   }
 }
 
-std::vector<float> OracleLogits(absl::Span<const TokenId> tokens) {
-  uint64_t state = 0;
-  for (size_t position = 0; position < tokens.size(); ++position) {
-    for (int64_t layer = 0; layer < kFakeNumLayers; ++layer) {
-      state = Extend(state, {tokens[position], static_cast<int32_t>(position),
-                             static_cast<int32_t>(layer), kCheck});
+bool HasFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table, int position,
+               TokenId token) {
+  for (int64_t layer = 0; layer < kFakeNumLayers; ++layer) {
+    const FakeRow& row = *Row(kv_store, block_table, position, layer);
+    if (row.token != token || row.position != position || row.layer != layer ||
+        row.check != kCheck) {
+      return false;
     }
   }
+  return true;
+}
+
+void OracleSequence::Append(TokenId token) {
+  for (int64_t layer = 0; layer < kFakeNumLayers; ++layer) {
+    state_ = Extend(state_, {token, num_tokens_, static_cast<int32_t>(layer), kCheck});
+  }
+  ++num_tokens_;
+}
+
+std::vector<float> OracleSequence::Logits() const {
   std::vector<float> logits(kFakeVocabSize);
-  FillLogits(state, absl::MakeSpan(logits));
+  FillLogits(state_, absl::MakeSpan(logits));
   return logits;
+}
+
+std::vector<float> OracleLogits(absl::Span<const TokenId> tokens) {
+  OracleSequence sequence;
+  for (TokenId token : tokens) sequence.Append(token);
+  return sequence.Logits();
 }
 
 FakeModel::FakeModel(const KvStore* kv_store, int64_t max_position_embeddings)
     : kv_store_(kv_store), spec_(FakeModelSpec(max_position_embeddings)) {}
 
 void FakeModel::Forward(absl::Span<const SequenceSlice> slices, absl::Span<float> logits) {
+  if (before_forward_) before_forward_();
   // All writes first: the slices are one batch, and none may depend on another's order.
   for (const SequenceSlice& slice : slices) {
     for (size_t i = 0; i < slice.tokens.size(); ++i) {

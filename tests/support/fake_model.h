@@ -5,6 +5,8 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <utility>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -25,9 +27,22 @@ ModelSpec FakeModelSpec(int64_t max_position_embeddings);
 // The row that token `token` at `position` leaves in every layer.
 void WriteFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table, int position,
                  TokenId token);
+// Whether that row is there, in every layer.
+bool HasFakeKv(const KvStore& kv_store, absl::Span<const BlockId> block_table, int position,
+               TokenId token);
 
 // What the fake model answers after `tokens`. [kFakeVocabSize]
 std::vector<float> OracleLogits(absl::Span<const TokenId> tokens);
+// The same, token by token.
+class OracleSequence {
+ public:
+  void Append(TokenId token);
+  std::vector<float> Logits() const;
+
+ private:
+  uint64_t state_ = 0;
+  int num_tokens_ = 0;
+};
 
 class FakeModel : public Model {
  public:
@@ -39,12 +54,15 @@ class FakeModel : public Model {
   int64_t num_computed_tokens() const { return num_computed_tokens_; }
   // After this token every logit is NaN, as in a broken model. -1: never.
   void set_poison_token(TokenId token) { poison_token_ = token; }
+  // Called at the start of each Forward, on the engine thread; may block it.
+  void set_before_forward(std::function<void()> hook) { before_forward_ = std::move(hook); }
 
  private:
   const KvStore* const kv_store_;
   const ModelSpec spec_;
   int64_t num_computed_tokens_ = 0;
   TokenId poison_token_ = -1;
+  std::function<void()> before_forward_;
 };
 
 }  // namespace sluice::testing

@@ -99,6 +99,19 @@ TEST(FleetCodec, PrefillRoundTrip) {
   EXPECT_EQ(decoded->fingerprint, order.fingerprint);
 }
 
+TEST(FleetCodec, GrantRoundTrip) {
+  GrantTerms grant = MakeGrant(MakeSequence());
+  grant.cached_tokens = 128;
+  grant.kv_address = std::string("\0\xFF\x01", 3);
+  v1::Grant proto;
+  Encode(grant, &proto);
+  const absl::StatusOr<GrantTerms> decoded = Decode(proto);
+  ASSERT_TRUE(decoded.ok()) << decoded.status();
+  EXPECT_EQ(decoded->transfer, grant.transfer);
+  EXPECT_EQ(decoded->cached_tokens, 128);
+  EXPECT_EQ(decoded->kv_address, grant.kv_address);
+}
+
 TEST(FleetCodec, TokenRoundTrip) {
   const SequenceAttempt sequence = MakeSequence();
   OutputTokenEvent event{

@@ -39,6 +39,7 @@ worker::Worker& WorkerCluster::Add(const std::string& id, const std::string& rol
   options.routers.routers = {router_.address()};
   options.routers.attach.backoff_max = absl::Milliseconds(300);
   options.transfer = options_.transfer;
+  options.heartbeat_limit = options_.heartbeat_limit;
   options.incarnation = Incarnation(RandomUint64());
   options.on_fatal = [](const std::string&) { std::abort(); };
 
@@ -51,10 +52,11 @@ worker::Worker& WorkerCluster::Add(const std::string& id, const std::string& rol
   const worker::HandlerFactory factory = role == "prefill"  ? worker::MakePrefillHandler
                                          : role == "decode" ? worker::MakeDecodeHandler
                                                             : worker::MakeRunHandler;
+  FakeEngine fake = MakeFakeEngine(scheduler, options_.num_kv_blocks);
+  fake.model->set_before_forward(options_.before_forward);
   Member& member = members_[id];
   member.metrics = std::make_unique<MetricsRegistry>();
-  member.worker = worker::Worker::Start(std::move(options),
-                                        MakeFakeEngine(scheduler, options_.num_kv_blocks).engine,
+  member.worker = worker::Worker::Start(std::move(options), std::move(fake.engine),
                                         std::move(parts), factory, member.metrics.get());
   EXPECT_TRUE(router_.WaitForWorker(id));
   EXPECT_TRUE(Eventually([&] { return member.worker->NotReadyReason().empty(); }));

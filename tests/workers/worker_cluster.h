@@ -2,6 +2,7 @@
 // models and an in-memory channel, driven through a fake router. The test plays the router's part.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -22,6 +23,9 @@ struct ClusterOptions {
   int max_num_batched_tokens = 128;  // two blocks: longer prompts go in chunks
   int max_model_len = 1024;
   TransferOptions transfer;
+  absl::Duration heartbeat_limit = worker::WorkerOptions().heartbeat_limit;
+  // See FakeModel::set_before_forward; for every worker.
+  std::function<void()> before_forward;
 };
 
 class WorkerCluster : public RouterScript {

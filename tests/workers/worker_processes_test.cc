@@ -108,6 +108,7 @@ TEST_F(WorkerProcesses, HandoffOverUcxGivesTheGoldenAnswers) {
   for (const auto& transport : load.transports()) {
     EXPECT_TRUE(transport.transport() == "shm" || transport.transport() == "tcp")
         << transport.ShortDebugString();
+    EXPECT_EQ(transport.peer(), "p");
   }
 }
 

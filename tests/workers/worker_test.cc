@@ -4,9 +4,12 @@
 
 #include <gtest/gtest.h>
 
+#include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
 
+#include "absl/strings/match.h"
+#include "absl/synchronization/notification.h"
 #include "absl/time/clock.h"
 #include "tests/support/fake_model.h"
 #include "tests/workers/worker_cluster.h"
@@ -262,17 +265,36 @@ TEST(Worker, CancelInTheMiddleOfATransferFreesBothSides) {
     absl::SleepFor(absl::Milliseconds(5));
   }
   ASSERT_GT(cluster.hub().num_held_receives(), 0);
+  // As `sluice status --blocks` shows it.
+  const auto blocks = [&](const std::string& id) {
+    return nlohmann::json::parse(cluster.worker(id).BlocksJson());
+  };
+  EXPECT_TRUE(Eventually([&] { return blocks("d")["blocks"]["receiving"] == 8; }));
+  EXPECT_TRUE(Eventually([&] { return blocks("p")["num_holders"] == 1; }));
+  const nlohmann::json holder = blocks("d")["holders"].at(0);
+  EXPECT_EQ(holder["request_id"], sequence.request.ToString());
+  EXPECT_EQ(holder["attempt"], sequence.attempt.value);
+  EXPECT_EQ(holder["blocks"], 8);
+  EXPECT_EQ(holder["state"], "receiving");
+  EXPECT_EQ(holder["known_request"], true);
+  EXPECT_EQ(holder["ending"], false);
+  EXPECT_GE(holder["held_seconds"], 0.0);
+  EXPECT_GT(holder["lease_seconds"], 0.0);
+
   cluster.SendCancel("d", sequence);
   cluster.SendCancel("p", sequence);
   // The network may still write: the blocks must not be free yet.
   absl::SleepFor(absl::Milliseconds(300));
   EXPECT_EQ(cluster.worker("d").num_requests(), 1);
   EXPECT_GT(cluster.Metric("d", "sluice_kv_blocks", "state=\"quarantined\""), 0);
+  EXPECT_EQ(blocks("d")["holders"].at(0)["state"], "quarantined");
+  EXPECT_EQ(blocks("d")["holders"].at(0)["ending"], true);
   cluster.hub().HoldReceives(false);
   EXPECT_EQ(cluster.WaitForEnd("d", sequence).reason(), RequestEnded::REASON_CANCELLED);
   EXPECT_EQ(cluster.WaitForEnd("p", sequence).reason(), RequestEnded::REASON_CANCELLED);
   cluster.ExpectAllFreed("p");
   cluster.ExpectAllFreed("d");
+  EXPECT_TRUE(Eventually([&] { return blocks("d")["num_holders"] == 0; }));
 }
 
 TEST(Worker, CancelWhileDecoding) {
@@ -435,6 +457,32 @@ TEST(Worker, LoadReportsFollowThePrefixCache) {
     absl::SleepFor(absl::Milliseconds(5));
   }
   EXPECT_TRUE(told);
+}
+
+TEST(Worker, AWedgedEngineThreadIsNotReadyUntilItMoves) {
+  EXPECT_LE(worker::WorkerOptions().heartbeat_limit, absl::Seconds(5));
+  absl::Notification moves;
+  ClusterOptions options;
+  options.heartbeat_limit = absl::Milliseconds(1500);  // an idle thread beats every second
+  options.before_forward = [&moves] { moves.WaitForNotification(); };
+  WorkerCluster cluster(options);
+  worker::Worker& worker = cluster.Add("w", "both");
+  const auto sequence = WorkerCluster::MakeSequence(1, 100, 3);
+  const absl::Time began = absl::Now();
+  cluster.SendRun("w", sequence);
+  const auto not_ready = [&] {
+    return absl::StrContains(worker.NotReadyReason(), "the engine thread has not moved");
+  };
+  EXPECT_TRUE(Eventually(not_ready));
+  EXPECT_GE(absl::Now() - began, absl::Milliseconds(500)) << "a long step is not a wedged thread";
+  // Routers hear it too, over the stream that the worker keeps alive.
+  EXPECT_TRUE(Eventually([&] { return !cluster.router().last_load("w").ready(); }));
+
+  moves.Notify();
+  EXPECT_EQ(cluster.WaitForEnd("w", sequence).reason(), RequestEnded::REASON_LENGTH);
+  EXPECT_TRUE(Eventually([&] { return worker.NotReadyReason().empty(); }));
+  EXPECT_TRUE(Eventually([&] { return cluster.router().last_load("w").ready(); }));
+  cluster.ExpectAllFreed("w");
 }
 
 TEST(Worker, ManyRequestsAtOnce) {

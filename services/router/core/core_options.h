@@ -36,6 +36,8 @@ struct CoreOptions {
   int max_failures = 6;
   // Requests that start anew at once, as a share of the running ones; the others wait for a place.
   double max_retry_share = 0.2;
+  // A place is held to the new attempt's first token, but no longer than this.
+  absl::Duration max_retry_hold = absl::Milliseconds(500);
   // Times a decode worker may hand a request back for want of blocks.
   int max_preemptions = 32;
 
@@ -45,6 +47,9 @@ struct CoreOptions {
   absl::Duration min_retry_pause = absl::Milliseconds(20);
   absl::Duration max_retry_pause = absl::Seconds(1);
   absl::Duration capacity_timeout = absl::Seconds(30);
+  // Once a request has waited for room for this long, new ones stay in the queue until it got some:
+  // else many small ones would take every block that becomes free.
+  absl::Duration starvation_patience = absl::Seconds(1);
   absl::Duration no_worker_timeout = absl::Seconds(3);
   // A decode worker's tokens wait this long for the prefill worker's first one.
   absl::Duration first_token_gap_timeout = absl::Seconds(5);

@@ -2,10 +2,13 @@
 
 #include <utility>
 
+#include "services/router/core/mutants.h"
+
 namespace sluice::router {
 
 Journal::Outcome Journal::Take(int index, SampledToken token, std::vector<SampledToken>* ready) {
   const int next = size();
+  if (Planted(RouterMutant::kIgnoreTokenIndex)) index = next;
   if (index < next || held_.contains(index)) return Outcome::kDuplicate;
   if (index > next) {
     if (index - next > max_held_tokens_) return Outcome::kTooFar;

@@ -75,6 +75,7 @@ struct Grant {
   Incarnation incarnation;
   int cached_tokens = 0;
   absl::Duration lease;
+  std::string kv_address;  // empty: as registered
 };
 
 struct ProducedToken {

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/router/core/mutants.h"
 
 namespace sluice::router {
 namespace {
@@ -210,7 +211,7 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
                         absl::AbortedError(absl::StrCat(who, " gave the request up (stage ",
                                                         StageName(stage), ")")));
       return;
-    case AttemptEndReason::kFailed:
+    case AttemptEndReason::kFailed: {
       excluded_.push_back(event.session);
       if (event.status.code() == absl::StatusCode::kResourceExhausted && !first_token_seen_) {
         // Its queue or pool is full: no failure, try another or wait.
@@ -218,11 +219,15 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
         Plan(ctx);
         return;
       }
-      RetryAfterFailure(
-          ctx, stage, RetryReason::kFailed,
-          absl::Status(event.status.code(), absl::StrCat(who, ": ", event.status.message(),
-                                                         " (stage ", StageName(stage), ")")));
+      // One worker cancelled what it had with another. The client did not, and must not read so.
+      const absl::StatusCode code = event.status.code() == absl::StatusCode::kCancelled
+                                        ? absl::StatusCode::kAborted
+                                        : event.status.code();
+      RetryAfterFailure(ctx, stage, RetryReason::kFailed,
+                        absl::Status(code, absl::StrCat(who, ": ", event.status.message(),
+                                                        " (stage ", StageName(stage), ")")));
       return;
+    }
   }
 }
 
@@ -320,8 +325,10 @@ void RequestFlow::DropLeg(const FlowContext& ctx, LegKind kind, bool cancel,
                           const std::string& reason) {
   std::optional<Leg>& dropped = leg(kind);
   if (!dropped.has_value()) return;
-  ctx.membership.AddAssigned(dropped->session, -1, -dropped->prefill_tokens, 0);
-  if (cancel) {
+  if (!Planted(RouterMutant::kKeepAssigned)) {
+    ctx.membership.AddAssigned(dropped->session, -1, -dropped->prefill_tokens, 0);
+  }
+  if (cancel && !Planted(RouterMutant::kForgetCancel)) {
     ctx.actions.push_back(SendCancel{dropped->session, {spec_.id, attempt_}, reason});
   }
   dropped.reset();
@@ -335,7 +342,7 @@ void RequestFlow::DropLegs(const FlowContext& ctx, const std::string& reason) {
 void RequestFlow::EndAttempt(const FlowContext& ctx, const std::string& reason) {
   DropLegs(ctx, reason);
   journal_.DropHeld();
-  ++attempt_.value;
+  if (!Planted(RouterMutant::kKeepAttempt)) ++attempt_.value;
 }
 
 void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryReason reason,
@@ -378,11 +385,11 @@ bool RequestFlow::FinishIfComplete(const FlowContext& ctx) {
 }
 
 void RequestFlow::FinishWhenDelivered(const FlowContext& ctx) {
-  if (!first_token_seen_ && prefill_.has_value()) {
+  if (!first_token_seen_ && prefill_.has_value() && !Planted(RouterMutant::kFinishWithGap)) {
     gap_deadline_ = std::min(gap_deadline_, ctx.now + ctx.options.first_token_gap_timeout);
     return;
   }
-  if (!first_token_seen_ || journal_.has_gap()) {
+  if ((!first_token_seen_ || journal_.has_gap()) && !Planted(RouterMutant::kFinishWithGap)) {
     RetryAfterFailure(
         ctx, Stage::kDecode, RetryReason::kFailed,
         absl::InternalError(absl::StrCat("the answer ended, but token ", journal_.size(),

@@ -18,6 +18,7 @@
 //   3. Each phase but kPrefill..kDecode has a timer of its own; all have the request's deadline.
 #pragma once
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <vector>
@@ -64,6 +65,8 @@ class RequestFlow {
   // `deadline` is absolute; InfiniteFuture: none.
   RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::Time now);
 
+  // REQUIRES: queued.
+  void WaitNoLongerThan(absl::Time time) { phase_deadline_ = std::min(phase_deadline_, time); }
   // Leaves the queue and plans the first attempt.
   void Admit(const FlowContext& ctx);
 
@@ -90,6 +93,11 @@ class RequestFlow {
   Phase phase() const { return phase_; }
   bool ended() const { return phase_ == Phase::kEnded; }
   absl::Time next_timer() const;
+  // Since when it has sought a worker in vain; InfiniteFuture: it does not.
+  absl::Time starving_since() const {
+    const bool seeks = phase_ == Phase::kWaiting || phase_ == Phase::kReserving;
+    return seeks ? waiting_since_ : absl::InfiniteFuture();
+  }
   bool Involves(SessionId session) const;
   RequestId id() const { return spec_.id; }
   int num_prompt_tokens() const { return static_cast<int>(spec_.prompt.size()); }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/router/core/mutants.h"
 #include "services/router/core/request_flow.h"
 
 namespace sluice::router {
@@ -19,7 +20,7 @@ void RequestFlow::Plan(const FlowContext& ctx) {
     WaitForWorkers(ctx, choice.none);
     return;
   }
-  if (starts_anew_ && !ctx.retries.Acquire(spec_.id, ctx.num_running)) {
+  if (starts_anew_ && !ctx.retries.Acquire(spec_.id, ctx.num_running, ctx.now)) {
     phase_ = Phase::kWaiting;  // until OnRetryPlace
     return;
   }
@@ -48,8 +49,8 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
          RejectReason::kTooLong);
     return;
   }
-  ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
   const bool busy = why == NoRoute::kAllExcluded;
+  if (!busy) ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
   if (waiting_since_ == absl::InfiniteFuture()) {
     waiting_since_ = ctx.now;
     retry_pause_ = ctx.options.min_retry_pause;
@@ -106,7 +107,8 @@ void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
   phase_ = Phase::kPrefill;
   phase_deadline_ = absl::InfiniteFuture();
   ctx.counters.CountRoute(RouteDecision::kDisaggregated);
-  ctx.actions.push_back(SendPrefill{prefill_->session, MakeSequence(ctx), grant, decode.kv_address,
+  const std::string& kv_address = grant.kv_address.empty() ? decode.kv_address : grant.kv_address;
+  ctx.actions.push_back(SendPrefill{prefill_->session, MakeSequence(ctx), grant, kv_address,
                                     decode.worker_id, decode.fingerprint});
 }
 
@@ -116,6 +118,9 @@ SequenceStart RequestFlow::MakeSequence(const FlowContext& ctx) const {
   sequence.tokens.reserve(num_tokens());
   sequence.tokens = spec_.prompt;
   sequence.tokens.insert(sequence.tokens.end(), journal_.tokens().begin(), journal_.tokens().end());
+  if (Planted(RouterMutant::kResumeWithoutLastToken) && journal_.size() > 0) {
+    sequence.tokens.pop_back();
+  }
   sequence.num_output_tokens = journal_.size();
   sequence.tenant_salt = spec_.tenant_salt;
   sequence.sampling = spec_.sampling;

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "services/router/core/mutants.h"
 
 namespace sluice::router {
 
@@ -11,7 +12,7 @@ RouterCore::RouterCore(CoreOptions options)
     : options_(std::move(options)),
       membership_(options_),
       prefixes_(options_.max_prefix_blocks_per_worker),
-      retries_(options_.max_retry_share) {}
+      retries_(options_.max_retry_share, options_.max_retry_hold) {}
 
 std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
   std::vector<Action> actions;
@@ -25,7 +26,7 @@ std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
 
 absl::Time RouterCore::NextTimer(absl::Time now) const {
   const absl::Time next_flow = timers_.empty() ? absl::InfiniteFuture() : timers_.begin()->first;
-  return std::min(next_flow, membership_.NextChange(now));
+  return std::min({next_flow, membership_.NextChange(now), retries_.NextChange()});
 }
 
 // ---- Workers
@@ -68,8 +69,10 @@ void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const s
   const Membership::Member* member = membership_.Find(session);
   if (member == nullptr) return;
   ++counters_.membership_events[static_cast<int>(member->info.role)][static_cast<int>(event)];
+  if (MissingRole(membership_.View(ctx.now)).empty()) could_serve_at_ = ctx.now;
   membership_.Remove(session);
   prefixes_.Forget(session);
+  if (Planted(RouterMutant::kIgnoreLostWorker)) return;
   std::vector<RequestId> affected;
   for (const auto& [id, entry] : flows_) {
     if (entry.flow->Involves(session)) affected.push_back(id);
@@ -158,20 +161,25 @@ void RouterCore::Handle(const FlowContext& ctx, RequestSubmitted event) {
   RequestFlow& flow = *entry.flow;
   const ClusterView view = membership_.View(ctx.now);
   const std::string missing = MissingRole(view);
+  if (missing.empty()) could_serve_at_ = ctx.now;
+  const absl::Time gives_up_at = could_serve_at_ + options_.no_worker_timeout;
+  const bool must_wait =
+      !missing.empty() || IsAnyStarving(ctx.now) || num_running() >= options_.max_running_requests;
   if (!valid) {
     flow.Fail(ctx, absl::InvalidArgumentError("a prompt token and max_tokens >= 1 are required"));
   } else if (draining_) {
     flow.Fail(ctx, absl::UnavailableError("the router is draining (stage admission)"),
               RejectReason::kDraining);
-  } else if (!missing.empty()) {
+  } else if (!missing.empty() && ctx.now >= gives_up_at) {
     flow.Fail(ctx, absl::UnavailableError(absl::StrCat(missing, " (stage admission)")),
               MissingRoleReason(view));
-  } else if (num_running() >= options_.max_running_requests &&
-             num_queued() > options_.max_queued_requests) {
+  } else if (must_wait && num_queued() > options_.max_queued_requests) {
     flow.Fail(ctx,
               absl::ResourceExhaustedError(absl::StrCat("queue full: ", num_queued() - 1,
                                                         " requests wait (stage admission)")),
               RejectReason::kQueueFull);
+  } else if (!missing.empty()) {
+    flow.WaitNoLongerThan(gives_up_at);
   }
   Settle(id, entry);
 }
@@ -185,8 +193,13 @@ void RouterCore::Handle(const FlowContext& ctx, RequestCancelled event) {
 
 void RouterCore::Handle(const FlowContext&, DrainStarted) { draining_ = true; }
 
+bool RouterCore::IsAnyStarving(absl::Time now) const {
+  return !starving_.empty() && starving_.begin()->first + options_.starvation_patience <= now;
+}
+
 void RouterCore::AdmitQueued(const FlowContext& ctx) {
   if (queue_.empty() || num_running() >= options_.max_running_requests) return;
+  if (IsAnyStarving(ctx.now)) return;
   if (!MissingRole(membership_.View(ctx.now)).empty()) return;  // they wait, up to queue_timeout
   while (!queue_.empty() && num_running() < options_.max_running_requests) {
     const RequestId id = queue_.begin()->second;
@@ -199,7 +212,7 @@ void RouterCore::AdmitQueued(const FlowContext& ctx) {
 }
 
 void RouterCore::ResumeRetries(const FlowContext& ctx) {
-  while (const std::optional<RequestId> id = retries_.TakeNext(num_running())) {
+  while (const std::optional<RequestId> id = retries_.TakeNext(num_running(), ctx.now)) {
     Entry& entry = flows_.at(*id);
     entry.flow->OnRetryPlace(ctx);
     Settle(*id, entry);
@@ -212,6 +225,13 @@ void RouterCore::Settle(RequestId id, Entry& entry) {
     timers_.erase({entry.timer, id});
     entry.timer = timer;
     if (timer != absl::InfiniteFuture()) timers_.insert({timer, id});
+  }
+  const absl::Time since =
+      entry.flow->ended() ? absl::InfiniteFuture() : entry.flow->starving_since();
+  if (since != entry.starving_since) {
+    starving_.erase({entry.starving_since, id});
+    entry.starving_since = since;
+    if (since != absl::InfiniteFuture()) starving_.insert({since, id});
   }
   if (!entry.flow->ended()) return;
   if (entry.ticket != 0) queue_.erase(entry.ticket);

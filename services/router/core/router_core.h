@@ -54,6 +54,7 @@ class RouterCore {
     std::unique_ptr<RequestFlow> flow;
     uint64_t ticket = 0;  // place in queue_; 0: not queued
     absl::Time timer = absl::InfiniteFuture();
+    absl::Time starving_since = absl::InfiniteFuture();
   };
 
   void Handle(const FlowContext& ctx, WorkerRegistered event);
@@ -76,6 +77,8 @@ class RouterCore {
   // Takes the worker out and tells every request it served.
   void RemoveWorker(const FlowContext& ctx, SessionId session, const std::string& reason,
                     MembershipEvent event);
+  // Whether an admitted request has sought room for so long that new ones must not compete with it.
+  bool IsAnyStarving(absl::Time now) const;
   // Lets queued requests run while there is room.
   void AdmitQueued(const FlowContext& ctx);
   // Lets requests start anew while the budget has places.
@@ -92,6 +95,7 @@ class RouterCore {
   RetryBudget retries_;
   CoreCounters counters_;
   bool draining_ = false;
+  absl::Time could_serve_at_ = absl::InfinitePast();  // when no role was last seen missing
 
   // Ordered, so that the same events give the same actions. At most max_queued_requests +
   // max_running_requests entries.
@@ -99,6 +103,7 @@ class RouterCore {
   absl::btree_map<uint64_t, RequestId> queue_;  // by ticket: first come, first served
   uint64_t next_ticket_ = 1;
   absl::btree_set<std::pair<absl::Time, RequestId>> timers_;
+  absl::btree_set<std::pair<absl::Time, RequestId>> starving_;  // by starving_since
 };
 
 }  // namespace sluice::router

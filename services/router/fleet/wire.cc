@@ -150,7 +150,8 @@ absl::StatusOr<Event> DecodeWorkerMessage(SessionId session, const v1::WorkerMes
       SLUICE_ASSIGN_OR_RETURN(rpc::GrantTerms terms, rpc::Decode(message.grant()));
       return Granted{session,
                      {terms.request, terms.attempt},
-                     {terms.transfer, terms.incarnation, terms.cached_tokens, terms.lease}};
+                     {terms.transfer, terms.incarnation, terms.cached_tokens, terms.lease,
+                      std::move(terms.kv_address)}};
     }
     case v1::WorkerMessage::kBusy: {
       SLUICE_ASSIGN_OR_RETURN(rpc::BusyAnswer busy, rpc::Decode(message.busy()));

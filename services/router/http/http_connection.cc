@@ -86,6 +86,12 @@ void HttpConnection::Drain() {
 
 void HttpConnection::Close() { OnClientGone(); }
 
+bool HttpConnection::CloseIfIdle() {
+  if (phase_ != Phase::kIdle || !socket_.is_open()) return false;
+  CloseSocket();
+  return true;
+}
+
 // ---- Reading ----
 
 void HttpConnection::ForgetRequest() {

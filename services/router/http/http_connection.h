@@ -44,6 +44,8 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   // Ends after the answer that is being given, or at once if there is none.
   void Drain();
   void Close();
+  // Closes a connection that has no request; false if it has one, or is closed already.
+  bool CloseIfIdle();
 
   HttpRequest& request() override { return request_; }
   void SetRoute(absl::string_view route) override { route_ = std::string(route); }

@@ -3,6 +3,7 @@
 #include <sys/socket.h>
 
 #include <atomic>
+#include <boost/asio/dispatch.hpp>
 #include <boost/asio/executor_work_guard.hpp>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/address.hpp>
@@ -25,6 +26,10 @@ namespace asio = boost::asio;
 using tcp = asio::ip::tcp;
 
 constexpr absl::Duration kAcceptRetry = absl::Milliseconds(100);
+
+// From this many connections on, each new one closes the oldest that has no request: whoever holds
+// connections without using them cannot keep the others out.
+int ShedIdleFrom(int max_connections) { return max_connections - max_connections / 8; }
 
 // The answer to a connection over the cap.
 std::string TooManyConnections() {
@@ -55,6 +60,14 @@ struct IoThread {
     auto connection = std::make_shared<HttpConnection>(std::move(socket), shared);
     connections.push_back(connection);
     connection->Start();
+  }
+
+  // Closes the connection that came first among those that wait for a request.
+  void CloseOneIdle() {
+    for (const auto& weak : connections) {
+      const std::shared_ptr<HttpConnection> connection = weak.lock();
+      if (connection != nullptr && connection->CloseIfIdle()) return;
+    }
   }
 };
 
@@ -144,6 +157,10 @@ class HttpServerImpl : public HttpServer {
       send(socket.native_handle(), answer.data(), answer.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
       shared_.context->metrics().CountHttpRequest("other", 503);
       return;
+    }
+    if (shared_.connections.Get() >= ShedIdleFrom(shared_.options.max_connections)) {
+      // At once if the loop is ours: the closed one is counted off before the next is accepted.
+      asio::dispatch(target->loop, [target] { target->CloseOneIdle(); });
     }
     shared_.connections.Add(1);  // the connection takes it back
     asio::post(target->loop,

@@ -1,0 +1,71 @@
+#include "kvtransfer/channel/ucx_wakeup.h"
+
+#include <poll.h>
+#include <sys/eventfd.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/clock.h"
+
+namespace sluice {
+namespace {
+
+// Looked for at once again this often, because a peer that drains its queue needs microseconds.
+constexpr int kBusyRounds = 32;
+constexpr absl::Duration kShortestPause = absl::Microseconds(50);
+constexpr absl::Duration kLongestPause = absl::Milliseconds(1);
+constexpr int kDoublings = 5;  // of the pause, a few rounds each
+constexpr int kRoundsPerPause = 8;
+constexpr absl::Duration kLongestSleep = absl::Hours(1);
+// Fewer refusals prove nothing: this thread may have been starved.
+constexpr int kMinRefusals = 100;
+
+absl::Duration Pause(int idle_rounds) {
+  const int doublings = std::min((idle_rounds - kBusyRounds) / kRoundsPerPause, kDoublings);
+  return std::min(kLongestPause, kShortestPause * (1 << doublings));
+}
+
+}  // namespace
+
+UcxWakeup::~UcxWakeup() {
+  if (wake_fd_ >= 0) close(wake_fd_);
+}
+
+absl::Status UcxWakeup::Init() {
+  wake_fd_ = eventfd(0, EFD_NONBLOCK | EFD_CLOEXEC);
+  return wake_fd_ < 0 ? absl::ResourceExhaustedError("out of descriptors") : absl::OkStatus();
+}
+
+void UcxWakeup::Wake() {
+  const uint64_t one = 1;
+  [[maybe_unused]] ssize_t written = write(wake_fd_, &one, sizeof(one));
+}
+
+void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
+                     absl::Duration timeout) {
+  // UCX's descriptor is only good after a successful arm.
+  const bool armed = ucp_worker_arm(worker) == UCS_OK;
+  if (armed) {
+    num_refusals_ = 0;
+  } else if (num_refusals_++ == 0) {
+    blocked_since_ = MonotonicNow();
+  }
+  if (!armed || operations_pending) {
+    if (++idle_rounds_ <= kBusyRounds) return;
+    timeout = std::min(timeout, Pause(idle_rounds_));
+  }
+  const timespec limit = absl::ToTimespec(std::clamp(timeout, absl::ZeroDuration(), kLongestSleep));
+  pollfd ready[2] = {{wake_fd_, POLLIN, 0}, {event_fd, POLLIN, 0}};
+  if (ppoll(ready, armed ? 2 : 1, &limit, nullptr) <= 0 || ready[0].revents == 0) return;
+  uint64_t count;
+  [[maybe_unused]] ssize_t read_bytes = read(wake_fd_, &count, sizeof(count));
+}
+
+absl::Duration UcxWakeup::BlockedFor(absl::Time now) const {
+  return num_refusals_ < kMinRefusals ? absl::ZeroDuration() : now - blocked_since_;
+}
+
+}  // namespace sluice
