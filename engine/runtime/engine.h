@@ -136,9 +136,10 @@ class Engine {
   // input.num_output_tokens and has been emitted there. May end at once (stop token, max_tokens):
   // returned in the next StepResult.
   virtual absl::Status Activate(SequenceKey key, const SampledToken& first) = 0;
-  // The transfer is dead, but may still write: the blocks count as quarantined until
-  // AbandonReservation. Optional; without it they go on counting as receiving.
-  virtual void QuarantineReservation(SequenceKey /*key*/) {}
+  // The transfer is dead, but may still write behind the first `verified_tokens` tokens: their full
+  // blocks can be found as prefix from now on, the others count as quarantined until
+  // AbandonReservation. Optional, and may be repeated when more is known.
+  virtual void QuarantineReservation(SequenceKey /*key*/, int /*verified_tokens*/) {}
   // REQUIRES: nothing writes to the blocks any more. The first `verified_tokens` tokens (rounded
   // down to blocks) hold good KV and become cached prefix.
   virtual void AbandonReservation(SequenceKey key, int verified_tokens) = 0;

@@ -112,10 +112,12 @@ absl::Status EngineImpl::Activate(SequenceKey key, const SampledToken& first) {
   return absl::OkStatus();
 }
 
-void EngineImpl::QuarantineReservation(SequenceKey key) {
+void EngineImpl::QuarantineReservation(SequenceKey key, int verified_tokens) {
   Sequence* sequence = scheduler_.Find(key);
-  if (sequence != nullptr && sequence->phase == SequencePhase::kReserved) {
-    scheduler_.Quarantine(sequence);
+  if (sequence == nullptr) return;
+  if (sequence->phase == SequencePhase::kReserved ||
+      sequence->phase == SequencePhase::kQuarantined) {
+    scheduler_.Quarantine(sequence, std::max(verified_tokens, 0));
     AssertBlocksBalance();
   }
 }

@@ -37,7 +37,7 @@ class EngineImpl final : public Engine {
   absl::Status AddRun(SequenceInput input) override;
   absl::StatusOr<Reservation> Reserve(SequenceInput input) override;
   absl::Status Activate(SequenceKey key, const SampledToken& first) override;
-  void QuarantineReservation(SequenceKey key) override;
+  void QuarantineReservation(SequenceKey key, int verified_tokens) override;
   void AbandonReservation(SequenceKey key, int verified_tokens) override;
   int CachedTokens(const SequenceInput& input) const override;
   absl::StatusOr<PrefixPin> PinPrefix(SequenceKey key, int begin, int end) override;

@@ -142,12 +142,28 @@ void Scheduler::Activate(Sequence* sequence, TokenId first) {
   AddToRunning(sequence);
 }
 
-void Scheduler::Quarantine(Sequence* sequence) {
-  SLUICE_CHECK(sequence->phase == SequencePhase::kReserved);
+void Scheduler::Quarantine(Sequence* sequence, int num_verified_tokens) {
+  SLUICE_CHECK(sequence->phase == SequencePhase::kReserved ||
+               sequence->phase == SequencePhase::kQuarantined);
+  if (sequence->phase == SequencePhase::kReserved) {
+    blocks_->ChangeUse(
+        absl::MakeConstSpan(sequence->block_table).subspan(sequence->num_computed / kBlockTokens),
+        BlockUse::kReceiving, BlockUse::kQuarantined);
+    sequence->phase = SequencePhase::kQuarantined;
+  }
+  KeepVerified(sequence, num_verified_tokens, BlockUse::kQuarantined);
+}
+
+void Scheduler::KeepVerified(Sequence* sequence, int num_verified_tokens, BlockUse use) {
+  const int num_verified =
+      std::min(num_verified_tokens, static_cast<int>(sequence->tokens.size())) / kBlockTokens;
+  const int num_cached = sequence->num_computed / kBlockTokens;
+  if (num_verified <= num_cached) return;
   blocks_->ChangeUse(
-      absl::MakeConstSpan(sequence->block_table).subspan(sequence->num_computed / kBlockTokens),
-      BlockUse::kReceiving, BlockUse::kQuarantined);
-  sequence->phase = SequencePhase::kQuarantined;
+      absl::MakeConstSpan(sequence->block_table).subspan(num_cached, num_verified - num_cached),
+      use, BlockUse::kActive);
+  sequence->num_computed = num_verified * kBlockTokens;
+  PublishFullBlocks(sequence);
 }
 
 void Scheduler::Abandon(Sequence* sequence, int num_verified_tokens) {
@@ -158,15 +174,9 @@ void Scheduler::Abandon(Sequence* sequence, int num_verified_tokens) {
   if (Planted(SchedulerMutant::kTrustUnverified)) {
     num_verified_tokens = static_cast<int>(sequence->tokens.size());
   }
-  const int num_verified =
-      std::min(num_verified_tokens, static_cast<int>(sequence->tokens.size())) / kBlockTokens;
-  const int num_cached = sequence->num_computed / kBlockTokens;
-  const int num_good = std::max(num_verified, num_cached);
-  const auto table = absl::MakeConstSpan(sequence->block_table);
-  blocks_->ChangeUse(table.subspan(num_cached, num_good - num_cached), use, BlockUse::kActive);
-  sequence->num_computed = num_good * kBlockTokens;
-  PublishFullBlocks(sequence);
-  blocks_->Release(table.subspan(num_good), use);
+  KeepVerified(sequence, num_verified_tokens, use);
+  const int num_good = sequence->num_computed / kBlockTokens;
+  blocks_->Release(absl::MakeConstSpan(sequence->block_table).subspan(num_good), use);
   sequence->block_table.resize(num_good);
   ReleaseBlocks(sequence, BlockUse::kActive);
   if (!Planted(SchedulerMutant::kReserveForEver)) --num_reserved_;

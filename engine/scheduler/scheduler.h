@@ -81,9 +81,10 @@ class Scheduler {
   // The reservation's KV is complete, and `first` follows its tokens: it decodes from the next step
   // on. REQUIRES: phase kReserved.
   void Activate(Sequence* sequence, TokenId first);
-  // Its transfer is dead, but may still write: its blocks must not be given to anybody.
-  // REQUIRES: phase kReserved.
-  void Quarantine(Sequence* sequence);
+  // Its transfer is dead, but may still write behind the first `num_verified_tokens`: their full
+  // blocks become cached prefix, the others must not be given to anybody. Again when more is known.
+  // REQUIRES: phase kReserved or kQuarantined.
+  void Quarantine(Sequence* sequence, int num_verified_tokens);
   // Removes a reservation; its full blocks within the first `num_verified_tokens` become cached
   // prefix. REQUIRES: phase kReserved or kQuarantined; nothing writes to the blocks any more.
   void Abandon(Sequence* sequence, int num_verified_tokens);
@@ -145,6 +146,8 @@ class Scheduler {
   void PlanPrefillRound(PrefillBudget* budget);
 
   void PublishFullBlocks(Sequence* sequence);
+  // A reservation's blocks of its first tokens become prefix; it holds the others in `use`.
+  void KeepVerified(Sequence* sequence, int num_verified_tokens, BlockUse use);
   void AddToWaiting(Sequence* sequence);
   void RemoveFromWaiting(Sequence* sequence);
   int MatchedTokens(const Sequence& sequence) const;

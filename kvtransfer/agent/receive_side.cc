@@ -333,6 +333,10 @@ void ReceiveSide::Apply(Key key, Transfer* transfer, const handoff::Receiver::Ac
     Take(key, transfer, *take, incoming);
   } else if (const auto* close = std::get_if<Machine::ClosePeer>(&action)) {
     core_->Condemn(*transfer->machine.bound(), close->reason);
+  } else if (const auto* aborted = std::get_if<Machine::Aborted>(&action)) {
+    core_->events.emplace_back(ReceiveAborted{transfer->id, transfer->spec.request,
+                                              transfer->spec.attempt,
+                                              static_cast<int>(aborted->verified_tokens)});
   } else if (const auto* delivered = std::get_if<Machine::Delivered>(&action)) {
     core_->events.emplace_back(
         Received{transfer->id, transfer->spec.request, transfer->spec.attempt, delivered->first,

@@ -96,6 +96,14 @@ struct Received {  // complete and verified
   absl::Duration exposed;   // Final received (or prefill's end) -> verified
   bool fetched = false;     // asked for by Fetch; no answer begins with it, `first` says nothing
 };
+// Given up, while receives are pending: ReceiveEnded follows. The verified tokens are final, and
+// nothing writes to their blocks any more.
+struct ReceiveAborted {
+  TransferId transfer;
+  RequestId request;
+  Attempt attempt;
+  int verified_tokens = 0;  // as in ReceiveEnded
+};
 // No receive is pending; the blocks may be freed (after Received: they are handed over).
 struct ReceiveEnded {
   TransferId transfer;
@@ -112,7 +120,8 @@ struct FetchRequested {
   TransferId grant;  // the reservation's transfer
   SendSpec send;
 };
-using TransferEvent = std::variant<SendEnded, Received, ReceiveEnded, FetchRequested>;
+using TransferEvent =
+    std::variant<SendEnded, Received, ReceiveAborted, ReceiveEnded, FetchRequested>;
 
 struct TransferStats {
   uint64_t messages_refused = 0;  // stale incarnation, unknown or closed transfer, bad fingerprint

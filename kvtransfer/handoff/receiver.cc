@@ -254,6 +254,7 @@ void Receiver::BeginAbort(absl::Status reason, bool tell_sender, absl::Time now,
         SendControl{Cancel{Side::kSender, status_.code(), std::string(status_.message())}});
   }
   MaybeFree(actions);
+  if (state_ == State::kAborting) actions->push_back(Aborted{VerifiedTokens()});
 }
 
 void Receiver::MaybeFree(std::vector<Action>* actions) {

@@ -86,12 +86,18 @@ class Receiver {
   struct ClosePeer {
     absl::Status reason;
   };
+  // Given up, and receives are still pending: Freed follows when they have ended. What was verified
+  // is final now, because verified cells are never received into again.
+  struct Aborted {
+    uint32_t verified_tokens = 0;
+  };
   // The last action of all: the memory is the owner's again.
   struct Freed {
     absl::Status status;
     uint32_t verified_tokens = 0;
   };
-  using Action = std::variant<SendControl, SendAck, TakePayload, Delivered, ClosePeer, Freed>;
+  using Action =
+      std::variant<SendControl, SendAck, TakePayload, Delivered, ClosePeer, Aborted, Freed>;
 
   // `expected` is what a Bind must say (its reply_address aside). REQUIRES: begin_token <
   // end_token, begin_token a multiple of block_tokens.

@@ -15,8 +15,9 @@ constexpr char kStageDecode[] = "decode";
 
 // Blocks free up as running answers end; asking much sooner finds the same pool.
 constexpr absl::Duration kRetryAfter = absl::Milliseconds(100);
-// A dead peer's transfer ends this long after its silence was noticed.
-constexpr absl::Duration kTearDownTime = absl::Milliseconds(200);
+// The transfer thread says at once what an attempt that is torn down has verified, unless it is
+// starved; then the new attempt does without.
+constexpr absl::Duration kMaxHold = absl::Milliseconds(500);
 
 SampledToken ToSampledToken(const FirstToken& first) {
   SampledToken token{first.token, first.logprob, {}};
@@ -50,17 +51,17 @@ void DecodeHandler::OnReserve(rpc::SessionId session, rpc::SequenceAttempt seque
     return;
   }
   const absl::Time now = context_.clock->Now();
-  if (IsBeingTornDown(key.request)) {
-    held_.Hold({session, std::move(sequence), now, now + context_.peer_timeout + kTearDownTime});
+  if (MayBringPrefix(key.request)) {
+    held_.Hold({session, std::move(sequence), now, now + kMaxHold});
     return;
   }
   Reserve(session, std::move(sequence));
 }
 
-bool DecodeHandler::IsBeingTornDown(const RequestId& request) const {
+bool DecodeHandler::MayBringPrefix(const RequestId& request) const {
   return !table_
               .KeysWhere([&](const DecodeRecord& record) {
-                return record.key.request == request && record.ending.has_value();
+                return record.key.request == request && !record.let_go;
               })
               .empty();
 }
@@ -134,6 +135,7 @@ void DecodeHandler::OnReserveAnswer(ReserveAnswer answer) {
 
 void DecodeHandler::OnTransferEvent(const TransferEvent& event) {
   if (const auto* received = std::get_if<Received>(&event)) OnReceived(*received);
+  if (const auto* aborted = std::get_if<ReceiveAborted>(&event)) OnReceiveAborted(*aborted);
   if (const auto* ended = std::get_if<ReceiveEnded>(&event)) OnReceiveEnded(*ended);
   if (const auto* sent = std::get_if<SendEnded>(&event)) lender_.OnSendEnded(*sent);
   if (const auto* fetch = std::get_if<FetchRequested>(&event)) {
@@ -160,6 +162,14 @@ void DecodeHandler::OnReceived(const Received& event) {
   record->activated_at = MonotonicNow();
   context_.routers->SendKvReady(record->session,
                                 {record->key.request, record->key.attempt, event.exposed});
+}
+
+void DecodeHandler::OnReceiveAborted(const ReceiveAborted& event) {
+  DecodeRecord* record = table_.Find({event.request, event.attempt});
+  if (record == nullptr || record->transfer != event.transfer) return;
+  context_.engine->QuarantineReservation(record->key, event.verified_tokens);
+  record->let_go = true;
+  ResumeHeld(event.request);
 }
 
 void DecodeHandler::OnReceiveEnded(const ReceiveEnded& event) {
@@ -236,7 +246,7 @@ void DecodeHandler::TearDown(DecodeRecord& record) {
     case DecodeRecord::State::kGranted: {
       const absl::Status& why = record.ending->status;
       lender_.Cancel(record.key, absl::CancelledError("the reservation is over"));
-      context_.engine->QuarantineReservation(record.key);
+      context_.engine->QuarantineReservation(record.key, 0);
       if (Planted(WorkerMutant::kFreeBeforeReceiveEnded)) {
         context_.engine->AbandonReservation(record.key, 0);
       }

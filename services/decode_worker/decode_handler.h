@@ -26,6 +26,7 @@ struct DecodeRecord : RequestRecord {
   TransferId transfer;
   std::string kv_address;
   int cached_tokens = 0;
+  bool let_go = false;  // given up: what was verified is cached, receives may be pending
   absl::Time activated_at;
   bool has_token = false;
 };
@@ -50,12 +51,14 @@ class DecodeHandler final : public HandlerBase<DecodeRecord> {
  private:
   // Takes blocks and opens the transfer, or answers why not.
   void Reserve(rpc::SessionId session, rpc::SequenceAttempt sequence);
-  // An attempt of the request, or the patience with it, is over.
+  // The older attempt has let go, or the patience with it is over.
   void ResumeHeld(const RequestId& request);
-  bool IsBeingTornDown(const RequestId& request) const;
+  // An older attempt is on its way out, and what it has verified is not cached yet.
+  bool MayBringPrefix(const RequestId& request) const;
   void SendGrant(const DecodeRecord& record);
   void SendBusy(rpc::SessionId session, const SequenceKey& key, const absl::Status& why);
   void OnReceived(const Received& event);
+  void OnReceiveAborted(const ReceiveAborted& event);
   void OnReceiveEnded(const ReceiveEnded& event);
 
   HeldReserves held_;

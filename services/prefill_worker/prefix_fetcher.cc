@@ -56,7 +56,7 @@ void PrefixFetcher::Cancel(const SequenceKey& key) {
 
 void PrefixFetcher::Stop(const SequenceKey& key, Fetch& fetch, absl::Status why) {
   fetch.give_up_at = absl::InfiniteFuture();
-  context_.engine->QuarantineReservation(key);
+  context_.engine->QuarantineReservation(key, fetch.begin);
   // Without an id yet: continued by OnReserveAnswer.
   if (fetch.transfer) context_.transfers->CancelReceive(*fetch.transfer, std::move(why));
 }

@@ -30,7 +30,6 @@ struct HandlerContext {
   const Clock* clock = nullptr;
   Incarnation self;
   absl::Duration lease;           // of grants, for the router's information
-  absl::Duration peer_timeout;    // after which the transfers with a dead peer end
   absl::Duration fetch_patience;  // of a prefix fetch; zero: prefixes are not fetched
 };
 

@@ -78,7 +78,6 @@ Worker::Worker(WorkerOptions options, std::unique_ptr<Engine> engine, TransferPa
   context.clock = clock_;
   context.self = options_.incarnation;
   context.lease = options_.transfer.lease;
-  context.peer_timeout = options_.transfer.peer_timeout;
   context.fetch_patience = options_.transfer.fetch_patience;
   handler_ = make_handler(context);
   loop_ = std::make_unique<EngineLoop>(engine_.get(), handler_.get(), &board_, &metrics_, clock_);

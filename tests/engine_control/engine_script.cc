@@ -195,7 +195,10 @@ void EngineScript::Resolve(Request* request) {
     return;
   }
   if (!request->quarantined && Chance(40)) {
-    fake_.engine->QuarantineReservation(key);
+    const int num_known = Uniform(0, num_tokens);  // verified before the transfer died
+    FillReservation(*request, num_known);
+    fake_.engine->QuarantineReservation(key, 0);
+    if (Chance(50)) fake_.engine->QuarantineReservation(key, num_known);
     request->quarantined = true;
     return;
   }

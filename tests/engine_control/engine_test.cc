@@ -311,7 +311,7 @@ TEST_F(EngineTest, AbandonKeepsVerifiedBlocksAsPrefix) {
   const absl::StatusOr<Reservation> reservation = fake_.engine->Reserve(input);
   ASSERT_TRUE(reservation.ok());
   FillReservation(input, *reservation);
-  fake_.engine->QuarantineReservation(input.key);
+  fake_.engine->QuarantineReservation(input.key, 0);
   EXPECT_EQ(Blocks().quarantined, 4);
   EXPECT_EQ(Blocks().receiving, 0);
   EXPECT_FALSE(fake_.engine->Activate(input.key, {0, 0, {}}).ok());
@@ -504,6 +504,26 @@ TEST_F(EngineTest, BrokenLogitsFailOneSequenceByName) {
   EXPECT_EQ(Blocks().sending, 2);
   fake_.engine->Release(bad_prefill.key);
   EXPECT_EQ(Blocks().free + Blocks().cached, 64);
+}
+
+TEST_F(EngineTest, WhatADyingTransferHadVerifiedIsCachedAtOnce) {
+  const SequenceInput input = Input(1, 250);
+  const Reservation reservation = *fake_.engine->Reserve(input);
+  FillReservation(input, reservation);
+  fake_.engine->QuarantineReservation(input.key, 0);
+  EXPECT_EQ(fake_.engine->CachedTokens(input), 0);
+  fake_.engine->QuarantineReservation(input.key, 130);  // the third block may still be written to
+  EXPECT_EQ(fake_.engine->CachedTokens(input), 128);
+  EXPECT_EQ(Blocks().quarantined, 2);
+  ASSERT_TRUE(fake_.engine->CheckIntegrity().ok());
+  SequenceInput retry = input;
+  retry.key = MakeKey(1, 2);
+  EXPECT_EQ(fake_.engine->Reserve(retry)->cached_tokens, 128);
+  fake_.engine->AbandonReservation(input.key, 130);
+  EXPECT_EQ(Blocks().quarantined, 0);
+  fake_.engine->AbandonReservation(retry.key, 0);
+  EXPECT_EQ(Blocks().cached, 2);
+  EXPECT_EQ(Blocks().free, 62);
 }
 
 // What a prefill worker does with a prefix that it fetches.

@@ -109,6 +109,7 @@ struct ReceiveJob {
   int begin_block = 0;
   std::vector<int> blocks;
   bool delivered = false;
+  std::optional<int> aborted_at;  // verified tokens when it was given up
 };
 struct CachedPrefix {
   std::vector<std::pair<int, Origin>> blocks;  // block, who computed it
@@ -421,7 +422,7 @@ class World : public Simulation {
       EndAttempt(r, attempt, "busy");
       return;
     }
-    ReceiveJob job{r, attempt, cached, {}, false};
+    ReceiveJob job{r, attempt, cached, {}, false, std::nullopt};
     ReceiveSpec spec;
     spec.request = IdOf(r);
     spec.attempt = Attempt(attempt);
@@ -489,6 +490,29 @@ class World : public Simulation {
       request.active = false;
     }
   }
+  void OnReceiveAborted(Node* node, const ReceiveAborted& event) {
+    auto it = node->receives.find(event.transfer);
+    if (it == node->receives.end()) {
+      if (!node->fetches.contains(event.transfer)) Fail(network_.Now(), "aborted after its end");
+      return;
+    }
+    ReceiveJob& job = it->second;
+    if (job.delivered || job.aborted_at.has_value()) Fail(network_.Now(), "aborted twice");
+    job.aborted_at = event.verified_tokens;
+    const size_t num_kept = NumVerified(job, event.verified_tokens);
+    for (size_t i = 0; i < num_kept; ++i) {
+      if (network_.MayWrite(node->pool.Span(job.blocks[i]))) {
+        Fail(network_.Now(), "a verified block is still being received into");
+      }
+    }
+    if (!OriginOf(node, event.transfer, job, num_kept).has_value()) {
+      Fail(network_.Now(), "foreign bytes in a verified block of an aborted transfer");
+    }
+  }
+  static size_t NumVerified(const ReceiveJob& job, int verified_tokens) {
+    const int num_verified = verified_tokens / kBlockTokens - job.begin_block;
+    return static_cast<size_t>(std::clamp<int>(num_verified, 0, job.blocks.size()));
+  }
   void OnReceiveEnded(Node* node, const ReceiveEnded& event) {
     auto it = node->receives.find(event.transfer);
     if (it == node->receives.end()) Fail(network_.Now(), "a receive ended twice");
@@ -497,8 +521,10 @@ class World : public Simulation {
     Trace("request ", job.request, " attempt ", job.attempt, " receive ended on ", node->name, ": ",
           event.status.ToString(), ", verified ", event.verified_tokens);
     if (event.status.ok() != job.delivered) Fail(network_.Now(), "ended OK without delivery");
-    int verified = event.verified_tokens / kBlockTokens - job.begin_block;
-    size_t num_kept = static_cast<size_t>(std::clamp<int>(verified, 0, job.blocks.size()));
+    size_t num_kept = NumVerified(job, event.verified_tokens);
+    if (job.aborted_at.value_or(event.verified_tokens) != event.verified_tokens) {
+      Fail(network_.Now(), "what was verified at the abort was not final");
+    }
     std::optional<Origin> origin = OriginOf(node, event.transfer, job, num_kept);
     if (!origin.has_value()) {
       Fail(network_.Now(), "foreign bytes in a verified block of an aborted transfer");
@@ -778,6 +804,9 @@ class World : public Simulation {
         } else {
           OnReceived(node, *received);
         }
+      }
+      if (const auto* aborted = std::get_if<ReceiveAborted>(&event)) {
+        OnReceiveAborted(node, *aborted);
       }
       if (const auto* ended = std::get_if<ReceiveEnded>(&event)) {
         if (node->fetches.contains(ended->transfer)) {

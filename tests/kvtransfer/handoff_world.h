@@ -14,6 +14,7 @@
 //     (request, attempt, position), and so does what an aborted transfer reports as verified;
 //   - delivery happens once, and only with every block covered;
 //   - a send that ended well was delivered, and one that was delivered is not refused;
+//   - what an aborted transfer reports as verified at once is final;
 //   - a block reported free is not being written (decode) nor read (prefill) by the network;
 //   - nobody writes to a free block (poison is intact when it is taken again);
 //   - an attempt that is over is not reserved again;

@@ -46,6 +46,8 @@ class ReceiverTest : public ::testing::Test {
       } else if (const auto* freed = std::get_if<Receiver::Freed>(&action)) {
         names.push_back(absl::StrCat("Freed ", absl::StatusCodeToString(freed->status.code()), " ",
                                      freed->verified_tokens));
+      } else if (const auto* aborted = std::get_if<Receiver::Aborted>(&action)) {
+        names.push_back(absl::StrCat("Aborted ", aborted->verified_tokens));
       } else if (std::holds_alternative<Receiver::SendAck>(action)) {
         names.push_back("Ack");
       } else if (std::holds_alternative<Receiver::Delivered>(action)) {
@@ -245,23 +247,23 @@ TEST_F(ReceiverTest, NothingFreesMemoryUnderAPendingReceive) {
   const Case cases[] = {
       {"owner",
        [this] { return Do(Receiver::Abort{absl::CancelledError("")}); },
-       {"Cancel"},
+       {"Cancel", "Aborted 128"},
        {"Freed CANCELLED 128"}},
       {"peer dead",
        [this] { return Do(Receiver::PeerDead{absl::UnavailableError("")}); },
-       {},
+       {"Aborted 128"},
        {"Freed UNAVAILABLE 128"}},
       {"sender",
        [this] { return Hear(Cancel{Side::kReceiver}); },
-       {},
+       {"Aborted 128"},
        {"CancelAck", "Freed CANCELLED 128"}},
       {"lease",
        [this] { return Tick(absl::Seconds(5)); },
-       {"Cancel"},
+       {"Cancel", "Aborted 128"},
        {"Freed DEADLINE_EXCEEDED 128"}},
       {"contradiction",
        [this] { return Offered(1, 192, 256); },
-       {"Nack CONFLICT"},
+       {"Nack CONFLICT", "Aborted 128"},
        {"Freed FAILED_PRECONDITION 128"}},
   };
   for (const Case& c : cases) {
@@ -310,7 +312,7 @@ TEST_F(ReceiverTest, LeaseIsRenewedByTheSenderAndNeedsProgress) {
   EXPECT_THAT(Tick(absl::Seconds(4)), IsEmpty());
   Hear(bind_);  // keep-alives go on, the receive does not
   EXPECT_EQ(receiver_->NextDeadline(), now_ + absl::Seconds(1));
-  EXPECT_THAT(Tick(absl::Seconds(1)), ElementsAre("Cancel"));
+  EXPECT_THAT(Tick(absl::Seconds(1)), ElementsAre("Cancel", "Aborted 64"));
   EXPECT_EQ(receiver_->state(), State::kAborting);
 }
 

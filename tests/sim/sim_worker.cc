@@ -53,7 +53,6 @@ SimWorker::SimWorker(SimWorkerOptions options, SimNetwork* network, worker::Work
   context.clock = &clock_;
   context.self = options_.incarnation;
   context.lease = options_.transfers.lease;
-  context.peer_timeout = options_.transfers.peer_timeout;
   context.fetch_patience = options_.transfers.fetch_patience;
   switch (options_.role) {
     case router::WorkerRole::kPrefill:
