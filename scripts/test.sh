@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # Builds Sluice and runs all its tests, as the continuous integration does. Works from a clean clone.
-#   scripts/test.sh             everything: lint, release with all tests, clang-tidy, asan and tsan
-#                               with the unit, property and simulation tests (fuzz targets
-#                               replay their corpora among the unit tests)
+#   scripts/test.sh             everything: lint, release with all tests, chaos (the fault tests that
+#                               want the machine for themselves), clang-tidy, asan and tsan with the
+#                               unit, property and simulation tests (fuzz targets replay their
+#                               corpora among the unit tests)
 #   scripts/test.sh --quick     lint and release alone
 #   --no-setup                  do not look for missing packages (scripts/setup.sh)
-#   --only STAGE                one of lint, release, tidy, asan, tsan, fuzz; may be repeated
+#   --only STAGE                one of lint, release, chaos, tidy, asan, tsan, fuzz; may be repeated
 #   --fuzz-seconds N            per target of the fuzz stage, which runs when asked for (10)
 #   --jobs N                    compilers and tests at once (2)
 # Logs lie in build/<preset>/. The exit code is 0 only if every stage passed.
@@ -19,20 +20,20 @@ while [ $# -gt 0 ]; do
     --no-setup) setup=0 ;;
     --only)
       case "${2:-}" in
-        lint | release | tidy | asan | tsan | fuzz) stages+=("$2") ;;
-        *) echo "test.sh: --only needs lint, release, tidy, asan, tsan or fuzz" >&2; exit 2 ;;
+        lint | release | chaos | tidy | asan | tsan | fuzz) stages+=("$2") ;;
+        *) echo "test.sh: --only needs lint, release, chaos, tidy, asan, tsan or fuzz" >&2; exit 2 ;;
       esac
       shift ;;
     --fuzz-seconds) fuzz_seconds="${2:?--fuzz-seconds needs a number}"; shift ;;
     --jobs) jobs="${2:?--jobs needs a number}"; shift ;;
-    -h | --help) sed -n '2,11p' "$0" | cut -c3-; exit 0 ;;
+    -h | --help) sed -n '2,12p' "$0" | cut -c3-; exit 0 ;;
     *) echo "test.sh: unknown argument '$1' (try --help)" >&2; exit 2 ;;
   esac
   shift
 done
 if [ ${#stages[@]} -eq 0 ]; then
   stages=(lint release)
-  [ "$quick" = 1 ] || stages+=(tidy asan tsan)
+  [ "$quick" = 1 ] || stages+=(chaos tidy asan tsan)
 fi
 
 # Compiler results are shared between checkouts of the same sources at different paths.
@@ -68,11 +69,12 @@ configure_and_build() {  # PRESET [TARGETS...]
   fi
 }
 
-run_tests() {  # PRESET
-  local log="$PWD/build/$1/ctest.log"
-  ctest --preset "$1" -j "$jobs" --no-tests=error --output-log "$log"
+run_tests() {  # PRESET [CTEST ARGUMENTS...]
+  local preset="$1" log="$PWD/build/$1/ctest.log"
+  shift
+  ctest --preset "$preset" -j "$jobs" --no-tests=error --output-log "$log" "$@"
   local status=$?
-  summaries+=("$1: $(grep -E 'tests passed|tests failed' "$log" | tail -1)")
+  summaries+=("$preset $*: $(grep -E 'tests passed|tests failed' "$log" | tail -1)")
   return $status
 }
 
@@ -83,7 +85,8 @@ fi
 for stage in "${stages[@]}"; do
   case "$stage" in
     lint) run_stage lint scripts/lint.sh ;;
-    release) run_stage "release build" configure_and_build release && run_stage "release tests" run_tests release ;;
+    release) run_stage "release build" configure_and_build release && run_stage "release tests" run_tests release -LE chaos ;;
+    chaos) run_stage "chaos build" configure_and_build release && run_stage "chaos tests" run_tests release -L chaos ;;
     tidy) run_stage "tidy build" configure_and_build release && run_stage tidy scripts/lint.sh --tidy-all --jobs "$jobs" ;;
     fuzz) run_stage fuzz scripts/fuzz.sh --seconds "$fuzz_seconds" --jobs "$jobs" ;;
     *)
