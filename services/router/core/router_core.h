@@ -100,8 +100,8 @@ class RouterCore {
   bool draining_ = false;
   absl::Time could_serve_at_ = absl::InfinitePast();  // when no role was last seen missing
 
-  // At most max_queued_requests + max_running_requests entries. Whoever acts on several takes them in
-  // the order of their ids, so that the same events give the same actions.
+  // At most max_queued_requests + max_running_requests entries. Whoever acts on several takes them
+  // in the order of their ids, so that the same events give the same actions.
   absl::flat_hash_map<RequestId, Entry> flows_;
   absl::btree_map<uint64_t, RequestId> queue_;  // by ticket: first come, first served
   uint64_t next_ticket_ = 1;
