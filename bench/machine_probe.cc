@@ -42,20 +42,28 @@ __attribute__((target("avx512f"))) uint64_t ReadAvx512(Region region) {
   return words[0] ^ words[1] ^ words[2] ^ words[3] ^ words[4] ^ words[5] ^ words[6] ^ words[7];
 }
 
-// Four independent sums, operands in registers.
+// Four independent sums, operands in registers. The operands must look like numbers in use: the
+// processor lowers its clock by what the tile unit consumes, and zeros are a quarter faster.
 void TileLoop(int iterations) {
+  constexpr int kValues = cpu::kTileBytes / 2;
+  alignas(64) uint16_t operand[kValues];
+  for (int i = 0; i < kValues; ++i) {
+    // bf16 of either sign, 2^-7 to 2, all mantissas.
+    const uint32_t bits = static_cast<uint32_t>(i + 1) * 2654435761u;
+    operand[i] = static_cast<uint16_t>((bits >> 16 & 0x83ff) | 0x3c00);
+  }
   const cpu::TileScope tiles;
+  SLUICE_TILE_LOAD(6, operand, cpu::kTileRowBytes);
+  SLUICE_TILE_LOAD(7, operand, cpu::kTileRowBytes);
   SLUICE_TILE_ZERO(0);
   SLUICE_TILE_ZERO(1);
   SLUICE_TILE_ZERO(2);
   SLUICE_TILE_ZERO(3);
-  SLUICE_TILE_ZERO(4);
-  SLUICE_TILE_ZERO(5);
   for (int i = 0; i < iterations; ++i) {
-    SLUICE_TILE_DOT(0, 4, 5);
-    SLUICE_TILE_DOT(1, 4, 5);
-    SLUICE_TILE_DOT(2, 4, 5);
-    SLUICE_TILE_DOT(3, 4, 5);
+    SLUICE_TILE_DOT(0, 6, 7);
+    SLUICE_TILE_DOT(1, 6, 7);
+    SLUICE_TILE_DOT(2, 6, 7);
+    SLUICE_TILE_DOT(3, 6, 7);
   }
 }
 #endif

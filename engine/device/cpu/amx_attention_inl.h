@@ -21,6 +21,10 @@ namespace {
 constexpr int kChunkTokens = 64;  // four tiles of scores
 static_assert(kPartitionTokens % kChunkTokens == 0);
 
+// How many tokens of a partition are fetched while the values of the one before are summed; the
+// rest follows beside the scores.
+constexpr int kFetchedAhead = 128;
+
 constexpr int kTokenTiles = kPartitionTokens / static_cast<int>(kTileRows);
 
 // This thread's scratch, cut up.
@@ -88,6 +92,56 @@ class ScoreSink {
   int tokens_[4];
 };
 
+// Fetches rows of the cache beside the arithmetic, in the order of memory: the tile loads' own
+// order, a few bytes of each of 16 to 64 rows, is none that the hardware could run ahead of.
+class RowPrefetch {
+ public:
+  // Tokens [begin, end) of `row_base` in about `steps` steps.
+  RowPrefetch(const AttentionArgs& args, const void* const* row_base, int begin, int end,
+              int64_t steps)
+      : row_base_(row_base),
+        block_tokens_(args.block_tokens),
+        row_bytes_(args.row_stride * 2),
+        token_(begin),
+        end_(row_base != nullptr ? end : begin) {
+    const int64_t lines = (end_ - token_) * row_bytes_ / kLineBytes;
+    lines_per_step_ = (lines + steps - 1) / steps;
+    NextBlock();
+  }
+  void Step() {
+    for (int64_t i = 0; i < lines_per_step_; ++i) {
+      if (at_ >= block_end_) {
+        if (token_ >= end_) return;
+        NextBlock();
+      }
+      PrefetchToL2(at_);
+      at_ += kLineBytes;
+    }
+  }
+
+ private:
+  static constexpr int64_t kLineBytes = 64;
+
+  void NextBlock() {
+    if (token_ >= end_) return;
+    const int in_block = token_ % block_tokens_;
+    const int left = end_ - token_;
+    const int tokens = block_tokens_ - in_block < left ? block_tokens_ - in_block : left;
+    at_ = static_cast<const uint8_t*>(row_base_[token_ / block_tokens_]) + in_block * row_bytes_;
+    block_end_ = at_ + tokens * row_bytes_;
+    token_ += tokens;
+  }
+
+  const void* const* const row_base_;
+  const int block_tokens_;
+  const int64_t row_bytes_;
+  int token_;
+  const int end_;
+  int64_t lines_per_step_;
+  const uint8_t* at_ = nullptr;
+  const uint8_t* block_end_ = nullptr;
+};
+
 // 64 tokens by 16 rows; `beside()` runs in the shadow of the tile products.
 template <class Beside>
 inline void ScoreTiles4x1(const uint8_t* const key[4], int64_t row_bytes, const uint8_t* q,
@@ -107,6 +161,7 @@ inline void ScoreTiles4x1(const uint8_t* const key[4], int64_t row_bytes, const 
     SLUICE_TILE_DOT(2, 4, 6);
     SLUICE_TILE_LOAD(5, key[3] + offset, row_bytes);
     SLUICE_TILE_DOT(3, 5, 6);
+    KeepVectorUnitAwake();
     beside();
   }
   SLUICE_TILE_STORE(0, out.value[0], kTileRowBytes);
@@ -133,6 +188,7 @@ inline void ScoreTiles2x2(const uint8_t* key0, const uint8_t* key1, int64_t row_
     SLUICE_TILE_LOAD(7, q + (steps + step) * kTileBytes, kTileRowBytes);
     SLUICE_TILE_DOT(1, 4, 7);
     SLUICE_TILE_DOT(3, 5, 7);
+    KeepVectorUnitAwake();
     beside();
   }
   SLUICE_TILE_STORE(0, out.value[0], kTileRowBytes);
@@ -145,6 +201,14 @@ inline void AmxScores(const AttentionArgs& args, const AmxAttentionScratch& scra
   const int64_t steps = args.q_stride / kTileDepth;
   const int64_t row_bytes = args.row_stride * 2;
   ScoreSink sink(args, scratch.scores);
+  const int64_t row_tiles = (args.rows + 15) / 16;
+  const int64_t chunks = (args.num_tokens + kChunkTokens - 1) / kChunkTokens;
+  RowPrefetch prefetch(args, args.row_base, kFetchedAhead, args.num_tokens,
+                       chunks * row_tiles * steps);
+  const auto beside = [&] {
+    sink.Step();
+    prefetch.Step();
+  };
   for (int token = 0; token < args.num_tokens; token += kChunkTokens) {
     // The last chunk may hold bytes of nobody, whose scores are masked.
     const uint8_t* key[4];
@@ -157,7 +221,7 @@ inline void AmxScores(const AttentionArgs& args, const AmxAttentionScratch& scra
       const uint8_t* q = scratch.q_tiles + row / 16 * steps * kTileBytes;
       for (int i = 0; i < 4; i += 2) {
         FourTiles& out = sink.Next();
-        ScoreTiles2x2(key[i], key[i + 1], row_bytes, q, steps, out, [&] { sink.Step(); });
+        ScoreTiles2x2(key[i], key[i + 1], row_bytes, q, steps, out, beside);
         const int t = token + i * 16;
         sink.Take({row, row + 16, row, row + 16}, {t, t, t + 16, t + 16});
       }
@@ -165,7 +229,7 @@ inline void AmxScores(const AttentionArgs& args, const AmxAttentionScratch& scra
     if (row >= args.rows) continue;
     FourTiles& out = sink.Next();
     ScoreTiles4x1(key, row_bytes, scratch.q_tiles + row / 16 * steps * kTileBytes, steps, out,
-                  [&] { sink.Step(); });
+                  beside);
     sink.Take({row, row, row, row}, {token, token + 16, token + 32, token + 48});
   }
   sink.Flush();
@@ -222,7 +286,7 @@ inline void DeliverValues(const AttentionArgs& args, int row, int64_t column, co
 
 // 16 rows by 64 columns.
 inline void ValueTiles64(const uint8_t* even, const uint8_t* odd, const ValueSource& values,
-                         int64_t column, FourTiles& out) {
+                         int64_t column, RowPrefetch& prefetch, FourTiles& out) {
   SLUICE_TILE_ZERO(0);
   SLUICE_TILE_ZERO(1);
   SLUICE_TILE_ZERO(2);
@@ -237,6 +301,8 @@ inline void ValueTiles64(const uint8_t* even, const uint8_t* odd, const ValueSou
     SLUICE_TILE_LOAD(7, v + kTileRowBytes, values.stride_bytes);
     SLUICE_TILE_DOT(2, 4, 7);
     SLUICE_TILE_DOT(3, 5, 7);
+    KeepVectorUnitAwake();
+    prefetch.Step();
   }
   SLUICE_TILE_STORE(0, out.value[0], kTileRowBytes);
   SLUICE_TILE_STORE(1, out.value[1], kTileRowBytes);
@@ -246,7 +312,7 @@ inline void ValueTiles64(const uint8_t* even, const uint8_t* odd, const ValueSou
 
 // 16 rows by 32 columns.
 inline void ValueTiles32(const uint8_t* even, const uint8_t* odd, const ValueSource& values,
-                         int64_t column, FourTiles& out) {
+                         int64_t column, RowPrefetch& prefetch, FourTiles& out) {
   SLUICE_TILE_ZERO(0);
   SLUICE_TILE_ZERO(1);
   for (int t = 0; t < values.token_tiles; ++t) {
@@ -255,6 +321,8 @@ inline void ValueTiles32(const uint8_t* even, const uint8_t* odd, const ValueSou
     SLUICE_TILE_DOT(0, 4, 6);
     SLUICE_TILE_LOAD(5, odd + t * kTileBytes, kTileRowBytes);
     SLUICE_TILE_DOT(1, 5, 6);
+    KeepVectorUnitAwake();
+    prefetch.Step();
   }
   SLUICE_TILE_STORE(0, out.value[0], kTileRowBytes);
   SLUICE_TILE_STORE(1, out.value[1], kTileRowBytes);
@@ -265,16 +333,20 @@ inline void ValueTiles32(const uint8_t* even, const uint8_t* odd, const ValueSou
 inline void AmxValues(const AttentionArgs& args, const ValueSource& values,
                       const AmxAttentionScratch& scratch) {
   FourTiles out;
+  const int64_t row_tiles = (args.rows + 15) / 16;
+  const int fetched = args.next_tokens < kFetchedAhead ? args.next_tokens : kFetchedAhead;
+  RowPrefetch prefetch(args, args.next_row_base, 0, fetched,
+                       row_tiles * ((args.latent_dim + 63) / 64) * values.token_tiles);
   for (int64_t column = 0; column < args.latent_dim; column += 64) {
     for (int row = 0; row < args.rows; row += 16) {
       const uint8_t* even = scratch.even + row / 16 * kTokenTiles * kTileBytes;
       const uint8_t* odd = scratch.odd + row / 16 * kTokenTiles * kTileBytes;
       if (args.latent_dim - column <= 32) {
-        ValueTiles32(even, odd, values, column, out);
+        ValueTiles32(even, odd, values, column, prefetch, out);
         DeliverValues(args, row, column, out.value[0], out.value[1]);
         continue;
       }
-      ValueTiles64(even, odd, values, column, out);
+      ValueTiles64(even, odd, values, column, prefetch, out);
       DeliverValues(args, row, column, out.value[0], out.value[1]);
       DeliverValues(args, row, column + 32, out.value[2], out.value[3]);
     }

@@ -52,6 +52,31 @@ struct AmxOperands {
   int64_t direct_columns;
 };
 
+// Brings the weights of a pass over kPanels panels into the first-level cache some steps before
+// their turn, and at the end of the panels those of the next pass. Tile loads alone leave memory
+// idle: they reach about one step ahead, and half of what they have in flight is activations.
+template <int kPanels>
+class WeightPrefetch {
+ public:
+  // Only the pass over the `first` rows finds the weights in memory.
+  WeightPrefetch(const AmxOperands& op, bool first)
+      : first_(first),
+        last_step_(op.steps - kStepsAhead),
+        next_pass_bytes_((kPanels - 1) * op.panel_bytes) {}
+  // `tile` is that of step k.
+  void Before(const uint8_t* tile, int64_t k) const {
+    if (!first_) return;
+    tile += kStepsAhead * kTileBytes + (k < last_step_ ? 0 : next_pass_bytes_);
+    for (int64_t line = 0; line < kTileBytes; line += 64) PrefetchToL1(tile + line);
+  }
+
+ private:
+  static constexpr int64_t kStepsAhead = 4;
+  const bool first_;
+  const int64_t last_step_;
+  const int64_t next_pass_bytes_;
+};
+
 inline void DeliverTile(const GemmArgs& args, int row, int64_t panel, const TileOut& out) {
   // Of a tile beyond the last row, nothing.
   const int rows = args.rows - row < kTileRows ? args.rows - row : static_cast<int>(kTileRows);
@@ -83,15 +108,20 @@ inline void AmxTile2x3(const GemmArgs& args, const AmxOperands& op, int row, int
   SLUICE_TILE_ZERO(3);
   SLUICE_TILE_ZERO(4);
   SLUICE_TILE_ZERO(5);
+  const WeightPrefetch<3> prefetch(op, /*first=*/row == 0);
   for (int64_t k = 0; k < op.steps; ++k) {
-    SLUICE_TILE_LOAD(6, op.A(row, k), op.a_stride);
+    KeepVectorUnitAwake();
+    SLUICE_TILE_LOAD_STREAM(6, op.A(row, k), op.a_stride);
+    prefetch.Before(op.B(panel, k), k);
     SLUICE_TILE_LOAD(7, op.B(panel, k), kTileRowBytes);
     SLUICE_TILE_DOT(0, 6, 7);
+    prefetch.Before(op.B(panel + 1, k), k);
     SLUICE_TILE_LOAD(7, op.B(panel + 1, k), kTileRowBytes);
     SLUICE_TILE_DOT(1, 6, 7);
+    prefetch.Before(op.B(panel + 2, k), k);
     SLUICE_TILE_LOAD(7, op.B(panel + 2, k), kTileRowBytes);
     SLUICE_TILE_DOT(2, 6, 7);
-    SLUICE_TILE_LOAD(6, op.A(row + 16, k), op.a_stride);
+    SLUICE_TILE_LOAD_STREAM(6, op.A(row + 16, k), op.a_stride);
     SLUICE_TILE_DOT(5, 6, 7);
     SLUICE_TILE_LOAD(7, op.B(panel + 1, k), kTileRowBytes);
     SLUICE_TILE_DOT(4, 6, 7);
@@ -112,10 +142,14 @@ inline void AmxTile2x2(const GemmArgs& args, const AmxOperands& op, int row, int
   SLUICE_TILE_ZERO(1);
   SLUICE_TILE_ZERO(2);
   SLUICE_TILE_ZERO(3);
+  const WeightPrefetch<2> prefetch(op, /*first=*/row == 0);
   for (int64_t k = 0; k < op.steps; ++k) {
+    KeepVectorUnitAwake();
     SLUICE_TILE_LOAD(4, op.A(row, k), op.a_stride);
+    prefetch.Before(op.B(panel, k), k);
     SLUICE_TILE_LOAD(6, op.B(panel, k), kTileRowBytes);
     SLUICE_TILE_DOT(0, 4, 6);
+    prefetch.Before(op.B(panel + 1, k), k);
     SLUICE_TILE_LOAD(7, op.B(panel + 1, k), kTileRowBytes);
     SLUICE_TILE_DOT(1, 4, 7);
     SLUICE_TILE_LOAD(5, op.A(row + 16, k), op.a_stride);
@@ -136,7 +170,10 @@ inline void AmxTile3x2(const GemmArgs& args, const AmxOperands& op, int row, int
   SLUICE_TILE_ZERO(3);
   SLUICE_TILE_ZERO(4);
   SLUICE_TILE_ZERO(5);
+  const WeightPrefetch<2> prefetch(op, /*first=*/row == 0);
   for (int64_t k = 0; k < op.steps; ++k) {
+    KeepVectorUnitAwake();
+    prefetch.Before(op.B(panel, k), k);
     SLUICE_TILE_LOAD(7, op.B(panel, k), kTileRowBytes);
     SLUICE_TILE_LOAD(6, op.A(row, k), op.a_stride);
     SLUICE_TILE_DOT(0, 6, 7);
@@ -144,6 +181,7 @@ inline void AmxTile3x2(const GemmArgs& args, const AmxOperands& op, int row, int
     SLUICE_TILE_DOT(1, 6, 7);
     SLUICE_TILE_LOAD(6, op.A(row + 32, k), op.a_stride);
     SLUICE_TILE_DOT(2, 6, 7);
+    prefetch.Before(op.B(panel + 1, k), k);
     SLUICE_TILE_LOAD(7, op.B(panel + 1, k), kTileRowBytes);
     SLUICE_TILE_DOT(5, 6, 7);
     SLUICE_TILE_LOAD(6, op.A(row + 16, k), op.a_stride);
@@ -166,6 +204,7 @@ inline void AmxTile1x4(const GemmArgs& args, const AmxOperands& op, int row, int
   SLUICE_TILE_ZERO(2);
   SLUICE_TILE_ZERO(3);
   for (int64_t k = 0; k < op.steps; ++k) {
+    KeepVectorUnitAwake();
     SLUICE_TILE_LOAD(4, op.A(row, k), op.a_stride);
     SLUICE_TILE_LOAD(5, op.B(panel, k), kTileRowBytes);
     SLUICE_TILE_DOT(0, 4, 5);
@@ -186,6 +225,7 @@ inline void AmxTile1x4(const GemmArgs& args, const AmxOperands& op, int row, int
 inline void AmxTile1x1(const GemmArgs& args, const AmxOperands& op, int row, int64_t panel) {
   SLUICE_TILE_ZERO(0);
   for (int64_t k = 0; k < op.steps; ++k) {
+    KeepVectorUnitAwake();
     SLUICE_TILE_LOAD(4, op.A(row, k), op.a_stride);
     SLUICE_TILE_LOAD(5, op.B(panel, k), kTileRowBytes);
     SLUICE_TILE_DOT(0, 4, 5);

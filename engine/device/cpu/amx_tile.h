@@ -10,6 +10,10 @@
 
 #define SLUICE_TILE_LOAD(tile, base, stride_bytes) \
   asm volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(base), "r"(stride_bytes) : "memory")
+// The same for data that is read once or from the second-level cache each time: leaves the
+// first-level cache to the other operand.
+#define SLUICE_TILE_LOAD_STREAM(tile, base, stride_bytes) \
+  asm volatile("tileloaddt1 (%0,%1,1), %%tmm" #tile ::"r"(base), "r"(stride_bytes) : "memory")
 #define SLUICE_TILE_STORE(tile, base, stride_bytes) \
   asm volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(base), "r"(stride_bytes) : "memory")
 #define SLUICE_TILE_ZERO(tile) asm volatile("tilezero %%tmm" #tile ::)
@@ -48,6 +52,19 @@ struct TileConfigs {
   TileConfig by_left_rows[kTileRows];
 };
 constexpr TileConfigs kTileConfigs;
+
+// Storing a tile needs the 512-bit multipliers, which fall asleep after some 2,000 cycles without
+// work (tile products are none) and take 1,000 cycles to wake. One idle multiplication a step of a
+// long product keeps them awake.
+inline void KeepVectorUnitAwake() {
+  asm volatile("vpxord %%zmm31, %%zmm31, %%zmm31\n\tvfmadd231ps %%zmm31, %%zmm31, %%zmm31" ::
+                   : "xmm31");
+}
+
+// Fetch a line into the first or the second level of cache. As assembly, since GCC 12 takes a
+// function that only prefetches for one without effect and drops its calls.
+inline void PrefetchToL1(const void* line) { asm volatile("prefetcht0 (%0)" ::"r"(line)); }
+inline void PrefetchToL2(const void* line) { asm volatile("prefetcht1 (%0)" ::"r"(line)); }
 
 // The tiles hold state only inside this scope, so that a parked thread has none to save.
 class TileScope {

@@ -113,12 +113,18 @@ void CpuBackend::AttendPartition(const MlaAttentionParams& params, const Attenti
   args.scratch = scratch.kernel;
 
   const void* bases[kPartitionTokens];
+  const void* next_bases[kPartitionTokens];
   const int block_tokens = static_cast<int>(cache.block_tokens);
   FindBlocks(cache, sequence, partition, args.num_tokens, bases);
   args.row_base = bases;
   args.block_tokens = block_tokens;
   args.row_stride = cache.row_dim;
   const void* padded_base = scratch.padded;
+  if (!pad && partition + 1 < run.end) {
+    args.next_tokens = TokensOfPartition(group, partition + 1, params.heads);
+    FindBlocks(cache, sequence, partition + 1, args.next_tokens, next_bases);
+    args.next_row_base = next_bases;
+  }
   if (pad) {
     const int64_t row_bytes = cache.row_dim * element;
     for (int t = 0; t < args.num_tokens; ++t) {

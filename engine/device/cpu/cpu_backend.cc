@@ -192,17 +192,19 @@ void CpuBackend::Linear(const LinearParams& params) {
   const DType dtype = weight.layout() == CpuMatrix::Layout::kPanelsF32 ? DType::kF32 : DType::kBF16;
   SLUICE_CHECK(dtype == params.x->dtype() && params.x->stride() >= weight.k());
   // Tasks are rectangles: rows that stay in the second level of cache, and columns in whole
-  // register tiles (4 panels of a few rows, 3 of many), enough of them to even out the threads.
-  constexpr int64_t kRowsPerTask = 256, kMinPanels = 4, kMaxPanels = 60;
-  const int64_t unit = params.rows <= 16 ? kMinPanels : 6;
+  // register tiles (4 panels of a few rows, 3 of many), as many for each thread as for the others
+  // and enough to even out what these do besides.
+  constexpr int64_t kRowsPerTask = 256, kTasksPerThread = 6;
+  const int64_t unit = params.rows <= 16 ? 4 : 3;
+  const int64_t units = CeilDiv(weight.num_panels(), unit);
   const int64_t row_chunks = CeilDiv(params.rows, kRowsPerTask);
-  const int64_t wanted = CeilDiv(int64_t{6} * pool_.num_threads(), row_chunks);
-  const int64_t panels =
-      std::clamp(CeilDiv(CeilDiv(weight.num_panels(), wanted), unit) * unit, unit, kMaxPanels);
-  const int64_t column_chunks = CeilDiv(weight.num_panels(), panels);
+  const int64_t column_chunks = std::min(
+      units, CeilDiv(kTasksPerThread, row_chunks) * static_cast<int64_t>(pool_.num_threads()));
   pool_.ParallelFor(static_cast<int>(row_chunks * column_chunks), [&](int task, int) {
     const int64_t row = task / column_chunks * kRowsPerTask;
-    const int64_t panel = task % column_chunks * panels;
+    const int64_t chunk = task % column_chunks;
+    const int64_t panel = units * chunk / column_chunks * unit;
+    const int64_t panels = units * (chunk + 1) / column_chunks * unit - panel;
     GemmArgs args;
     args.a = RowAt(params.x->data(), row, params.x->stride(), dtype);
     args.a_stride = params.x->stride();

@@ -59,6 +59,10 @@ struct AttentionArgs {
   int64_t latent_dim = 0;  // the first latent_dim columns are also the values
   int first_token = 0;     // position of the partition's first token
   int num_tokens = 0;      // of the partition, up to the last that any row sees
+  // Likewise of the partition that this thread will attend to next, to be fetched beside the
+  // arithmetic; null if there is none.
+  const void* const* next_row_base = nullptr;
+  int next_tokens = 0;
   float scale = 0;
   // True if this scratch's previous call had the very same q and rows: what that call arranged of
   // them is still there.
