@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 
+#include "engine/device/cpu/amx_row_prefetch_inl.h"
 #include "engine/device/cpu/amx_tile.h"
 #include "engine/device/cpu/amx_transpose_inl.h"
 #include "engine/device/cpu/attention_inl.h"
@@ -20,10 +21,6 @@ namespace {
 
 constexpr int kChunkTokens = 64;  // four tiles of scores
 static_assert(kPartitionTokens % kChunkTokens == 0);
-
-// How many tokens of a partition are fetched while the values of the one before are summed; the
-// rest follows beside the scores.
-constexpr int kFetchedAhead = 128;
 
 constexpr int kTokenTiles = kPartitionTokens / static_cast<int>(kTileRows);
 
@@ -56,6 +53,20 @@ inline int64_t AmxAttentionScratchBytes(int64_t q_stride, int64_t /*latent_dim*/
 struct FourTiles {
   alignas(64) float value[4][256];
 };
+
+// The sums of a kernel are tiles 0 to 3.
+inline void ZeroFourTiles() {
+  SLUICE_TILE_ZERO(0);
+  SLUICE_TILE_ZERO(1);
+  SLUICE_TILE_ZERO(2);
+  SLUICE_TILE_ZERO(3);
+}
+inline void StoreFourTiles(FourTiles& out) {
+  SLUICE_TILE_STORE(0, out.value[0], kTileRowBytes);
+  SLUICE_TILE_STORE(1, out.value[1], kTileRowBytes);
+  SLUICE_TILE_STORE(2, out.value[2], kTileRowBytes);
+  SLUICE_TILE_STORE(3, out.value[3], kTileRowBytes);
+}
 
 // Takes tiles of [token][row] four at a time and delivers them while the next four are computed.
 class ScoreSink {
@@ -92,92 +103,26 @@ class ScoreSink {
   int tokens_[4];
 };
 
-// Fetches rows of the cache beside the arithmetic, in the order of memory: the tile loads' own
-// order, a few bytes of each of 16 to 64 rows, is none that the hardware could run ahead of.
-class RowPrefetch {
- public:
-  // Tokens [begin, end) of `row_base` in about `steps` steps.
-  RowPrefetch(const AttentionArgs& args, const void* const* row_base, int begin, int end,
-              int64_t steps)
-      : row_base_(row_base),
-        block_tokens_(args.block_tokens),
-        row_bytes_(args.row_stride * 2),
-        token_(begin),
-        end_(row_base != nullptr ? end : begin) {
-    const int64_t lines = (end_ - token_) * row_bytes_ / kLineBytes;
-    lines_per_step_ = (lines + steps - 1) / steps;
-    NextBlock();
-  }
-  void Step() {
-    for (int64_t i = 0; i < lines_per_step_; ++i) {
-      if (at_ >= block_end_) {
-        if (token_ >= end_) return;
-        NextBlock();
-      }
-      PrefetchToL2(at_);
-      at_ += kLineBytes;
-    }
-  }
-
- private:
-  static constexpr int64_t kLineBytes = 64;
-
-  void NextBlock() {
-    if (token_ >= end_) return;
-    const int in_block = token_ % block_tokens_;
-    const int left = end_ - token_;
-    const int tokens = block_tokens_ - in_block < left ? block_tokens_ - in_block : left;
-    at_ = static_cast<const uint8_t*>(row_base_[token_ / block_tokens_]) + in_block * row_bytes_;
-    block_end_ = at_ + tokens * row_bytes_;
-    token_ += tokens;
-  }
-
-  const void* const* const row_base_;
-  const int block_tokens_;
-  const int64_t row_bytes_;
-  int token_;
-  const int end_;
-  int64_t lines_per_step_;
-  const uint8_t* at_ = nullptr;
-  const uint8_t* block_end_ = nullptr;
-};
-
-// 64 tokens by 16 rows; `beside()` runs in the shadow of the tile products.
+// 16 tokens by 16 rows; `beside()` runs in the shadow of the tile products.
 template <class Beside>
-inline void ScoreTiles4x1(const uint8_t* const key[4], int64_t row_bytes, const uint8_t* q,
-                          int64_t steps, FourTiles& out, const Beside& beside) {
+inline void ScoreTile1x1(const uint8_t* key, int64_t row_bytes, const uint8_t* q, int64_t steps,
+                         float* out, const Beside& beside) {
   SLUICE_TILE_ZERO(0);
-  SLUICE_TILE_ZERO(1);
-  SLUICE_TILE_ZERO(2);
-  SLUICE_TILE_ZERO(3);
   for (int64_t step = 0; step < steps; ++step) {
-    const int64_t offset = step * kTileRowBytes;
     SLUICE_TILE_LOAD(6, q + step * kTileBytes, kTileRowBytes);
-    SLUICE_TILE_LOAD(4, key[0] + offset, row_bytes);
+    SLUICE_TILE_LOAD(4, key + step * kTileRowBytes, row_bytes);
     SLUICE_TILE_DOT(0, 4, 6);
-    SLUICE_TILE_LOAD(5, key[1] + offset, row_bytes);
-    SLUICE_TILE_DOT(1, 5, 6);
-    SLUICE_TILE_LOAD(4, key[2] + offset, row_bytes);
-    SLUICE_TILE_DOT(2, 4, 6);
-    SLUICE_TILE_LOAD(5, key[3] + offset, row_bytes);
-    SLUICE_TILE_DOT(3, 5, 6);
     KeepVectorUnitAwake();
     beside();
   }
-  SLUICE_TILE_STORE(0, out.value[0], kTileRowBytes);
-  SLUICE_TILE_STORE(1, out.value[1], kTileRowBytes);
-  SLUICE_TILE_STORE(2, out.value[2], kTileRowBytes);
-  SLUICE_TILE_STORE(3, out.value[3], kTileRowBytes);
+  SLUICE_TILE_STORE(0, out, kTileRowBytes);
 }
 
 // 32 tokens by 32 rows: [token tile][row tile].
 template <class Beside>
 inline void ScoreTiles2x2(const uint8_t* key0, const uint8_t* key1, int64_t row_bytes,
                           const uint8_t* q, int64_t steps, FourTiles& out, const Beside& beside) {
-  SLUICE_TILE_ZERO(0);
-  SLUICE_TILE_ZERO(1);
-  SLUICE_TILE_ZERO(2);
-  SLUICE_TILE_ZERO(3);
+  ZeroFourTiles();
   for (int64_t step = 0; step < steps; ++step) {
     const int64_t offset = step * kTileRowBytes;
     SLUICE_TILE_LOAD(6, q + step * kTileBytes, kTileRowBytes);
@@ -191,20 +136,19 @@ inline void ScoreTiles2x2(const uint8_t* key0, const uint8_t* key1, int64_t row_
     KeepVectorUnitAwake();
     beside();
   }
-  SLUICE_TILE_STORE(0, out.value[0], kTileRowBytes);
-  SLUICE_TILE_STORE(1, out.value[1], kTileRowBytes);
-  SLUICE_TILE_STORE(2, out.value[2], kTileRowBytes);
-  SLUICE_TILE_STORE(3, out.value[3], kTileRowBytes);
+  StoreFourTiles(out);
 }
 
 inline void AmxScores(const AttentionArgs& args, const AmxAttentionScratch& scratch) {
   const int64_t steps = args.q_stride / kTileDepth;
   const int64_t row_bytes = args.row_stride * 2;
   ScoreSink sink(args, scratch.scores);
-  const int64_t row_tiles = (args.rows + 15) / 16;
-  const int64_t chunks = (args.num_tokens + kChunkTokens - 1) / kChunkTokens;
-  RowPrefetch prefetch(args, args.row_base, kFetchedAhead, args.num_tokens,
-                       chunks * row_tiles * steps);
+  // A pair of row tiles takes a step for 32 tokens, a single one for 16.
+  const int pairs = (args.rows + 15) / 32;
+  const int64_t steps_per_tile = pairs * steps / 2 + (args.rows > 32 * pairs ? steps : 0);
+  const int ahead = TokensFetchedAhead(args.rows);
+  RowPrefetch prefetch(args, args.row_base, ahead, args.num_tokens,
+                       (args.num_tokens - ahead + 15) / 16 * steps_per_tile);
   const auto beside = [&] {
     sink.Step();
     prefetch.Step();
@@ -228,20 +172,24 @@ inline void AmxScores(const AttentionArgs& args, const AmxAttentionScratch& scra
     }
     if (row >= args.rows) continue;
     FourTiles& out = sink.Next();
-    ScoreTiles4x1(key, row_bytes, scratch.q_tiles + row / 16 * steps * kTileBytes, steps, out,
-                  beside);
+    for (int i = 0; i < 4; ++i) {
+      ScoreTile1x1(key[i], row_bytes, scratch.q_tiles + row / 16 * steps * kTileBytes, steps,
+                   out.value[i], beside);
+    }
     sink.Take({row, row, row, row}, {token, token + 16, token + 32, token + 48});
   }
   sink.Flush();
 }
 
-// Scores, by now probabilities, as tiles of pairs.
-inline void PackProbabilities(const AttentionArgs& args, int token_tiles,
-                              const AmxAttentionScratch& scratch) {
+// Scores become probabilities, as tiles of pairs.
+inline void AmxSoftmax(const AttentionArgs& args, int token_tiles,
+                       const AmxAttentionScratch& scratch) {
   for (int r = 0; r < args.rows; ++r) {
+    float* const scores = scratch.scores + r * kPartitionTokens;
+    MaskedSoftmaxRow<Avx512>(args, r, scores);
     const int64_t row = r / 16 * kTokenTiles * kTileBytes + r % 16 * kTileRowBytes;
     for (int t = 0; t < token_tiles; ++t) {
-      const __m512 p = Avx512::Load(scratch.scores + r * kPartitionTokens + t * 16);
+      const __m512 p = Avx512::Load(scores + t * 16);
       const __m512i bits = _mm512_cvtepu16_epi32((__m256i)_mm512_cvtneps_pbh(p));
       _mm512_store_si512(scratch.even + row + t * kTileBytes, bits);
       _mm512_store_si512(scratch.odd + row + t * kTileBytes, _mm512_slli_epi32(bits, 16));
@@ -287,10 +235,7 @@ inline void DeliverValues(const AttentionArgs& args, int row, int64_t column, co
 // 16 rows by 64 columns.
 inline void ValueTiles64(const uint8_t* even, const uint8_t* odd, const ValueSource& values,
                          int64_t column, RowPrefetch& prefetch, FourTiles& out) {
-  SLUICE_TILE_ZERO(0);
-  SLUICE_TILE_ZERO(1);
-  SLUICE_TILE_ZERO(2);
-  SLUICE_TILE_ZERO(3);
+  ZeroFourTiles();
   for (int t = 0; t < values.token_tiles; ++t) {
     const uint8_t* v = values.tile[t] + column * 2;
     SLUICE_TILE_LOAD(4, even + t * kTileBytes, kTileRowBytes);
@@ -304,10 +249,7 @@ inline void ValueTiles64(const uint8_t* even, const uint8_t* odd, const ValueSou
     KeepVectorUnitAwake();
     prefetch.Step();
   }
-  SLUICE_TILE_STORE(0, out.value[0], kTileRowBytes);
-  SLUICE_TILE_STORE(1, out.value[1], kTileRowBytes);
-  SLUICE_TILE_STORE(2, out.value[2], kTileRowBytes);
-  SLUICE_TILE_STORE(3, out.value[3], kTileRowBytes);
+  StoreFourTiles(out);
 }
 
 // 16 rows by 32 columns.
@@ -334,7 +276,8 @@ inline void AmxValues(const AttentionArgs& args, const ValueSource& values,
                       const AmxAttentionScratch& scratch) {
   FourTiles out;
   const int64_t row_tiles = (args.rows + 15) / 16;
-  const int fetched = args.next_tokens < kFetchedAhead ? args.next_tokens : kFetchedAhead;
+  const int ahead = TokensFetchedAhead(args.rows);
+  const int fetched = args.next_tokens < ahead ? args.next_tokens : ahead;
   RowPrefetch prefetch(args, args.next_row_base, 0, fetched,
                        row_tiles * ((args.latent_dim + 63) / 64) * values.token_tiles);
   for (int64_t column = 0; column < args.latent_dim; column += 64) {
@@ -359,8 +302,7 @@ void AmxAttention(const AttentionArgs& args) {
   if (!args.same_queries) PackQueries(args, scratch.q_tiles);
   const ValueSource values(args, scratch);
   AmxScores(args, scratch);
-  MaskedSoftmax<Avx512>(args, scratch.scores);
-  PackProbabilities(args, values.token_tiles, scratch);
+  AmxSoftmax(args, values.token_tiles, scratch);
   if (args.rows < 16) tiles.SetLeftRows(args.rows);
   AmxValues(args, values, scratch);
 }

@@ -89,21 +89,20 @@ inline void Scores(const AttentionArgs& args, float* scores) {
   for (; token < args.num_tokens; ++token) ScoreRows<V, Cache, 1>(args, token, scores);
 }
 
-// scores -> probabilities in place, zero where a row may not look; fills args.max and args.sum.
+// Scores of row r -> probabilities in place, zero where the row may not look; fills its max and
+// sum.
 template <class V>
-inline void MaskedSoftmax(const AttentionArgs& args, float* scores) {
-  for (int r = 0; r < args.rows; ++r) {
-    float* row = scores + r * kPartitionTokens;
-    int visible = args.last[r] - args.first_token + 1;
-    visible = visible < 0 ? 0 : visible > args.num_tokens ? args.num_tokens : visible;
-    args.max[r] = 0;
-    args.sum[r] = 0;
-    if (visible > 0) {
-      args.max[r] = MaxRow<V>(row, visible);
-      args.sum[r] = ExpRow<V>(row, visible, args.max[r], /*padded=*/true);
-    }
-    for (int t = (visible + 15) / 16 * 16; t < kPartitionTokens; t += 16)
-      V::Store(row + t, V::Zero());
+inline void MaskedSoftmaxRow(const AttentionArgs& args, int r, float* row) {
+  int visible = args.last[r] - args.first_token + 1;
+  visible = visible < 0 ? 0 : visible > args.num_tokens ? args.num_tokens : visible;
+  args.max[r] = 0;
+  args.sum[r] = 0;
+  if (visible > 0) {
+    args.max[r] = MaxRow<V>(row, visible);
+    args.sum[r] = ExpRow<V>(row, visible, args.max[r], /*padded=*/true);
+  }
+  for (int t = (visible + 15) / 16 * 16; t < kPartitionTokens; t += 16) {
+    V::Store(row + t, V::Zero());
   }
 }
 
@@ -160,7 +159,9 @@ template <class V, class Cache>
 void Attention(const AttentionArgs& args) {
   float* scores = static_cast<float*>(args.scratch);
   Scores<V, Cache>(args, scores);
-  MaskedSoftmax<V>(args, scores);
+  for (int r = 0; r < args.rows; ++r) {
+    MaskedSoftmaxRow<V>(args, r, scores + r * kPartitionTokens);
+  }
   Values<V, Cache>(args, scores);
 }
 
