@@ -29,8 +29,9 @@ BlockMax FindBlockMax(const float* values, size_t size) {
   for (; i + kChains * kLanes <= size; i += kChains * kLanes) {
     for (size_t chain = 0; chain < kChains; ++chain) {
       const Lanes lanes = *reinterpret_cast<const UnalignedLanes*>(values + i + chain * kLanes);
-      greatest[chain] = lanes > greatest[chain] ? lanes : greatest[chain];
-      nan[chain] |= lanes != lanes;
+      const LaneMask above = lanes > greatest[chain];
+      nan[chain] |= ~(above | (lanes <= greatest[chain]));  // neither
+      greatest[chain] = above ? lanes : greatest[chain];
     }
   }
   BlockMax max;
