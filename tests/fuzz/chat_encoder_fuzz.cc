@@ -43,15 +43,15 @@ std::vector<ChatMessage> TakeMessages(fuzz::ByteSource* source) {
   return messages;
 }
 
-// The encoder's precondition; the fronts refuse other bodies. Of the fields, not of the whole input:
-// a byte between them can be the head of a character.
+// The encoder's precondition; the fronts refuse other bodies. Of the fields, not of the whole
+// input: a byte between them can be the head of a character.
 bool AreValidUtf8(const std::vector<ChatMessage>& messages) {
   for (const ChatMessage& message : messages) {
     bool valid = IsValidUtf8(message.role) && IsValidUtf8(message.content) &&
                  IsValidUtf8(message.reasoning_content);
     for (const ChatToolCall& call : message.tool_calls) {
-      valid = valid && IsValidUtf8(call.id) && IsValidUtf8(call.name) &&
-              IsValidUtf8(call.arguments);
+      valid =
+          valid && IsValidUtf8(call.id) && IsValidUtf8(call.name) && IsValidUtf8(call.arguments);
     }
     if (!valid) return false;
   }
