@@ -42,8 +42,8 @@ __attribute__((target("avx512f"))) uint64_t ReadAvx512(Region region) {
   return words[0] ^ words[1] ^ words[2] ^ words[3] ^ words[4] ^ words[5] ^ words[6] ^ words[7];
 }
 
-// Four independent sums, operands in registers. The operands must look like numbers in use: the
-// processor lowers its clock by what the tile unit consumes, and zeros are a quarter faster.
+// Four independent sums, operands in registers. The operands must look like numbers in use: under
+// load the processor throttles the tile unit by its data, and zeros are a quarter faster.
 void TileLoop(int iterations) {
   constexpr int kValues = cpu::kTileBytes / 2;
   alignas(64) uint16_t operand[kValues];
