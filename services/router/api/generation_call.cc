@@ -17,12 +17,12 @@ struct GenerationCall::Event {
   std::unique_ptr<const GenerationResult> end;  // most events are tokens only
 };
 
-// Between the dispatcher's thread and the front's. At most one wake-up is on its way to the front
-// at a time, so what a slow front has queued is bounded by the requests' max_tokens, not by steps.
+// Between the dispatcher's turns and the front's. At most one wake-up is on its way to the front at
+// a time, so what a slow front has queued is bounded by the requests' max_tokens, not by steps.
 class GenerationCall::Inbox {
  public:
   // Called before anything is submitted.
-  void Open(Executor executor, std::weak_ptr<GenerationCall> call) {
+  void Open(std::weak_ptr<CallExecutor> executor, std::weak_ptr<GenerationCall> call) {
     absl::MutexLock lock(&mu_);
     executor_ = std::move(executor);
     call_ = std::move(call);
@@ -30,13 +30,24 @@ class GenerationCall::Inbox {
 
   void Push(Event event) {
     absl::MutexLock lock(&mu_);
-    if (executor_ == nullptr) return;  // closed
-    events_.push_back(std::move(event));
-    if (wake_up_pending_) return;
-    wake_up_pending_ = true;
-    // Under the lock, so that after Close the executor is never used again.
-    executor_([call = call_] {
-      if (const std::shared_ptr<GenerationCall> alive = call.lock()) alive->HandleEvents();
+    if (!closed_) events_.push_back(std::move(event));
+  }
+
+  // Has the call handle what is here; itself on this thread with `alone`, if it is free.
+  void Flush(bool alone) {
+    std::shared_ptr<CallExecutor> executor;
+    std::shared_ptr<GenerationCall> call;
+    {
+      absl::MutexLock lock(&mu_);
+      if (events_.empty() || wake_up_pending_) return;
+      executor = executor_.lock();
+      call = call_.lock();
+      if (executor == nullptr || call == nullptr) return;
+      wake_up_pending_ = true;
+    }
+    if (alone && executor->TryRun([&call] { call->HandleEvents(); })) return;
+    executor->Post([weak = std::weak_ptr<GenerationCall>(call)] {
+      if (const std::shared_ptr<GenerationCall> alive = weak.lock()) alive->HandleEvents();
     });
   }
 
@@ -48,16 +59,17 @@ class GenerationCall::Inbox {
 
   void Close() {
     absl::MutexLock lock(&mu_);
-    executor_ = nullptr;
+    closed_ = true;
     events_.clear();
   }
 
  private:
   absl::Mutex mu_;
-  Executor executor_ ABSL_GUARDED_BY(mu_);
+  std::weak_ptr<CallExecutor> executor_ ABSL_GUARDED_BY(mu_);
   std::weak_ptr<GenerationCall> call_ ABSL_GUARDED_BY(mu_);
   std::vector<Event> events_ ABSL_GUARDED_BY(mu_);
   bool wake_up_pending_ ABSL_GUARDED_BY(mu_) = false;
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 class GenerationCall::Sink : public GenerationSink {
@@ -79,6 +91,8 @@ class GenerationCall::Sink : public GenerationSink {
     inbox_->Push(std::move(event));
   }
 
+  void Flush(bool alone) override { inbox_->Flush(alone); }
+
  private:
   const std::shared_ptr<Inbox> inbox_;
   const int choice_;
@@ -97,7 +111,8 @@ struct GenerationCall::Choice {
 };
 
 std::shared_ptr<GenerationCall> GenerationCall::Start(ApiContext* context, GenerationPlan plan,
-                                                      ResponseWriter* writer, Executor executor) {
+                                                      ResponseWriter* writer,
+                                                      std::weak_ptr<CallExecutor> executor) {
   std::shared_ptr<GenerationCall> call(new GenerationCall(context, std::move(plan), writer));
   call->Submit(std::move(executor));
   return call;
@@ -111,7 +126,7 @@ GenerationCall::GenerationCall(ApiContext* context, GenerationPlan plan, Respons
 
 GenerationCall::~GenerationCall() { Cancel(); }
 
-void GenerationCall::Submit(Executor executor) {
+void GenerationCall::Submit(std::weak_ptr<CallExecutor> executor) {
   inbox_->Open(std::move(executor), weak_from_this());
   num_running_ = plan_.num_choices();
   submitted_at_ = MonotonicNow();

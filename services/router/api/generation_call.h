@@ -1,6 +1,6 @@
 // One running request: submits its choices to the dispatcher, turns their tokens into deltas, and
-// writes them to a front. Owned by the front's connection, lives on the front's thread (its
-// executor); the dispatcher's thread only leaves events in an inbox, so a slow client or a long
+// writes them to a front. Owned by the front's connection, lives in the front's turns (see
+// CallExecutor); the dispatcher's turn only leaves events in an inbox, so a slow client or a long
 // detokenization never holds it up.
 #pragma once
 
@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/time/time.h"
 #include "services/router/api/api_context.h"
 #include "services/router/api/error_table.h"
@@ -28,7 +29,18 @@ struct RequestSummary {
   TimeStages stages;  // of the first choice
 };
 
-// What a front does with an answer. Called on the front's thread: OnDelta any number of times, then
+// Where a call works: one task at a time, as everything of its front's connection. Any thread may
+// use it.
+class CallExecutor {
+ public:
+  virtual ~CallExecutor() = default;
+  // Runs `task` on the front's thread, later, in order.
+  virtual void Post(std::function<void()> task) = 0;
+  // Runs `task` here and now, unless the connection is at work elsewhere: then false. Never waits.
+  virtual bool TryRun(absl::FunctionRef<void()> task) = 0;
+};
+
+// What a front does with an answer. Called in the front's turns: OnDelta any number of times, then
 // OnComplete or OnError once. Each choice has exactly one delta with a finish reason before
 // OnComplete. May call GenerationCall::Cancel.
 class ResponseWriter {
@@ -41,13 +53,11 @@ class ResponseWriter {
 
 class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
  public:
-  // Runs a task later on the front's thread, in order. Called on any thread; must not block.
-  using Executor = std::function<void(std::function<void()>)>;
-
   // Submits everything. `context` and `writer` must outlive the call's activity: until OnComplete,
-  // OnError or Cancel.
+  // OnError or Cancel. An executor that has gone drops the events.
   static std::shared_ptr<GenerationCall> Start(ApiContext* context, GenerationPlan plan,
-                                               ResponseWriter* writer, Executor executor);
+                                               ResponseWriter* writer,
+                                               std::weak_ptr<CallExecutor> executor);
   ~GenerationCall();
 
   // Ends all choices; the writer hears nothing more. Idempotent; a no-op after the end.
@@ -63,7 +73,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   struct Event;
 
   GenerationCall(ApiContext* context, GenerationPlan plan, ResponseWriter* writer);
-  void Submit(Executor executor);
+  void Submit(std::weak_ptr<CallExecutor> executor);
   void HandleEvents();
   void HandleTokens(int index, const std::vector<SampledToken>& tokens, ChoiceDelta* delta);
   // False when the choice failed; *error says how.
@@ -75,7 +85,7 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   ApiContext* const context_;
   const GenerationPlan plan_;
 
-  // The front's thread only.
+  // In the front's turns only.
   ResponseWriter* writer_;  // null once nothing more may be written
   std::vector<std::unique_ptr<Choice>> choices_;
   int num_running_ = 0;

@@ -92,6 +92,8 @@ class HttpServerImpl : public HttpServer {
       thread->keep_running.reset();
       if (thread->thread.joinable()) thread->thread.join();
     }
+    // Whoever was just writing a token may hold the last reference to a connection.
+    shared_.connections.AwaitZero(absl::InfiniteDuration());
   }
 
   absl::Status Listen() {
