@@ -64,8 +64,14 @@ class Recorder : public ResponseWriter {
 // A front of one thread, which nobody else may help.
 class ThreadExecutor : public CallExecutor {
  public:
-  void Post(std::function<void()> task) override { EXPECT_TRUE(pool_.Post(std::move(task))); }
-  bool TryRun(absl::FunctionRef<void()>) override { return false; }
+  void Post(std::weak_ptr<GenerationCall> call) override {
+    Run([call = std::move(call)] {
+      if (const auto alive = call.lock()) alive->HandleEvents();
+    });
+  }
+  bool TryRun(GenerationCall*) override { return false; }
+
+  void Run(std::function<void()> task) { EXPECT_TRUE(pool_.Post(std::move(task))); }
 
  private:
   TaskPool pool_{"test-front", 1, 1000};
@@ -87,7 +93,7 @@ class GenerationCallTest : public ApiFixture {
   // A failed expectation must not leave the call to a recorder that is gone.
   void TearDown() override {
     absl::Notification idle;
-    front_->Post([&] { idle.Notify(); });
+    front_->Run([&] { idle.Notify(); });
     idle.WaitForNotification();
   }
 
@@ -223,7 +229,7 @@ TEST_F(GenerationCallTest, CancelSilencesTheWriter) {
   const auto first = dispatcher_.NextGeneration();
   const auto second = dispatcher_.NextGeneration();
   absl::Notification cancelled;
-  front_->Post([&] {
+  front_->Run([&] {
     call->Cancel();
     cancelled.Notify();
   });
@@ -240,7 +246,7 @@ TEST_F(GenerationCallTest, TokensThatWaitMergeIntoOneDelta) {
   const auto call = Start(Prompt("Go"));
   const auto generation = dispatcher_.NextGeneration();
   absl::Notification release;
-  front_->Post([&] { release.WaitForNotification(); });
+  front_->Run([&] { release.WaitForNotification(); });
   const std::string text = "one two three four five six";
   for (TokenId id : Ids(text)) generation.Tokens({id});
   generation.End(GenerationEnd::kLength);

@@ -5,13 +5,12 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "absl/functional/function_ref.h"
 #include "absl/time/time.h"
+#include "absl/types/span.h"
 #include "services/router/api/api_context.h"
 #include "services/router/api/error_table.h"
 #include "services/router/api/output_processor.h"
@@ -29,15 +28,17 @@ struct RequestSummary {
   TimeStages stages;  // of the first choice
 };
 
-// Where a call works: one task at a time, as everything of its front's connection. Any thread may
-// use it.
+class GenerationCall;
+
+// Where a call handles its events: in turns of its front's connection, one at a time. Any thread
+// may use it.
 class CallExecutor {
  public:
   virtual ~CallExecutor() = default;
-  // Runs `task` on the front's thread, later, in order.
-  virtual void Post(std::function<void()> task) = 0;
-  // Runs `task` here and now, unless the connection is at work elsewhere: then false. Never waits.
-  virtual bool TryRun(absl::FunctionRef<void()> task) = 0;
+  // In a turn on the front's thread, later; not at all if the call has gone by then.
+  virtual void Post(std::weak_ptr<GenerationCall> call) = 0;
+  // In a turn here and now, unless the connection is at work elsewhere: then false. Never waits.
+  virtual bool TryRun(GenerationCall* call) = 0;
 };
 
 // What a front does with an answer. Called in the front's turns: OnDelta any number of times, then
@@ -63,6 +64,9 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   // Ends all choices; the writer hears nothing more. Idempotent; a no-op after the end.
   void Cancel();
 
+  // For the executor.
+  void HandleEvents();
+
   const GenerationPlan& plan() const { return plan_; }
   bool tokens_sent() const { return tokens_sent_; }
 
@@ -71,14 +75,14 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   class Sink;
   struct Choice;
   struct Event;
+  struct Mail;
 
   GenerationCall(ApiContext* context, GenerationPlan plan, ResponseWriter* writer);
   void Submit(std::weak_ptr<CallExecutor> executor);
-  void HandleEvents();
-  void HandleTokens(int index, const std::vector<SampledToken>& tokens, ChoiceDelta* delta);
+  void HandleTokens(int index, absl::Span<const SampledToken> tokens, ChoiceDelta* delta);
   // False when the choice failed; *error says how.
   bool HandleEnd(int index, const GenerationResult& result, ChoiceDelta* delta, ApiError* error);
-  void WriteDelta(int index, ChoiceDelta* delta);
+  void WriteDelta(ChoiceDelta* delta);
   void CancelChoices();
   RequestSummary Summarize() const;
 
@@ -93,6 +97,8 @@ class GenerationCall : public std::enable_shared_from_this<GenerationCall> {
   absl::Time submitted_at_ = absl::InfinitePast();
   absl::Time first_token_at_ = absl::InfinitePast();  // left the dispatcher
   absl::Time first_delta_at_ = absl::InfinitePast();  // was written
+
+  const std::unique_ptr<Mail> mail_;  // being handled; kept for its memory
 
   const std::shared_ptr<Inbox> inbox_;
 };

@@ -91,7 +91,7 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
   const bool from_decode = IsLeg(LegKind::kDecode, session);
   const bool is_first = token.index == base_index_ && !first_token_seen_;
   const bool first_of_request = journal_.size() == 0;
-  std::vector<SampledToken> ready;
+  TokenList ready;
   const Journal::Outcome outcome = token.index >= spec_.sampling.max_tokens
                                        ? Journal::Outcome::kTooFar
                                        : journal_.Take(token.index, std::move(token.token), &ready);

@@ -15,6 +15,8 @@ constexpr size_t kMaxKeptActions = 2048;
 // A turn that reached no more sinks than this serves them itself: posting to their fronts would
 // cost more than it spreads.
 constexpr size_t kMaxSinksServedAtOnce = 4;
+// Of a turn that reaches many, so many are posted at a time: the fronts begin while it goes on.
+constexpr size_t kMaxTouched = 32;
 
 // What the published snapshot and readiness are made of.
 bool IsOfMembership(const Event& event) {
@@ -281,6 +283,7 @@ void DispatcherThread::CarryOutActions() {
       if (const auto it = sinks_.find(emitted->id); it != sinks_.end()) {
         it->second->OnTokens(emitted->tokens);
         touched_.push_back(it->second);
+        if (touched_.size() == kMaxTouched) PostTouched();
       }
     } else if (const auto* ended = std::get_if<EndRequest>(&action)) {
       if (observer_ != nullptr) observer_->OnEnd(*ended);
@@ -294,7 +297,12 @@ void DispatcherThread::CarryOutActions() {
     }
   }
   actions_.clear();
-  if (actions_.capacity() > kMaxKeptActions) actions_ = {};
+  if (actions_.capacity() > kMaxKeptActions) actions_ = std::vector<Action>();
+}
+
+void DispatcherThread::PostTouched() {
+  for (const auto& sink : touched_) sink->Flush(/*alone=*/false);
+  touched_.clear();
 }
 
 void DispatcherThread::EndAll(absl::Time now) {

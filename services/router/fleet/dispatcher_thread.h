@@ -107,6 +107,7 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   void HandleMail(Mailbox mail, absl::Time now);
   void Step(Event event, absl::Time now);
   void CarryOutActions();
+  void PostTouched();
   void Accept(Submission submission, absl::Time now);
   void EndAll(absl::Time now);
   void Publish(absl::Time now);

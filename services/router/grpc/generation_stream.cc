@@ -47,13 +47,13 @@ void GenerationStream<Response>::Start(int64_t input_bytes, PlanFn plan) {
         ToGrpcStatus(ToApiError(MakeError(ErrorKind::kQueueFull, "too many streams are open"))));
   }
   if (input_bytes <= shared_->context->options().inline_prepare_bytes) {
-    Post([this, plan = std::move(plan)] { Submit(plan()); });
+    RunOnFront([this, plan = std::move(plan)] { Submit(plan()); });
     return;
   }
   shared_->prepares.Add(1);
   const bool posted = shared_->context->prepare_pool().Post(
       [shared = shared_, self = self_, plan = std::move(plan)]() mutable {
-        self->Post([stream = self.get(), planned = plan()]() mutable {
+        self->RunOnFront([stream = self.get(), planned = plan()]() mutable {
           stream->Submit(std::move(planned));
         });
         self.reset();  // before the server may go
@@ -67,7 +67,22 @@ void GenerationStream<Response>::Start(int64_t input_bytes, PlanFn plan) {
 }
 
 template <typename Response>
-void GenerationStream<Response>::Post(std::function<void()> task) {
+void GenerationStream<Response>::Post(std::weak_ptr<GenerationCall> call) {
+  RunOnFront([call = std::move(call)] {
+    if (const std::shared_ptr<GenerationCall> alive = call.lock()) alive->HandleEvents();
+  });
+}
+
+template <typename Response>
+bool GenerationStream<Response>::TryRun(GenerationCall* call) {
+  if (!turn_mu_.TryLock()) return false;
+  call->HandleEvents();
+  turn_mu_.Unlock();
+  return true;
+}
+
+template <typename Response>
+void GenerationStream<Response>::RunOnFront(std::function<void()> task) {
   const bool posted =
       shared_->front->Post([self = this->shared_from_this(), task = std::move(task)] {
         absl::MutexLock turn(&self->turn_mu_);
@@ -78,14 +93,6 @@ void GenerationStream<Response>::Post(std::function<void()> task) {
   if (!posted) {
     SLUICE_LOG(Error) << "grpc front: queue full, a stream's event was dropped";
   }
-}
-
-template <typename Response>
-bool GenerationStream<Response>::TryRun(absl::FunctionRef<void()> task) {
-  if (!turn_mu_.TryLock()) return false;
-  task();
-  turn_mu_.Unlock();
-  return true;
 }
 
 // ---- In turns ----
@@ -212,14 +219,14 @@ void GenerationStream<Response>::OnCancel() {
     shared_->context->metrics().CountDisconnect(had_output ? DisconnectPhase::kStreaming
                                                            : DisconnectPhase::kBeforeFirstToken);
   }
-  Post([this] { Abandon(); });
+  RunOnFront([this] { Abandon(); });
   EndWith(late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the call's deadline passed")
                : grpc::Status::CANCELLED);
 }
 
 template <typename Response>
 void GenerationStream<Response>::OnDone() {
-  Post([this] { Abandon(); });  // holds this until then
+  RunOnFront([this] { Abandon(); });  // holds this until then
   self_.reset();
 }
 

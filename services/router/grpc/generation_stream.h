@@ -60,10 +60,12 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   void OnError(const ApiError& error) override;
   void Abandon();
 
-  // CallExecutor: a turn on the front thread, or here.
-  void Post(std::function<void()> task) override;
-  bool TryRun(absl::FunctionRef<void()> task) override;
+  // CallExecutor
+  void Post(std::weak_ptr<GenerationCall> call) override;
+  bool TryRun(GenerationCall* call) override;
 
+  // A turn on the front thread.
+  void RunOnFront(std::function<void()> task);
   void Enqueue(Response response);
   // Ends the call with `status` once everything queued was written.
   void EndWith(const grpc::Status& status);

@@ -58,7 +58,7 @@ absl::string_view View(boost::beast::string_view text) { return {text.data(), te
 }  // namespace
 
 HttpConnection::HttpConnection(asio::ip::tcp::socket socket, HttpServerShared* shared,
-                               LoopTasks* tasks)
+                               CallTasks* tasks)
     : counted_{shared},
       shared_(shared),
       tasks_(tasks),
@@ -310,27 +310,30 @@ void HttpConnection::SetPending(std::unique_ptr<PendingAnswer> pending) {
   pending_ = std::move(pending);
 }
 
-void HttpConnection::RunCorked(absl::FunctionRef<void()> task) {
+void HttpConnection::RunCorked(GenerationCall* call) {
   corked_ = true;
-  task();
+  call->HandleEvents();
   corked_ = false;
   WriteMore();
 }
 
-void HttpConnection::Post(std::function<void()> task) {
-  tasks_->Post([weak = weak_from_this(), task = std::move(task)] {
-    const std::shared_ptr<HttpConnection> self = weak.lock();
-    if (self == nullptr) return;
-    absl::MutexLock turn(&self->turn_mu_);
-    self->RunCorked(task);
-  });
+void HttpConnection::Post(std::weak_ptr<GenerationCall> call) {
+  tasks_->Post({weak_from_this(), std::move(call)});
 }
 
-bool HttpConnection::TryRun(absl::FunctionRef<void()> task) {
+bool HttpConnection::TryRun(GenerationCall* call) {
   if (!turn_mu_.TryLock()) return false;
-  RunCorked(task);
+  RunCorked(call);
   turn_mu_.Unlock();
   return true;
+}
+
+void CallTask::operator()() const {
+  const std::shared_ptr<HttpConnection> to = connection.lock();
+  const std::shared_ptr<GenerationCall> alive = call.lock();
+  if (to == nullptr || alive == nullptr) return;
+  absl::MutexLock turn(&to->turn_mu_);
+  to->RunCorked(alive.get());
 }
 
 void HttpConnection::Prepare(int64_t input_bytes, std::function<std::function<void()>()> work) {

@@ -9,7 +9,7 @@
 //  1. At most one request is being answered; bytes of later ones wait, bounded, in buffer_.
 //  2. While an answer is pending or streaming, a read is outstanding that finds the client's end.
 //  3. Every operation has a deadline, except the wait for an answer: the request has its own.
-//  4. What is to be sent waits in outbox_ while a task of a call runs, so that all its events leave
+//  4. What is to be sent waits in outbox_ while a call handles its events, so that all of it leaves
 //     in one write.
 #pragma once
 
@@ -41,13 +41,23 @@ struct HttpServerShared {
   ActivityCount prepares;  // tasks of ours on the prepare pool
 };
 
+class HttpConnection;
+
+// A call on its I/O thread has events to handle.
+struct CallTask {
+  std::weak_ptr<HttpConnection> connection;
+  std::weak_ptr<GenerationCall> call;
+  void operator()() const;
+};
+using CallTasks = LoopTasks<CallTask>;
+
 class HttpConnection : public HttpExchange,
                        public CallExecutor,
                        public std::enable_shared_from_this<HttpConnection> {
  public:
   // `tasks` runs on the connection's I/O thread; it and the socket's event loop outlive
   // `shared->connections`, in which the connection is counted already.
-  HttpConnection(boost::asio::ip::tcp::socket socket, HttpServerShared* shared, LoopTasks* tasks);
+  HttpConnection(boost::asio::ip::tcp::socket socket, HttpServerShared* shared, CallTasks* tasks);
   ~HttpConnection() override;
 
   // Each takes a turn.
@@ -70,11 +80,12 @@ class HttpConnection : public HttpExchange,
   std::weak_ptr<CallExecutor> Executor() override { return weak_from_this(); }
 
   // CallExecutor
-  void Post(std::function<void()> task) override;
-  bool TryRun(absl::FunctionRef<void()> task) override;
+  void Post(std::weak_ptr<GenerationCall> call) override;
+  bool TryRun(GenerationCall* call) override;
 
  private:
   using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
+  friend struct CallTask;
   enum class Phase { kIdle, kReading, kAnswering, kClosing };
   // Takes the connection off the server's count when all of the connection is gone.
   struct Counted {
@@ -90,8 +101,8 @@ class HttpConnection : public HttpExchange,
       handle(std::forward<decltype(results)>(results)...);
     };
   }
-  // A task of a call: what it sends leaves in one write.
-  void RunCorked(absl::FunctionRef<void()> task);
+  // What the call sends leaves in one write.
+  void RunCorked(GenerationCall* call);
 
   // The life of a connection; each step starts one asynchronous operation and the next follows from
   // its completion. Callbacks rather than coroutines: GCC 12 lays out some coroutine frames
@@ -134,7 +145,7 @@ class HttpConnection : public HttpExchange,
 
   const Counted counted_;  // first: destroyed last
   HttpServerShared* const shared_;
-  LoopTasks* const tasks_;
+  CallTasks* const tasks_;
   absl::Mutex turn_mu_;
 
   // In turns only.
@@ -152,7 +163,7 @@ class HttpConnection : public HttpExchange,
   bool deadline_passed_ = false;
   bool watching_ = false;  // a read is outstanding, for the client's end or its next request
   bool writing_ = false;   // in_flight_ is being written
-  bool corked_ = false;    // a task of a call runs
+  bool corked_ = false;    // a call handles its events
   bool client_gone_ = false;
 
   std::optional<Parser> parser_;
