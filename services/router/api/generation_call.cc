@@ -160,6 +160,7 @@ void GenerationCall::Submit(std::weak_ptr<CallExecutor> executor) {
   for (int i = 0; i < plan_.num_choices(); ++i) {
     GenerationSpec spec;
     spec.id = choices_[i]->id;
+    spec.api = plan_.api;
     spec.prompt = plan_.prompts[i / plan_.n];
     spec.sampling = plan_.sampling;
     spec.sampling.seed += static_cast<uint64_t>(i % plan_.n);

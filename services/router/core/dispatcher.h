@@ -18,9 +18,13 @@
 
 namespace sluice::router {
 
+// Over which public API a request came; a label of metrics.
+enum class RequestApi { kOpenAi, kGrpc };
+
 // One choice (n = 3 makes three of them) to generate.
 struct GenerationSpec {
   RequestId id;
+  RequestApi api = RequestApi::kOpenAi;
   std::vector<TokenId> prompt;
   SamplingParams sampling;  // seed always set
   std::string tenant_salt;

@@ -225,6 +225,7 @@ struct EndRequest {
   RequestId id;
   GenerationResult result;
   // For metrics.
+  RequestApi api = RequestApi::kOpenAi;
   RejectReason reject = RejectReason::kNone;
   absl::Duration duration;  // since Submit
   int prompt_tokens = 0;

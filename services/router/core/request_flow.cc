@@ -412,6 +412,7 @@ void RequestFlow::Finish(const FlowContext& ctx, GenerationResult result, Reject
   result.stages = std::move(stages_);
   EndRequest end{spec_.id,
                  std::move(result),
+                 spec_.api,
                  reject,
                  ctx.now - submitted_at_,
                  num_prompt_tokens(),

@@ -84,7 +84,7 @@ void DispatcherThread::Submit(GenerationSpec spec, std::shared_ptr<GenerationSin
       if (static_cast<int>(mailbox_.submissions.size()) < options_.max_mailbox_requests) {
         mailbox_.submissions.emplace_back(std::move(spec), std::move(sink));
       } else {
-        mailbox_.refused.push_back(std::move(sink));
+        mailbox_.refused.emplace_back(spec.api, std::move(sink));
       }
       return CallThreadLocked();
     }
@@ -228,7 +228,7 @@ void DispatcherThread::NoticeStall(absl::Time now) {
 void DispatcherThread::RunTimers(absl::Time now) {
   if (core_.NextTimer(now) <= now) {
     readiness_changed_ = true;
-    Step(Tick{}, now);
+    StepAndMeasure(Tick{}, now);
   }
   if (now < next_tick_) return;
   port_->Tick(now);
@@ -239,8 +239,9 @@ void DispatcherThread::RunTimers(absl::Time now) {
 
 void DispatcherThread::HandleMail(Mailbox mail, absl::Time now) {
   if (mail.drain) Step(DrainStarted{}, now);
-  for (const auto& sink : mail.refused) {
+  for (const auto& [api, sink] : mail.refused) {
     EndRequest ended;
+    ended.api = api;
     ended.result = Refusal(absl::ResourceExhaustedError("queue full (stage admission)"),
                            options_.core.retry_after);
     ended.reject = RejectReason::kQueueFull;
@@ -251,7 +252,11 @@ void DispatcherThread::HandleMail(Mailbox mail, absl::Time now) {
   for (Submission& submission : mail.submissions) Accept(std::move(submission), now);
   for (auto& [session, event] : mail.worker_events) {
     readiness_changed_ |= IsOfMembership(event);
-    Step(std::move(event), now);
+    if (std::holds_alternative<TokensProduced>(event)) {
+      Step(std::move(event), now);
+    } else {
+      StepAndMeasure(std::move(event), now);
+    }
     port_->Handled(session);
   }
   // A cancel comes after the submission it names.
@@ -268,11 +273,21 @@ void DispatcherThread::Accept(Submission submission, absl::Time now) {
     touched_.push_back(std::move(sink));
     return;
   }
-  Step(RequestSubmitted{std::move(spec)}, now);
+  StepAndMeasure(RequestSubmitted{std::move(spec)}, now);
 }
 
 void DispatcherThread::Step(Event event, absl::Time now) {
   core_.Step(std::move(event), now, &actions_);
+  CarryOutActions();
+}
+
+void DispatcherThread::StepAndMeasure(Event event, absl::Time now) {
+  const uint64_t routes_before = core_.counters().num_routes();
+  const absl::Time start = MonotonicNow();
+  core_.Step(std::move(event), now, &actions_);
+  if (observer_ != nullptr && core_.counters().num_routes() != routes_before) {
+    observer_->OnRouted(MonotonicNow() - start);
+  }
   CarryOutActions();
 }
 

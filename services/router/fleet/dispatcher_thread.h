@@ -34,6 +34,8 @@ class DispatcherObserver {
   virtual ~DispatcherObserver() = default;
   virtual void OnTokens(const EmitTokens& emitted) = 0;
   virtual void OnEnd(const EndRequest& ended) = 0;
+  // A step of the core that chose workers, for one request or several, took `duration`.
+  virtual void OnRouted(absl::Duration duration) = 0;
   // Several times a second.
   virtual void OnTick(const RouterCore& core, absl::Time now) = 0;
 };
@@ -73,9 +75,10 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
 
  private:
   using Submission = std::pair<GenerationSpec, std::shared_ptr<GenerationSink>>;
+  using Refused = std::pair<RequestApi, std::shared_ptr<GenerationSink>>;
   struct Mailbox {
     std::vector<Submission> submissions;
-    std::vector<std::shared_ptr<GenerationSink>> refused;
+    std::vector<Refused> refused;
     absl::flat_hash_map<RequestId, bool> cancels;  // value: RequestCancelled::satisfied
     std::vector<std::pair<SessionId, Event>> worker_events;
     bool drain = false;
@@ -106,6 +109,8 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   void RunTimers(absl::Time now);
   void HandleMail(Mailbox mail, absl::Time now);
   void Step(Event event, absl::Time now);
+  // The same of an event that may let the core choose workers; measures that.
+  void StepAndMeasure(Event event, absl::Time now);
   void CarryOutActions();
   void PostTouched();
   void Accept(Submission submission, absl::Time now);
