@@ -91,9 +91,10 @@ class Bench {
                              ? absl::MakeConstSpan(blocks_)
                              : absl::MakeConstSpan(batch_blocks_)
                                    .subspan(static_cast<size_t>(s) * kBatchBlocks, kBatchBlocks);
-      slices_.push_back({absl::MakeConstSpan(tokens_).subspan(static_cast<size_t>(s * count),
-                                                              static_cast<size_t>(count)),
-                         position, table, logit_rows});
+      slices_.push_back(
+          {absl::MakeConstSpan(tokens_).subspan(static_cast<size_t>(s) * static_cast<size_t>(count),
+                                                static_cast<size_t>(count)),
+           position, table, logit_rows});
     }
     model_->Forward(slices_,
                     absl::MakeSpan(logits_).subspan(

@@ -168,7 +168,7 @@ void KernelBench::Experts() {
     const Measured best = Measure(probe, repetitions_, min_seconds_, [&] {
       // Other experts each time, so that they come from memory.
       for (int r = 0; r < rows; ++r) {
-        int32_t* ids = &chosen[static_cast<size_t>(r * kChosen)];
+        int32_t* ids = &chosen[static_cast<size_t>(r) * kChosen];
         for (int j = 0; j < kChosen; ++j) ids[j] = (first + r * kChosen + j) % kExperts;
         std::sort(ids, ids + kChosen);
       }

@@ -119,10 +119,11 @@ double MachineProbe::TileFlops() {
   constexpr int kIterations = 8000;
   // Small tasks, so that a thread that starts late only does less.
   const int tasks = 8 * pool_->num_threads();
+  constexpr int kIterationsPerTask = kIterations / 8;
   const auto start = SteadyClock::now();
-  pool_->ParallelFor(tasks, [](int, int) { TileLoop(kIterations / 8); });
+  pool_->ParallelFor(tasks, [](int, int) { TileLoop(kIterationsPerTask); });
   constexpr double kFlopsPerIteration = 4 * 2.0 * 16 * 16 * 32;
-  return tasks * (kIterations / 8) * kFlopsPerIteration / SecondsSince(start);
+  return tasks * kIterationsPerTask * kFlopsPerIteration / SecondsSince(start);
 #else
   return 0;
 #endif

@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <string.h>
 #include <sys/prctl.h>
-#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -34,12 +33,10 @@ absl::Status OpenPipe(Pipe* out) {
 
 // In the child, between fork and exec: only async-signal-safe calls. Reports errno through
 // `error_fd`, which exec closes on success.
-[[noreturn]] void ExecChild(char* const* argv, int niceness, int output_fd, int error_fd,
-                            pid_t parent) {
+[[noreturn]] void ExecChild(char* const* argv, int output_fd, int error_fd, pid_t parent) {
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(127);  // it died before the line above
   setpgid(0, 0);
-  if (niceness != 0) setpriority(PRIO_PROCESS, 0, niceness);
   // Blocked and ignored signals outlive exec.
   sigset_t none;
   sigemptyset(&none);
@@ -58,7 +55,7 @@ absl::Status OpenPipe(Pipe* out) {
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
-    std::string name, const std::vector<std::string>& argv, int niceness) {
+    std::string name, const std::vector<std::string>& argv) {
   std::vector<char*> arguments;
   for (const std::string& argument : argv) arguments.push_back(const_cast<char*>(argument.c_str()));
   arguments.push_back(nullptr);
@@ -73,7 +70,7 @@ absl::StatusOr<std::unique_ptr<ChildProcess>> ChildProcess::Start(
   }
   const pid_t parent = getpid();
   const pid_t pid = fork();
-  if (pid == 0) ExecChild(arguments.data(), niceness, output.write_end, error.write_end, parent);
+  if (pid == 0) ExecChild(arguments.data(), output.write_end, error.write_end, parent);
   const int fork_error = errno;
   close(output.write_end);
   close(error.write_end);

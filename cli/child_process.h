@@ -21,10 +21,8 @@ namespace sluice::cli {
 class ChildProcess {
  public:
   // `argv[0]` is the program's path; an error to execute it is returned here.
-  // `niceness` as of nice(1): what it yields to others of the processor, 0..19.
   static absl::StatusOr<std::unique_ptr<ChildProcess>> Start(std::string name,
-                                                             const std::vector<std::string>& argv,
-                                                             int niceness = 0);
+                                                             const std::vector<std::string>& argv);
   ~ChildProcess();  // kills and reaps it if it still runs
   ChildProcess(const ChildProcess&) = delete;
   ChildProcess& operator=(const ChildProcess&) = delete;

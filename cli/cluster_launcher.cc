@@ -27,7 +27,7 @@ constexpr absl::Duration kRouterStopTimeout = absl::Seconds(10);
 constexpr absl::Duration kKillTimeout = absl::Seconds(5);
 // On one machine the roles share the cores: a long prompt yields to the answers that are being
 // written.
-constexpr int kPrefillNiceness = 5;
+constexpr absl::string_view kPrefillNiceness = "5";
 
 sigset_t StopSignals() {
   sigset_t set;
@@ -56,7 +56,7 @@ ClusterLauncher::~ClusterLauncher() {
 }
 
 absl::Status ClusterLauncher::Spawn(const std::string& name, const std::string& program,
-                                    std::vector<std::string> args, int niceness) {
+                                    std::vector<std::string> args) {
   Child child;
   child.port_file = absl::StrCat(options_.run_dir, "/", name, ".ports.json");
   child.is_router = children_.empty();
@@ -65,7 +65,7 @@ absl::Status ClusterLauncher::Spawn(const std::string& name, const std::string& 
               std::make_move_iterator(args.end()));
   argv.push_back("--port-file");
   argv.push_back(child.port_file);
-  SLUICE_ASSIGN_OR_RETURN(child.process, ChildProcess::Start(name, argv, niceness));
+  SLUICE_ASSIGN_OR_RETURN(child.process, ChildProcess::Start(name, argv));
   children_.push_back(std::move(child));
   return absl::OkStatus();
 }
@@ -86,11 +86,13 @@ absl::Status ClusterLauncher::SpawnWorkers() {
       if (!options_.served_model_name.empty()) {
         args.insert(args.end(), {"--served-model-name", options_.served_model_name});
       }
+      if (role == "prefill") {
+        args.insert(args.end(), {"--compute-niceness", std::string(kPrefillNiceness)});
+      }
       args.insert(args.end(), options_.worker_args.begin(), options_.worker_args.end());
       const char* const program =
           role == "prefill" ? "sluice-prefill-worker" : "sluice-decode-worker";
-      const int niceness = role == "prefill" ? kPrefillNiceness : 0;
-      SLUICE_RETURN_IF_ERROR(Spawn(name, program, std::move(args), niceness));
+      SLUICE_RETURN_IF_ERROR(Spawn(name, program, std::move(args)));
     }
     return absl::OkStatus();
   };

@@ -63,7 +63,7 @@ class ClusterLauncher {
   };
 
   absl::Status Spawn(const std::string& name, const std::string& program,
-                     std::vector<std::string> args, int niceness = 0);
+                     std::vector<std::string> args);
   absl::Status SpawnWorkers();
   // Pumps until `done` (checked after every event, and every 50 ms) returns true. CANCELLED on a
   // signal, DEADLINE_EXCEEDED naming `what`, or the error of a child that ended.

@@ -1,19 +1,18 @@
 #!/usr/bin/env bash
 # Builds Sluice and runs all its tests, as the continuous integration does. Works from a clean clone.
 #   scripts/test.sh             everything: lint, release with all tests, chaos (the fault tests that
-#                               want the machine for themselves), clang-tidy, asan and tsan with the
-#                               unit, property and simulation tests (fuzz targets replay their
-#                               corpora among the unit tests)
+#                               want the machine for themselves), fuzz, asan and tsan with the unit,
+#                               property and simulation tests, clang-tidy on the whole tree
 #   scripts/test.sh --quick     lint and release alone
 #   --no-setup                  do not look for missing packages (scripts/setup.sh)
 #   --only STAGE                one of lint, release, chaos, tidy, asan, tsan, fuzz; may be repeated
-#   --fuzz-seconds N            per target of the fuzz stage, which runs when asked for (10)
+#   --fuzz-seconds N            per target of the fuzz stage (30)
 #   --jobs N                    compilers and tests at once (2)
 # Logs lie in build/<preset>/. The exit code is 0 only if every stage passed.
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-stages=() quick=0 setup=1 jobs=2 fuzz_seconds=10
+stages=() quick=0 setup=1 jobs=2 fuzz_seconds=30
 while [ $# -gt 0 ]; do
   case "$1" in
     --quick) quick=1 ;;
@@ -26,14 +25,14 @@ while [ $# -gt 0 ]; do
       shift ;;
     --fuzz-seconds) fuzz_seconds="${2:?--fuzz-seconds needs a number}"; shift ;;
     --jobs) jobs="${2:?--jobs needs a number}"; shift ;;
-    -h | --help) sed -n '2,12p' "$0" | cut -c3-; exit 0 ;;
+    -h | --help) sed -n '2,11p' "$0" | cut -c3-; exit 0 ;;
     *) echo "test.sh: unknown argument '$1' (try --help)" >&2; exit 2 ;;
   esac
   shift
 done
 if [ ${#stages[@]} -eq 0 ]; then
   stages=(lint release)
-  [ "$quick" = 1 ] || stages+=(chaos tidy asan tsan)
+  [ "$quick" = 1 ] || stages+=(chaos fuzz asan tsan tidy)
 fi
 
 # Compiler results are shared between checkouts of the same sources at different paths.

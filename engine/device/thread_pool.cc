@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <chrono>
 
+#include "common/niceness.h"
+
 namespace sluice {
 namespace {
 
@@ -33,9 +35,12 @@ bool SpinUntil(Done done) {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int num_threads) {
+ThreadPool::ThreadPool(int num_threads, int niceness) {
   for (int worker = 1; worker < num_threads; ++worker) {
-    helpers_.emplace_back([this, worker] { HelperLoop(worker); });
+    helpers_.emplace_back([this, worker, niceness] {
+      SetNicenessOfThisThread(niceness);
+      HelperLoop(worker);
+    });
   }
 }
 

@@ -18,8 +18,9 @@ namespace sluice {
 
 class ThreadPool {
  public:
-  // `num_threads` counts the caller; values below 1 mean 1.
-  explicit ThreadPool(int num_threads);
+  // `num_threads` counts the caller; values below 1 mean 1. The helpers, not the caller, take
+  // `niceness` (common/niceness.h).
+  explicit ThreadPool(int num_threads, int niceness = 0);
   ~ThreadPool();
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;

@@ -116,7 +116,8 @@ absl::StatusOr<std::unique_ptr<DeepseekWeights>> LoadDeepseekWeights(
   SLUICE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Checkpoint> checkpoint,
                           Checkpoint::Open(options.model_dir));
-  auto backend = std::make_unique<CpuBackend>(options.dtype, isa, options.num_threads);
+  auto backend = std::make_unique<CpuBackend>(options.dtype, isa, options.num_threads,
+                                              options.compute_niceness);
   std::unique_ptr<CheckpointVerifier> verifier;  // reads beside us; stops when we return
   if (options.manifest != nullptr) {
     SLUICE_ASSIGN_OR_RETURN(verifier, CheckpointVerifier::Start(*checkpoint, *options.manifest,

@@ -52,6 +52,7 @@ struct DeepseekLoadOptions {
   DType dtype = DType::kBF16;
   std::string isa;                          // see engine/device/cpu/isa.h; "" is auto
   int num_threads = 0;                      // 0: all processors this process may use
+  int compute_niceness = 0;                 // see EngineOptions
   const Manifest* manifest = nullptr;       // what the weights must be; null: not checked
   std::function<void(double)> on_progress;  // 0..1, on the calling thread; may be null
 };

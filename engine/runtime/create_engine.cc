@@ -77,6 +77,7 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options, const Manifes
   load.dtype = options.dtype;
   load.isa = IsaName(isa);
   load.num_threads = options.num_threads;
+  load.compute_niceness = options.compute_niceness;
   load.manifest = options.verify_weights ? manifest : nullptr;
   load.on_progress = options.on_load_progress;
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<DeepseekWeights> weights,

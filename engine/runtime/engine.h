@@ -37,7 +37,8 @@ struct EngineOptions {
   DType dtype = DType::kBF16;
   std::string
       isa;  // "" or "auto": the best this processor has; "avx2", "avx512", "amx", "portable"
-  int num_threads = 0;  // 0: all cores
+  int num_threads = 0;       // 0: all cores
+  int compute_niceness = 0;  // of the threads that the engine starts; the caller sets its own
   uint64_t kv_cache_bytes =
       0;  // 0: sized from free memory (a modest share; at least one full sequence)
   int64_t num_kv_blocks = 0;  // overrides kv_cache_bytes

@@ -9,43 +9,12 @@
 #include "engine/sampling/exp_weights.h"
 #include "engine/sampling/logprobs.h"
 #include "engine/sampling/philox.h"
+#include "engine/sampling/row_max.h"
 
 namespace sluice {
 namespace {
 
 constexpr float kMasked = -std::numeric_limits<float>::infinity();
-
-struct RowMax {
-  float value = kMasked;
-  bool has_nan = false;
-};
-
-RowMax FindMax(absl::Span<const float> row) {
-  // Independent lanes, so that the compiler can use vectors; the maximum does not depend on the
-  // order.
-  constexpr size_t kLanes = 16;
-  float lanes[kLanes];
-  int num_nan[kLanes] = {};
-  std::fill_n(lanes, kLanes, kMasked);
-  size_t i = 0;
-  for (; i + kLanes <= row.size(); i += kLanes) {
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-      const float value = row[i + lane];
-      lanes[lane] = value > lanes[lane] ? value : lanes[lane];
-      num_nan[lane] |= value != value;
-    }
-  }
-  RowMax max;
-  for (; i < row.size(); ++i) {
-    max.value = std::max(max.value, row[i]);
-    max.has_nan |= std::isnan(row[i]);
-  }
-  for (size_t lane = 0; lane < kLanes; ++lane) {
-    max.value = std::max(max.value, lanes[lane]);
-    max.has_nan |= num_nan[lane] != 0;
-  }
-  return max;
-}
 
 }  // namespace
 
@@ -88,7 +57,7 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits,
                                              const SamplingParams& params,
                                              const TokenCounts* counts, int token_index) {
   SLUICE_CHECK(logits.size() == vocab_size_);
-  const RowMax raw_max = FindMax(logits);
+  const RowMax raw_max = FindRowMax(logits);
   if (raw_max.has_nan || !std::isfinite(raw_max.value)) {
     return absl::InternalError(
         absl::StrCat("sampling: the logits of token ", token_index, " are not finite"));
@@ -96,7 +65,7 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits,
   const absl::Span<const float> sampleable = logits.first(sampleable_vocab_size_);
   const absl::Span<const float> adjusted = Adjust(sampleable, params, counts, token_index);
   const bool untouched = adjusted.data() == logits.data() && adjusted.size() == logits.size();
-  const RowMax max = untouched ? raw_max : FindMax(adjusted);
+  const RowMax max = untouched ? raw_max : FindRowMax(adjusted);
   if (max.has_nan || !std::isfinite(max.value)) {
     return absl::InternalError(absl::StrCat(
         "sampling: bias, penalties and min_tokens leave no choice for token ", token_index));
@@ -104,8 +73,7 @@ absl::StatusOr<SampledToken> Sampler::Sample(absl::Span<const float> logits,
 
   SampledToken sampled;
   if (params.temperature == 0) {
-    sampled.token = static_cast<TokenId>(std::find(adjusted.begin(), adjusted.end(), max.value) -
-                                         adjusted.begin());
+    sampled.token = static_cast<TokenId>(max.index);
   } else {
     sampled.token = Draw(adjusted, max.value, params, token_index);
   }

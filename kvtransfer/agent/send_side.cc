@@ -11,8 +11,8 @@
 namespace sluice {
 namespace {
 
-// One Poll's share, so that heartbeats and acknowledgements never wait for megabytes.
-constexpr uint64_t kChecksumBytesPerPoll = 32 << 20;
+// One Poll's share: while one message's checksum is computed, those before it move.
+constexpr uint64_t kChecksumBytesPerPoll = 1 << 20;
 constexpr int kMessagesPerPoll = 64;
 constexpr size_t kMaxBlocksPerMessage = 256;
 

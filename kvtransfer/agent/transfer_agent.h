@@ -34,10 +34,12 @@ struct TransferOptions {
   absl::Duration lease = absl::Seconds(5);
   absl::Duration resend_interval = absl::Milliseconds(300);  // Bind, Final, Cancel until answered
   uint64_t window_bytes = 32 << 20;                          // per transfer, unacknowledged
-  uint64_t target_message_bytes = 1 << 20;  // several blocks per message (UCX over TCP wants this)
-  int max_transfers = 4096;                 // in each direction; more are refused
-  int max_tombstones = 16384;               // closed transfers remembered, to refuse stragglers
-  int max_peers = 4096;                     // endpoints kept; idle ones go first
+  // Smaller blocks travel together up to this; a block of more than half of it goes alone, because
+  // UCX over TCP copies what is not in one piece (bench/handoff_bench).
+  uint64_t target_message_bytes = 512 << 10;
+  int max_transfers = 4096;    // in each direction; more are refused
+  int max_tombstones = 16384;  // closed transfers remembered, to refuse stragglers
+  int max_peers = 4096;        // endpoints kept; idle ones go first
   // A fetch of a prefix that is not answered, or makes no progress, ends after this: the prompt
   // waits for it. Zero: owners do not fetch.
   absl::Duration fetch_patience = absl::Seconds(1);

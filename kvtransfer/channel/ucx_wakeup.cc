@@ -2,11 +2,13 @@
 
 #include <poll.h>
 #include <sys/eventfd.h>
+#include <sys/prctl.h>
 #include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
+#include <utility>
 
 #include "common/clock.h"
 
@@ -15,9 +17,9 @@ namespace {
 
 // Looked for at once again this often, because a peer that drains its queue needs microseconds.
 constexpr int kBusyRounds = 32;
-constexpr absl::Duration kShortestPause = absl::Microseconds(50);
+constexpr absl::Duration kShortestPause = absl::Microseconds(10);
 constexpr absl::Duration kLongestPause = absl::Milliseconds(1);
-constexpr int kDoublings = 5;  // of the pause, a few rounds each
+constexpr int kDoublings = 7;  // of the pause, a few rounds each
 constexpr int kRoundsPerPause = 8;
 constexpr absl::Duration kLongestSleep = absl::Hours(1);
 // Fewer refusals prove nothing: this thread may have been starved.
@@ -26,6 +28,12 @@ constexpr int kMinRefusals = 100;
 absl::Duration Pause(int idle_rounds) {
   const int doublings = std::min((idle_rounds - kBusyRounds) / kRoundsPerPause, kDoublings);
   return std::min(kLongestPause, kShortestPause * (1 << doublings));
+}
+
+// Unless told otherwise, the kernel makes every sleep of a thread up to 50 us longer.
+void LetThisThreadSleepBriefly() {
+  thread_local bool is_told = false;
+  if (!std::exchange(is_told, true)) prctl(PR_SET_TIMERSLACK, 1000UL);
 }
 
 }  // namespace
@@ -46,6 +54,8 @@ void UcxWakeup::Wake() {
 
 void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
                      absl::Duration timeout) {
+  // Arming costs several system calls, so it is for those who mean to sleep.
+  if (operations_pending && ++idle_rounds_ <= kBusyRounds) return;
   // UCX's descriptor is only good after a successful arm.
   const bool armed = ucp_worker_arm(worker) == UCS_OK;
   if (armed) {
@@ -53,9 +63,10 @@ void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
   } else if (num_refusals_++ == 0) {
     blocked_since_ = MonotonicNow();
   }
+  if (!armed && !operations_pending && ++idle_rounds_ <= kBusyRounds) return;
   if (!armed || operations_pending) {
-    if (++idle_rounds_ <= kBusyRounds) return;
     timeout = std::min(timeout, Pause(idle_rounds_));
+    LetThisThreadSleepBriefly();
   }
   const timespec limit = absl::ToTimespec(std::clamp(timeout, absl::ZeroDuration(), kLongestSleep));
   pollfd ready[2] = {{wake_fd_, POLLIN, 0}, {event_fd, POLLIN, 0}};

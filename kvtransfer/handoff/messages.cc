@@ -1,6 +1,10 @@
 #include "kvtransfer/handoff/messages.h"
 
+#if defined(__x86_64__)
+#include <xxh_x86dispatch.h>  // XXH3 with the widest vectors that the processor has
+#else
 #include <xxhash.h>
+#endif
 
 #include <algorithm>
 #include <cstdlib>

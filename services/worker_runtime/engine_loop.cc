@@ -4,6 +4,8 @@
 #include <utility>
 #include <vector>
 
+#include "common/niceness.h"
+
 namespace sluice::worker {
 namespace {
 
@@ -37,9 +39,12 @@ EngineLoop::EngineLoop(Engine* engine, RequestHandler* handler, LoadBoard* board
 
 EngineLoop::~EngineLoop() { Stop(); }
 
-void EngineLoop::Start() {
+void EngineLoop::Start(int niceness) {
   Publish(clock_->Now());  // here, so that no router is told of a worker without blocks
-  thread_ = std::thread([this] { Run(); });
+  thread_ = std::thread([this, niceness] {
+    SetNicenessOfThisThread(niceness);
+    Run();
+  });
 }
 
 void EngineLoop::Stop() {

@@ -57,7 +57,8 @@ class EngineLoop {
              const Clock* clock, size_t queue_capacity = 1 << 16);
   ~EngineLoop();  // stops
 
-  void Start();
+  // `niceness` of the thread (common/niceness.h).
+  void Start(int niceness = 0);
   // Ends after the commands queued so far; joins. Idempotent.
   void Stop();
 

@@ -40,7 +40,7 @@ std::unique_ptr<Worker> Worker::Start(WorkerOptions options, std::unique_ptr<Eng
                                       MetricsRegistry* registry) {
   std::unique_ptr<Worker> worker(new Worker(std::move(options), std::move(engine),
                                             std::move(transfer), make_handler, registry));
-  worker->loop_->Start();
+  worker->loop_->Start(worker->options_.compute_niceness);
   if (worker->transfers_ != nullptr) worker->transfers_->Start();
   worker->sessions_->Start(worker->loop_.get());
   return worker;

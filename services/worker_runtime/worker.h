@@ -33,6 +33,7 @@ struct WorkerOptions {
   std::string dtype;
   std::string admin_address;
   int max_num_seqs = 0;
+  int compute_niceness = 0;  // of the engine thread (common/niceness.h)
   RouterSessionsOptions routers;
   TransferOptions transfer;
   Incarnation incarnation;       // random per start

@@ -54,6 +54,11 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
                     "Processor instructions to use. auto: the best there is. Set it when workers "
                     "on different processors must give the same bits.");
   schema->Add("threads", &threads, "Compute threads. 0: one per core.", 0, 4096);
+  schema->Add("compute_niceness", &compute_niceness,
+              "What the compute threads yield to others of the processor, as nice(1). For prefill "
+              "workers that share cores with decode workers; heartbeats and transfers yield "
+              "nothing.",
+              0, 19);
   schema->Add(
       "verify_weights", &verify_weights,
       "Hold the model folder against its sluice-manifest.json, if it has one, while loading: "
@@ -155,6 +160,7 @@ EngineOptions WorkerConfig::MakeEngineOptions() const {
   options.dtype = dtype == "f32" ? DType::kF32 : DType::kBF16;
   options.isa = isa;
   options.num_threads = threads;
+  options.compute_niceness = compute_niceness;
   options.verify_weights = verify_weights;
   options.kv_cache_bytes = kv_cache.bytes;
   options.num_kv_blocks = num_kv_blocks;

@@ -26,6 +26,7 @@ struct WorkerConfig {
   std::string dtype = "bf16";
   std::string isa = "auto";
   int threads = 0;
+  int compute_niceness = 0;
   bool verify_weights = true;
   ByteSize kv_cache;
   int64_t num_kv_blocks = 0;

@@ -145,6 +145,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   options.role = config.role;
   options.served_model_name = config.served_model_name;
   options.dtype = config.dtype;
+  options.compute_niceness = config.compute_niceness;
   options.admin_address = absl::StrCat(config.admin_host, ":", admin->port());
   options.max_num_seqs = config.scheduler.max_num_seqs;
   options.routers.routers = config.routers;

@@ -89,7 +89,7 @@ class Loopback:
 
     def launcher(self, name):
         """Command line to put before its program."""
-        return ["nice", "-n", "5"] if name.startswith("prefill") else []  # as `sluice up` does on shared cores
+        return []
 
     def args(self, name):
         """Flags that it needs on this network."""
@@ -148,9 +148,10 @@ class Cluster:
 
     def _start_worker(self, role, name, timeout_seconds=20):
         program = "sluice-prefill-worker" if role == "prefill" else "sluice-decode-worker"
+        shares_cores = ["--compute-niceness", "5"] if role == "prefill" else []  # as `sluice up` does
         return self._start(name, program, [
             "--model", self.model, "--role", role, "--worker-id", name, "--admin-port", "0",
-            "--routers", self.network.router_address(name, self.router), "--threads", "1", *self.worker_args],
+            "--routers", self.network.router_address(name, self.router), "--threads", "1", *shares_cores, *self.worker_args],
             timeout_seconds)
 
     def _start(self, name, program, args, timeout_seconds=20):

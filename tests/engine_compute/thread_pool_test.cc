@@ -1,6 +1,7 @@
 #include "engine/device/thread_pool.h"
 
 #include <gtest/gtest.h>
+#include <sys/resource.h>
 
 #include <atomic>
 #include <chrono>
@@ -72,6 +73,24 @@ TEST(ThreadPool, IdlePoolUsesNoProcessorTime) {
   const double before = ProcessCpuSeconds();
   std::this_thread::sleep_for(std::chrono::milliseconds(300));
   EXPECT_LT(ProcessCpuSeconds() - before, 0.03);
+}
+
+// What helpers yield does not slow down the thread that owns the pool.
+TEST(ThreadPool, HelpersTakeTheirNicenessAndTheCallerKeepsItsOwn) {
+  ThreadPool pool(2, /*niceness=*/7);
+  const int own = getpriority(PRIO_PROCESS, 0);
+  std::atomic<int> started{0};
+  int seen[2] = {-1, -1};
+  pool.ParallelFor(2, [&](int, int worker) {
+    started.fetch_add(1);
+    const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(30);
+    while (started.load() < 2 && std::chrono::steady_clock::now() < deadline) {
+      std::this_thread::yield();
+    }
+    seen[worker] = getpriority(PRIO_PROCESS, 0);
+  });
+  EXPECT_EQ(seen[0], own);
+  EXPECT_EQ(seen[1], 7);
 }
 
 TEST(ThreadPool, OneThreadRunsInline) {

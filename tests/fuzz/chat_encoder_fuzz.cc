@@ -43,6 +43,21 @@ std::vector<ChatMessage> TakeMessages(fuzz::ByteSource* source) {
   return messages;
 }
 
+// The encoder's precondition; the fronts refuse other bodies. Of the fields, not of the whole
+// input: a byte between them can be the head of a character.
+bool AreValidUtf8(const std::vector<ChatMessage>& messages) {
+  for (const ChatMessage& message : messages) {
+    bool valid = IsValidUtf8(message.role) && IsValidUtf8(message.content) &&
+                 IsValidUtf8(message.reasoning_content);
+    for (const ChatToolCall& call : message.tool_calls) {
+      valid =
+          valid && IsValidUtf8(call.id) && IsValidUtf8(call.name) && IsValidUtf8(call.arguments);
+    }
+    if (!valid) return false;
+  }
+  return true;
+}
+
 void Defuse(std::string* text) { *text = absl::StrReplaceAll(*text, {{"\uff5c", "|"}}); }
 
 std::vector<ChatMessage> Defused(std::vector<ChatMessage> messages) {
@@ -85,14 +100,13 @@ void Fuzz(const std::vector<ChatMessage>& messages, const ChatOptions& options, 
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   using namespace sluice;  // NOLINT: a target is one function
-  // The encoder's precondition; the fronts refuse other bodies.
-  if (!IsValidUtf8({reinterpret_cast<const char*>(data), size})) return 0;
   fuzz::ByteSource source(data, size);
   ChatOptions options;
   const uint8_t flags = source.Byte();
   options.add_generation_prompt = (flags & 1) != 0;
   if ((flags & 2) != 0) options.thinking = (flags & 4) != 0;
   const std::vector<ChatMessage> messages = TakeMessages(&source);
+  if (!AreValidUtf8(messages)) return 0;
   for (ChatFormat format :
        {ChatFormat::kV2, ChatFormat::kV3, ChatFormat::kR1, ChatFormat::kV31, ChatFormat::kTiny}) {
     Fuzz(messages, options, format);

@@ -39,11 +39,11 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 }  // namespace
 
-CpuBackend::CpuBackend(DType dtype, Isa isa, int num_threads)
+CpuBackend::CpuBackend(DType dtype, Isa isa, int num_threads, int niceness)
     : dtype_(dtype),
       isa_(isa),
       kernels_(KernelsFor(isa)),
-      pool_(num_threads > 0 ? num_threads : ProcessorsAllowed()),
+      pool_(num_threads > 0 ? num_threads : ProcessorsAllowed(), niceness),
       worker_scratch_(static_cast<size_t>(pool_.num_threads())) {}
 
 // Raised when a kernel's order of sums changes, so that workers whose bits would differ never share

@@ -19,8 +19,9 @@ namespace sluice {
 
 class CpuBackend final : public Backend {
  public:
-  // REQUIRES: IsaAvailable(isa). `num_threads` 0: all processors this process may use.
-  CpuBackend(DType dtype, Isa isa, int num_threads);
+  // REQUIRES: IsaAvailable(isa). `num_threads` 0: all processors this process may use; `niceness`
+  // of those beside the caller.
+  CpuBackend(DType dtype, Isa isa, int num_threads, int niceness = 0);
 
   DType dtype() const override { return dtype_; }
   std::string kernel_family() const override;
