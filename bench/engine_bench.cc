@@ -113,23 +113,33 @@ class Bench {
 // Takes no time, so that a step of the engine around it is all overhead.
 class InstantModel final : public Model {
  public:
-  explicit InstantModel(const ModelSpec& spec) : spec_(spec) {}
+  InstantModel(const ModelSpec& spec, int num_threads) : spec_(spec), pool_(num_threads) {}
   // The engine keeps one buffer for logits, so they need writing only while it is new.
   void Forward(absl::Span<const SequenceSlice> /*slices*/, absl::Span<float> logits) override {
+    const size_t vocab_size = static_cast<size_t>(spec_.vocab_size);
     for (; num_filled_ < logits.size(); ++num_filled_) {
-      logits[num_filled_] = num_filled_ % static_cast<size_t>(spec_.vocab_size) == 5 ? 1.0f : 0.0f;
+      // One token far ahead, the others spread out as those of a trained model are.
+      const size_t token = num_filled_ % vocab_size;
+      logits[num_filled_] =
+          token == 5 ? 12.0f : static_cast<float>(token * 2654435761u >> 16 & 1023) / 64.0f - 8.0f;
     }
+  }
+  int num_workers() const override { return pool_.num_threads(); }
+  void ParallelFor(int num_tasks, absl::FunctionRef<void(int task, int worker)> fn) override {
+    pool_.ParallelFor(num_tasks, fn);
   }
   const ModelSpec& spec() const override { return spec_; }
 
  private:
   const ModelSpec spec_;
+  ThreadPool pool_;
   size_t num_filled_ = 0;
 };
 
-// Seconds of one step of the engine with `batch` greedy decodes, the model's time excluded: plan,
-// sample from `vocab_size` logits each, report.
-double EngineStepSeconds(ModelSpec spec, int64_t vocab_size, int batch, int reps) {
+// Seconds of one step of the engine with `batch` decodes, the model's time excluded: plan, sample
+// from `vocab_size` logits each on `num_threads`, report.
+double EngineStepSeconds(ModelSpec spec, int64_t vocab_size, const SamplingParams& sampling,
+                         int batch, int num_threads, int reps) {
   constexpr int kSteps = 200, kPrompt = 100;
   spec.vocab_size = vocab_size;
   EngineParts parts;
@@ -137,7 +147,7 @@ double EngineStepSeconds(ModelSpec spec, int64_t vocab_size, int batch, int reps
   auto kv_store = KvStore::Create(layout, batch * 8);
   SLUICE_CHECK(kv_store.ok());
   parts.kv_store = *std::move(kv_store);
-  parts.model = std::make_unique<InstantModel>(spec);
+  parts.model = std::make_unique<InstantModel>(spec, num_threads);
   parts.scheduler.max_model_len = 512;
   parts.scheduler.max_num_seqs = batch;
   EngineImpl engine(std::move(parts));
@@ -149,7 +159,7 @@ double EngineStepSeconds(ModelSpec spec, int64_t vocab_size, int batch, int reps
       std::memcpy(input.key.request.bytes.data(), &++id, sizeof(id));
       input.key.attempt = Attempt(1);
       input.tokens.assign(kPrompt, static_cast<TokenId>(1 + i % 50));
-      input.sampling.temperature = 0;
+      input.sampling = sampling;
       input.sampling.max_tokens = kSteps + 50;
       SLUICE_CHECK(engine.AddRun(std::move(input)).ok());
     }
@@ -264,9 +274,18 @@ int Main(int argc, char** argv) {
   }
   for (const int batch : {1, 32}) {
     constexpr int64_t kSmallVocabulary = 64;
-    std::printf("engine step around the model, %2d sequences: %.1f us, %.1f us with sampling\n",
-                batch, EngineStepSeconds(*spec, kSmallVocabulary, batch, reps) * 1e6,
-                EngineStepSeconds(*spec, spec->vocab_size, batch, reps) * 1e6);
+    SamplingParams greedy, drawn;
+    greedy.temperature = 0;
+    drawn.temperature = 0.6f;
+    drawn.top_p = 0.95f;
+    const auto step_us = [&](int64_t vocab_size, const SamplingParams& sampling) {
+      return 1e6 * EngineStepSeconds(*spec, vocab_size, sampling, batch, threads, reps);
+    };
+    std::printf(
+        "engine step around the model, %2d sequences: %.1f us, with sampling %.1f us greedy, "
+        "%.1f us at temperature 0.6, top_p 0.95\n",
+        batch, step_us(kSmallVocabulary, greedy), step_us(spec->vocab_size, greedy),
+        step_us(spec->vocab_size, drawn));
   }
   return 0;
 }

@@ -41,6 +41,9 @@ class TimedBackend final : public Backend {
   DType dtype() const override { return inner_->dtype(); }
   std::string kernel_family() const override { return inner_->kernel_family(); }
   int num_threads() const override { return inner_->num_threads(); }
+  void ParallelFor(int num_tasks, absl::FunctionRef<void(int task, int worker)> fn) override {
+    inner_->ParallelFor(num_tasks, fn);
+  }
   std::unique_ptr<PackedMatrix> Pack(const MatrixSource& source) override {
     return inner_->Pack(source);
   }

@@ -31,9 +31,11 @@ constexpr char kExamples[] =
     "Columns: cores is the router's CPU seconds a second; answers and events per core-s are what\n"
     "one core of the router would do. answer50/99: request sent to answer complete. added50/99:\n"
     "token leaving the mock worker to its event at the client. idle: the router's memory for a\n"
-    "stream on which nothing happens. clock and loop: the machine just before (cycles of one "
-    "core;\n"
-    "one way between two threads over loopback), to compare runs by.\n";
+    "stream on which nothing happens. The rest is the machine just before, to compare runs by:\n"
+    "cycles of one core, one way between two threads over loopback, one way of a token over a "
+    "bare\n"
+    "gRPC stream of the fleet protocol; and for streams what the same events at the same times do\n"
+    "over as many connections without a router: received a second, and their delay.\n";
 
 struct Flags {
   std::string model_dir;

@@ -6,6 +6,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "bench/machine_probe.h"
+#include "bench/router_bench/fan_out_probe.h"
+#include "bench/router_bench/fleet_probe.h"
 #include "bench/router_bench/http_load.h"
 #include "bench/router_bench/loopback_probe.h"
 #include "bench/router_bench/mock_fleet.h"
@@ -19,6 +21,7 @@ namespace sluice::bench {
 namespace {
 
 constexpr absl::Duration kSettleTimeout = absl::Seconds(60);
+constexpr absl::Duration kProbeWindow = absl::Milliseconds(1500);
 constexpr absl::Duration kPoll = absl::Milliseconds(20);
 constexpr char kServedName[] = "mock";
 
@@ -122,6 +125,21 @@ absl::StatusOr<double> IdleKibPerStream(const Setup& setup, const Scenario& scen
          scenario.num_connections;
 }
 
+absl::Status ProbeFanOut(const Scenario& scenario, Figures* figures) {
+  if (!scenario.stream || scenario.tokens_per_second <= 0) return absl::OkStatus();
+  RaiseFileLimit();
+  FanOutShape shape;
+  shape.num_connections = scenario.num_connections;
+  shape.num_bursts = scenario.num_workers;
+  shape.events_per_second = scenario.tokens_per_second;
+  shape.window = kProbeWindow;
+  SLUICE_ASSIGN_OR_RETURN(const FanOut probe, MeasureFanOut(shape));
+  figures->probe_events_per_second = probe.events_per_second;
+  figures->probe_p50 = probe.p50;
+  figures->probe_p99 = probe.p99;
+  return absl::OkStatus();
+}
+
 }  // namespace
 
 const std::vector<Scenario>& Scenarios() {
@@ -141,6 +159,8 @@ absl::StatusOr<Figures> RunScenario(const BenchTarget& target, const Scenario& s
   Figures figures;
   figures.clock_ghz = MachineProbe::ClockHz() / 1e9;
   figures.loopback_us = LoopbackMicroseconds();
+  figures.fleet_us = FleetStreamMicroseconds();
+  SLUICE_RETURN_IF_ERROR(ProbeFanOut(scenario, &figures));
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Setup> setup, MakeSetup(target, scenario));
   if (scenario.measure_idle) {
     SLUICE_ASSIGN_OR_RETURN(figures.idle_kib_per_stream, IdleKibPerStream(*setup, scenario));

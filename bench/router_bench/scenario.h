@@ -46,7 +46,11 @@ struct Figures {
   double idle_kib_per_stream = 0;
   // The machine just before.
   double clock_ghz = 0;
-  double loopback_us = 0;
+  double loopback_us = 0;  // one way between two threads
+  double fleet_us = 0;     // one way of a token over a bare stream of the fleet protocol
+  // Of streams with a rate: what the kernel and a load generator do without a router.
+  double probe_events_per_second = 0;
+  double probe_p50 = 0, probe_p99 = 0;
 
   double router_cores() const { return router_user_cores + router_system_cores; }
   double answers_per_core() const {

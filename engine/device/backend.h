@@ -17,6 +17,7 @@
 #include <string>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
 #include "common/ids.h"
 #include "engine/device/buffer.h"
@@ -160,6 +161,8 @@ class Backend {
   // Names the arithmetic, for example "cpu-avx512-bf16": other kernels give other bits.
   virtual std::string kernel_family() const = 0;
   virtual int num_threads() const = 0;
+  // As ThreadPool::ParallelFor, on the threads that compute, while they do not.
+  virtual void ParallelFor(int num_tasks, absl::FunctionRef<void(int task, int worker)> fn) = 0;
 
   virtual std::unique_ptr<PackedMatrix> Pack(const MatrixSource& source) = 0;
   // Gate and up projection of one SwiGLU, so that both are computed side by side.

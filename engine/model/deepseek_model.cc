@@ -15,6 +15,10 @@ class DeepseekModel final : public Model {
   DeepseekModel(std::unique_ptr<DeepseekWeights> weights, KvStore* kv_store);
 
   void Forward(absl::Span<const SequenceSlice> slices, absl::Span<float> logits) override;
+  int num_workers() const override { return backend_.num_threads(); }
+  void ParallelFor(int num_tasks, absl::FunctionRef<void(int task, int worker)> fn) override {
+    backend_.ParallelFor(num_tasks, fn);
+  }
   const ModelSpec& spec() const override { return spec_; }
 
  private:

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/types/span.h"
 #include "common/ids.h"
 #include "modelspec/model_spec.h"
@@ -29,6 +30,14 @@ class Model {
   // Batch invariance: a row of logits, and every KV byte written, depends only on that sequence's
   // tokens, never on the other slices, the chunking, or which blocks are used.
   virtual void Forward(absl::Span<const SequenceSlice> slices, absl::Span<float> logits) = 0;
+
+  // Lends the threads that compute, between two passes: fn(task, worker) for each task in
+  // [0, num_tasks), 0 <= worker < num_workers(); returns when all are done. Which worker ran a task
+  // must not matter. The default: one worker, the caller.
+  virtual int num_workers() const { return 1; }
+  virtual void ParallelFor(int num_tasks, absl::FunctionRef<void(int task, int worker)> fn) {
+    for (int task = 0; task < num_tasks; ++task) fn(task, 0);
+  }
 
   virtual const ModelSpec& spec() const = 0;
 };

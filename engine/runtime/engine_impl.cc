@@ -44,13 +44,15 @@ EngineImpl::EngineImpl(EngineParts parts)
       vocab_size_(static_cast<size_t>(model_->spec().vocab_size)),
       blocks_(kv_store_->num_blocks(), options_.enable_prefix_cache),
       scheduler_(options_, fingerprint_.digest, &blocks_),
-      sampler_(model_->spec().vocab_size, parts.sampleable_vocab_size > 0
-                                              ? parts.sampleable_vocab_size
-                                              : model_->spec().vocab_size),
+      samplers_(static_cast<size_t>(model_->num_workers()),
+                Sampler(model_->spec().vocab_size, parts.sampleable_vocab_size > 0
+                                                       ? parts.sampleable_vocab_size
+                                                       : model_->spec().vocab_size)),
       // Not cleared: pages that small batches never reach are never touched.
       logits_(new float[static_cast<size_t>(options_.max_num_seqs) * vocab_size_]) {
   SLUICE_CHECK(kv_store_->layout().block_tokens == kBlockTokens);
   slices_.reserve(static_cast<size_t>(options_.max_num_seqs));
+  rows_.reserve(static_cast<size_t>(options_.max_num_seqs));
 }
 
 absl::Status EngineImpl::AddPrefill(SequenceInput input) {
@@ -185,6 +187,7 @@ StepResult EngineImpl::Step() {
     return result;
   }
   ComputeLogits(plan);
+  SampleAll(plan);
   size_t logit_row = 0;
   for (const PlannedSlice& slice : plan.slices) {
     if (slice.sequence->kind != SequenceKind::kReserved &&
@@ -194,9 +197,7 @@ StepResult EngineImpl::Step() {
     scheduler_.Advance(slice);
     if (slice.sequence->kind == SequenceKind::kPrefill) ReportChunk(slice.sequence, &result);
     if (slice.sample) {
-      SampleNext(slice.sequence,
-                 absl::MakeConstSpan(logits_.get() + logit_row++ * vocab_size_, vocab_size_),
-                 &result);
+      AppendSampled(slice.sequence, std::move(rows_[logit_row++].sampled), &result);
     }
   }
 #ifndef NDEBUG
@@ -318,13 +319,27 @@ void EngineImpl::ReportChunk(Sequence* sequence, StepResult* result) {
   result->chunks.push_back(std::move(chunk));
 }
 
-void EngineImpl::SampleNext(Sequence* sequence, absl::Span<const float> logits,
-                            StepResult* result) {
+void EngineImpl::SampleAll(const StepPlan& plan) {
+  rows_.clear();
+  for (const PlannedSlice& slice : plan.slices) {
+    if (!slice.sample) continue;
+    const auto counts = token_counts_.find(slice.sequence->key);
+    rows_.push_back({slice.sequence, counts == token_counts_.end() ? nullptr : &counts->second,
+                     SampledToken()});
+  }
+  model_->ParallelFor(static_cast<int>(rows_.size()), [this](int task, int worker) {
+    RowToSample& row = rows_[static_cast<size_t>(task)];
+    row.sampled = samplers_[static_cast<size_t>(worker)].Sample(
+        absl::MakeConstSpan(logits_.get() + static_cast<size_t>(task) * vocab_size_, vocab_size_),
+        row.sequence->sampling, row.counts, row.sequence->num_output_tokens());
+  });
+}
+
+void EngineImpl::AppendSampled(Sequence* sequence, absl::StatusOr<SampledToken> sampled,
+                               StepResult* result) {
   const SequenceKey key = sequence->key;
   const auto counts = token_counts_.find(key);
   const int index = sequence->num_output_tokens();
-  absl::StatusOr<SampledToken> sampled = sampler_.Sample(
-      logits, sequence->sampling, counts == token_counts_.end() ? nullptr : &counts->second, index);
   if (!sampled.ok()) {
     result->ended.push_back({key, EndReason::kFailed, sampled.status()});
     // Somebody may be reading a prefill sequence's blocks.

@@ -69,7 +69,9 @@ class EngineImpl final : public Engine {
 
   void ComputeLogits(const StepPlan& plan);
   void ReportChunk(Sequence* sequence, StepResult* result);
-  void SampleNext(Sequence* sequence, absl::Span<const float> logits, StepResult* result);
+  // Chooses a token for each row of logits, side by side on the model's threads.
+  void SampleAll(const StepPlan& plan);
+  void AppendSampled(Sequence* sequence, absl::StatusOr<SampledToken> sampled, StepResult* result);
   // Whether the sequence is complete after its last token.
   std::optional<EndReason> EndAfterLastToken(const Sequence& sequence) const;
   // Builds without NDEBUG (debug, asan, tsan): after every step and change of a reservation, each
@@ -88,7 +90,7 @@ class EngineImpl final : public Engine {
 
   BlockManager blocks_;
   Scheduler scheduler_;
-  Sampler sampler_;
+  std::vector<Sampler> samplers_;  // one a worker of the model: each has its own scratch
   absl::flat_hash_map<SequenceKey, TokenCounts> token_counts_;
 #ifndef NDEBUG
   int64_t num_steps_ = 0;
@@ -98,6 +100,12 @@ class EngineImpl final : public Engine {
   // Reused from step to step.
   std::vector<SequenceSlice> slices_;
   std::unique_ptr<float[]> logits_;  // [max_num_seqs, vocab_size]
+  struct RowToSample {
+    const Sequence* sequence;
+    const TokenCounts* counts;  // may be null
+    absl::StatusOr<SampledToken> sampled;
+  };
+  std::vector<RowToSample> rows_;  // one a row of logits
 };
 
 }  // namespace sluice

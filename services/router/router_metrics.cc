@@ -7,6 +7,7 @@ namespace {
 
 constexpr const char* kOutcomes[] = {"ok",       "client_error",   "rejected", "cancelled",
                                      "deadline", "upstream_error", "internal"};
+constexpr const char* kApis[] = {"openai", "grpc"};  // by RequestApi
 constexpr const char* kRejections[] = {"",          "queue_full", "queue_timeout", "no_prefill",
                                        "no_decode", "too_long",   "kv_exhausted",  "draining"};
 // By RequestFlow::Phase. Waiting for decode blocks and asking for them is part of the queue.
@@ -33,10 +34,13 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
   const auto with = [&](const char* name, const char* value) {
     return MetricLabels{{"model", model}, {name, value}};
   };
-  for (const char* outcome : kOutcomes) {
-    requests_.push_back(registry->AddCounter("sluice_requests_total",
-                                             "Requests ended, each of n choices counted.",
-                                             with("outcome", outcome)));
+  for (const char* api : kApis) {
+    requests_.emplace_back();
+    for (const char* outcome : kOutcomes) {
+      requests_.back().push_back(registry->AddCounter(
+          "sluice_requests_total", "Requests ended, each of n choices counted.",
+          {{"model", model}, {"api", api}, {"outcome", outcome}}));
+    }
   }
   for (const char* reason : kRejections) {
     rejections_.push_back(*reason == '\0'
@@ -63,6 +67,10 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
   time_per_output_token_ = registry->AddHistogram(
       "sluice_time_per_output_token_seconds",
       "Mean gap between the tokens of a request, after its first.", ItlBuckets(), by_model);
+  route_duration_ = registry->AddHistogram(
+      "sluice_route_decision_duration_seconds",
+      "One step of the router's core that chose workers, from its event to the orders.",
+      {1e-6, 2.5e-6, 5e-6, 1e-5, 2.5e-5, 5e-5, 1e-4, 2.5e-4, 5e-4, 1e-3, 2.5e-3, 5e-3, 1e-2, .1});
   prefix_match_ratio_ = registry->AddHistogram(
       "sluice_route_prefix_match_ratio",
       "Share of a prompt that its prefill worker was expected to have cached.",
@@ -171,7 +179,7 @@ RouterMetrics::Outcome RouterMetrics::OutcomeOf(const GenerationResult& result) 
 }
 
 void RouterMetrics::OnEnd(const EndRequest& ended) {
-  requests_[OutcomeOf(ended.result)]->Increment();
+  requests_[static_cast<int>(ended.api)][OutcomeOf(ended.result)]->Increment();
   if (Counter* rejections = rejections_[static_cast<int>(ended.reject)]) rejections->Increment();
   for (const auto& [stage, duration] : ended.result.stages) {
     if (const auto it = stages_.find(stage); it != stages_.end()) {
@@ -191,6 +199,10 @@ void RouterMetrics::OnEnd(const EndRequest& ended) {
   output_tokens_->Observe(ended.output_tokens);
   prompt_cached_->Increment(ended.result.cached_tokens);
   prompt_computed_->Increment(std::max(0, ended.prompt_tokens - ended.result.cached_tokens));
+}
+
+void RouterMetrics::OnRouted(absl::Duration duration) {
+  route_duration_->Observe(Seconds(duration));
 }
 
 void RouterMetrics::OnTick(const RouterCore& core, absl::Time now) {

@@ -19,6 +19,7 @@ class RouterMetrics final : public DispatcherObserver {
 
   void OnTokens(const EmitTokens& emitted) override;
   void OnEnd(const EndRequest& ended) override;
+  void OnRouted(absl::Duration duration) override;
   void OnTick(const RouterCore& core, absl::Time now) override;
 
  private:
@@ -32,13 +33,14 @@ class RouterMetrics final : public DispatcherObserver {
 
   // Constant after construction.
   MetricsRegistry* const registry_;
-  std::vector<Counter*> requests_;                 // by Outcome
+  std::vector<std::vector<Counter*>> requests_;    // by RequestApi, then by Outcome
   std::vector<Counter*> rejections_;               // by RejectReason; null for kNone
   std::vector<std::pair<Gauge*, int>> in_flight_;  // gauge, RequestFlow::Phase it counts
   Histogram* request_duration_ = nullptr;
   Histogram* time_to_first_token_ = nullptr;
   Histogram* inter_token_latency_ = nullptr;
   Histogram* time_per_output_token_ = nullptr;
+  Histogram* route_duration_ = nullptr;
   Histogram* prefix_match_ratio_ = nullptr;
   Histogram* recovery_pause_ = nullptr;
   Histogram* prompt_tokens_ = nullptr;

@@ -31,7 +31,7 @@ EngineScript::EngineScript(uint64_t seed) : seed_(seed), random_(seed) {
     options_.expected_output_tokens = 0;
     num_blocks_ = Uniform(6, 12);
   }
-  fake_ = MakeFakeEngine(options_, num_blocks_);
+  fake_ = MakeFakeEngine(options_, num_blocks_, /*num_threads=*/seed_ % 16 == 0 ? 2 : 1);
 }
 
 std::string EngineScript::Run() {

@@ -76,8 +76,9 @@ class Nemesis:
             worker = self.cluster.restart_worker(worker, PATIENCE_SECONDS)
         else:
             worker.signal(signal.SIGCONT)
-        # Up again when it says that it is attached to the router.
+        # Up again when the router says so: on a crowded machine that is seconds after it is attached.
         wait_for(lambda: self._is_attached(worker), PATIENCE_SECONDS, f"{worker.name} to be attached")
+        wait_for(lambda: self._is_ready(worker), PATIENCE_SECONDS, f"{worker.name} to be ready")
         with self._mu:
             self.down.append((role, began, time.monotonic() + 0.5))
             self._broken.discard(worker.name)
@@ -88,6 +89,9 @@ class Nemesis:
                        if name.startswith("sluice_worker_attached_routers"))
         except OSError:
             return False
+
+    def _is_ready(self, worker):
+        return any(ready["worker_id"] == worker.name for ready in self.cluster.ready_workers())
 
     def wait_for_repairs(self):
         for repair in self._repairs:

@@ -32,6 +32,7 @@ class EndingDispatcher : public Dispatcher {
     result.end = GenerationEnd::kFailed;
     result.status = absl::ResourceExhaustedError("full");
     sink->OnEnd(result);
+    sink->Flush(/*alone=*/true);
   }
   void Cancel(RequestId) override {}
   void Stop(RequestId) override {}

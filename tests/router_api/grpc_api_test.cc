@@ -124,6 +124,7 @@ TEST_F(GrpcTest, UnsetSamplingTakesTheModelsDefaultsNotZero) {
   const auto generation = dispatcher_.NextGeneration();
   EXPECT_FLOAT_EQ(generation.spec().sampling.temperature, 0.2f);
   EXPECT_EQ(generation.spec().tenant_salt, "t1");
+  EXPECT_EQ(generation.spec().api, RequestApi::kGrpc);
   EXPECT_EQ(generation.spec().sampling.max_tokens,
             kTestMaxModelLen - static_cast<int>(generation.spec().prompt.size()));
   const absl::Duration left = generation.spec().deadline - MonotonicNow();

@@ -89,6 +89,7 @@ TEST_F(HttpApiTest, CompletionsDefaultToSixteenTokens) {
   client.SendPost("/v1/completions", body.dump());
   const auto generation = dispatcher_.NextGeneration();
   EXPECT_EQ(generation.spec().sampling.max_tokens, 16);
+  EXPECT_EQ(generation.spec().api, RequestApi::kOpenAi);
   generation.End(GenerationEnd::kLength);
   EXPECT_EQ(Json::parse(client.ReadReply().body)["choices"][0]["finish_reason"], "length");
 }

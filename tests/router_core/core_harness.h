@@ -21,7 +21,7 @@ class CoreHarness {
     info.worker_id = worker_id;
     info.incarnation = Incarnation(1);
     info.role = role;
-    info.model = "m";
+    info.model = std::string("m");  // GCC 12 warns of assigning the literal, wrongly
     info.fingerprint = "fp";
     info.fingerprint_text = "dtype=bf16 layers=4";
     info.max_model_len = 1000;

@@ -165,7 +165,7 @@ SampledToken Token(TokenId id) {
   return token;
 }
 
-std::vector<TokenId> Ids(const std::vector<SampledToken>& tokens) {
+std::vector<TokenId> Ids(const TokenList& tokens) {
   std::vector<TokenId> ids;
   for (const SampledToken& token : tokens) ids.push_back(token.token);
   return ids;
@@ -173,7 +173,7 @@ std::vector<TokenId> Ids(const std::vector<SampledToken>& tokens) {
 
 TEST(JournalTest, HoldsTokensThatAreAheadAndDropsDuplicates) {
   Journal journal(4);
-  std::vector<SampledToken> ready;
+  TokenList ready;
   EXPECT_EQ(journal.Take(1, Token(11), &ready), Journal::Outcome::kHeld);
   EXPECT_EQ(journal.Take(1, Token(99), &ready), Journal::Outcome::kDuplicate);
   EXPECT_EQ(journal.Take(2, Token(12), &ready), Journal::Outcome::kHeld);
@@ -188,7 +188,7 @@ TEST(JournalTest, HoldsTokensThatAreAheadAndDropsDuplicates) {
 
 TEST(JournalTest, RefusesTokensTooFarAhead) {
   Journal journal(4);
-  std::vector<SampledToken> ready;
+  TokenList ready;
   EXPECT_EQ(journal.Take(4, Token(4), &ready), Journal::Outcome::kHeld);
   EXPECT_EQ(journal.Take(5, Token(5), &ready), Journal::Outcome::kTooFar);
   journal.DropHeld();

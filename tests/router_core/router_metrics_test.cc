@@ -36,7 +36,9 @@ class RouterMetricsTest : public ::testing::Test {
 
 TEST_F(RouterMetricsTest, CountersExistAtZero) {
   const std::string text = Text();
-  EXPECT_THAT(text, HasSubstr("sluice_requests_total{model=\"m\",outcome=\"upstream_error\"} 0"));
+  EXPECT_THAT(
+      text,
+      HasSubstr("sluice_requests_total{api=\"grpc\",model=\"m\",outcome=\"upstream_error\"} 0"));
   EXPECT_THAT(text, HasSubstr("sluice_request_rejections_total{reason=\"queue_full\"} 0"));
   EXPECT_THAT(text, HasSubstr("sluice_workers{role=\"decode\",state=\"ready\"} 0"));
   EXPECT_THAT(text, HasSubstr("sluice_stale_messages_total{reason=\"stale_attempt\"} 0"));
@@ -45,6 +47,7 @@ TEST_F(RouterMetricsTest, CountersExistAtZero) {
 TEST_F(RouterMetricsTest, FollowARequestAndAWorker) {
   const SessionId b = h_.Join("b", WorkerRole::kBoth);
   GenerationSpec spec = h_.Spec(10, 2);
+  spec.api = RequestApi::kGrpc;
   const AttemptKey key{spec.id, Attempt(1)};
   Play(RequestSubmitted{spec});
   EXPECT_THAT(Text(), HasSubstr("sluice_requests_in_flight{model=\"m\",phase=\"prefill\"} 1"));
@@ -53,7 +56,9 @@ TEST_F(RouterMetricsTest, FollowARequestAndAWorker) {
   PlayToken(b, key, 1);
   Play(AttemptEnded{b, key, AttemptEndReason::kLength, {}, ""});
   std::string text = Text();
-  EXPECT_THAT(text, HasSubstr("sluice_requests_total{model=\"m\",outcome=\"ok\"} 1"));
+  EXPECT_THAT(text, HasSubstr("sluice_requests_total{api=\"grpc\",model=\"m\",outcome=\"ok\"} 1"));
+  EXPECT_THAT(text,
+              HasSubstr("sluice_requests_total{api=\"openai\",model=\"m\",outcome=\"ok\"} 0"));
   EXPECT_THAT(text, HasSubstr("sluice_requests_in_flight{model=\"m\",phase=\"decode\"} 0"));
   EXPECT_THAT(text, HasSubstr("sluice_output_tokens_total{model=\"m\"} 2"));
   EXPECT_THAT(text, HasSubstr("sluice_time_to_first_token_seconds_count{model=\"m\"} 1"));

@@ -18,7 +18,8 @@ struct FakeEngine {
 };
 
 // scheduler.max_model_len must be set.
-FakeEngine MakeFakeEngine(const SchedulerOptions& scheduler, int64_t num_blocks);
+FakeEngine MakeFakeEngine(const SchedulerOptions& scheduler, int64_t num_blocks,
+                          int num_threads = 1);
 
 // Key of the request with this number.
 SequenceKey MakeKey(uint64_t request, uint32_t attempt = 1);

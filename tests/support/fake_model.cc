@@ -98,8 +98,8 @@ std::vector<float> OracleLogits(absl::Span<const TokenId> tokens) {
   return sequence.Logits();
 }
 
-FakeModel::FakeModel(const KvStore* kv_store, int64_t max_position_embeddings)
-    : kv_store_(kv_store), spec_(FakeModelSpec(max_position_embeddings)) {}
+FakeModel::FakeModel(const KvStore* kv_store, int64_t max_position_embeddings, int num_threads)
+    : kv_store_(kv_store), spec_(FakeModelSpec(max_position_embeddings)), pool_(num_threads) {}
 
 void FakeModel::Forward(absl::Span<const SequenceSlice> slices, absl::Span<float> logits) {
   if (before_forward_) before_forward_();

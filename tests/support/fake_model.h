@@ -12,6 +12,7 @@
 #include "absl/types/span.h"
 #include "common/block_hash.h"
 #include "common/ids.h"
+#include "engine/device/thread_pool.h"
 #include "engine/kv/kv_store.h"
 #include "engine/model/model.h"
 
@@ -46,9 +47,14 @@ class OracleSequence {
 
 class FakeModel : public Model {
  public:
-  FakeModel(const KvStore* kv_store, int64_t max_position_embeddings);
+  // `num_threads` that it lends.
+  FakeModel(const KvStore* kv_store, int64_t max_position_embeddings, int num_threads = 1);
 
   void Forward(absl::Span<const SequenceSlice> slices, absl::Span<float> logits) override;
+  int num_workers() const override { return pool_.num_threads(); }
+  void ParallelFor(int num_tasks, absl::FunctionRef<void(int task, int worker)> fn) override {
+    pool_.ParallelFor(num_tasks, fn);
+  }
   const ModelSpec& spec() const override { return spec_; }
 
   int64_t num_computed_tokens() const { return num_computed_tokens_; }
@@ -60,6 +66,7 @@ class FakeModel : public Model {
  private:
   const KvStore* const kv_store_;
   const ModelSpec spec_;
+  ThreadPool pool_;
   int64_t num_computed_tokens_ = 0;
   TokenId poison_token_ = -1;
   std::function<void()> before_forward_;

@@ -20,6 +20,7 @@ class RecordingSink : public router::GenerationSink {
     result_ = result;
     ++num_ends_;
   }
+  void Flush(bool) override {}
 
   // False when it has not ended within `timeout`.
   bool WaitForEnd(absl::Duration timeout) const {

@@ -26,6 +26,9 @@ class CpuBackend final : public Backend {
   DType dtype() const override { return dtype_; }
   std::string kernel_family() const override;
   int num_threads() const override { return pool_.num_threads(); }
+  void ParallelFor(int num_tasks, absl::FunctionRef<void(int task, int worker)> fn) override {
+    pool_.ParallelFor(num_tasks, fn);
+  }
 
   std::unique_ptr<PackedMatrix> Pack(const MatrixSource& source) override;
   std::unique_ptr<PackedMatrix> PackGateUp(const MatrixSource& gate,

@@ -4,60 +4,95 @@
 #include <optional>
 #include <utility>
 
+#include "absl/container/inlined_vector.h"
 #include "absl/synchronization/mutex.h"
 #include "common/clock.h"
 #include "common/random.h"
 
 namespace sluice::router {
 
+namespace {
+
+constexpr size_t kMaxKeptEvents = 8;
+
+}  // namespace
+
 struct GenerationCall::Event {
   int choice = 0;
-  absl::Time at;  // when the dispatcher left it
-  std::vector<SampledToken> tokens;
+  absl::Time at;                                // when the dispatcher left it
+  int num_tokens = 0;                           // of Mail::tokens
   std::unique_ptr<const GenerationResult> end;  // most events are tokens only
 };
 
-// Between the dispatcher's thread and the front's. At most one wake-up is on its way to the front
-// at a time, so what a slow front has queued is bounded by the requests' max_tokens, not by steps.
+// Events in order, with the tokens of all of them behind each other.
+struct GenerationCall::Mail {
+  std::vector<Event> events;
+  std::vector<SampledToken> tokens;
+
+  // Keeps memory for what one step brings, not for what once piled up.
+  void Clear() {
+    events.clear();
+    tokens.clear();
+    if (events.capacity() > kMaxKeptEvents) events = std::vector<Event>();
+    if (tokens.capacity() > kMaxKeptEvents) tokens = std::vector<SampledToken>();
+  }
+};
+
+// Between the dispatcher's turns and the front's. At most one wake-up is on its way to the front at
+// a time, so what a slow front has queued is bounded by the requests' max_tokens, not by steps.
 class GenerationCall::Inbox {
  public:
   // Called before anything is submitted.
-  void Open(Executor executor, std::weak_ptr<GenerationCall> call) {
+  void Open(std::weak_ptr<CallExecutor> executor, std::weak_ptr<GenerationCall> call) {
     absl::MutexLock lock(&mu_);
     executor_ = std::move(executor);
     call_ = std::move(call);
   }
 
-  void Push(Event event) {
+  void Push(Event event, absl::Span<const SampledToken> tokens) {
+    event.num_tokens = static_cast<int>(tokens.size());
     absl::MutexLock lock(&mu_);
-    if (executor_ == nullptr) return;  // closed
-    events_.push_back(std::move(event));
-    if (wake_up_pending_) return;
-    wake_up_pending_ = true;
-    // Under the lock, so that after Close the executor is never used again.
-    executor_([call = call_] {
-      if (const std::shared_ptr<GenerationCall> alive = call.lock()) alive->HandleEvents();
-    });
+    if (closed_) return;
+    mail_.events.push_back(std::move(event));
+    mail_.tokens.insert(mail_.tokens.end(), tokens.begin(), tokens.end());
   }
 
-  std::vector<Event> TakeAll() {
+  // Has the call handle what is here; itself on this thread with `alone`, if it is free.
+  void Flush(bool alone) {
+    std::shared_ptr<CallExecutor> executor;
+    std::shared_ptr<GenerationCall> call;
+    {
+      absl::MutexLock lock(&mu_);
+      if (mail_.events.empty() || wake_up_pending_) return;
+      executor = executor_.lock();
+      call = call_.lock();
+      if (executor == nullptr || call == nullptr) return;
+      wake_up_pending_ = true;
+    }
+    if (alone && executor->TryRun(call.get())) return;
+    executor->Post(call);
+  }
+
+  // REQUIRES: *mail is empty.
+  void TakeAll(Mail* mail) {
     absl::MutexLock lock(&mu_);
     wake_up_pending_ = false;
-    return std::exchange(events_, {});
+    std::swap(mail_, *mail);
   }
 
   void Close() {
     absl::MutexLock lock(&mu_);
-    executor_ = nullptr;
-    events_.clear();
+    closed_ = true;
+    mail_ = Mail();
   }
 
  private:
   absl::Mutex mu_;
-  Executor executor_ ABSL_GUARDED_BY(mu_);
+  std::weak_ptr<CallExecutor> executor_ ABSL_GUARDED_BY(mu_);
   std::weak_ptr<GenerationCall> call_ ABSL_GUARDED_BY(mu_);
-  std::vector<Event> events_ ABSL_GUARDED_BY(mu_);
+  Mail mail_ ABSL_GUARDED_BY(mu_);
   bool wake_up_pending_ ABSL_GUARDED_BY(mu_) = false;
+  bool closed_ ABSL_GUARDED_BY(mu_) = false;
 };
 
 class GenerationCall::Sink : public GenerationSink {
@@ -68,16 +103,17 @@ class GenerationCall::Sink : public GenerationSink {
     Event event;
     event.choice = choice_;
     event.at = MonotonicNow();
-    event.tokens.assign(tokens.begin(), tokens.end());
-    inbox_->Push(std::move(event));
+    inbox_->Push(std::move(event), tokens);
   }
 
   void OnEnd(const GenerationResult& result) override {
     Event event;
     event.choice = choice_;
     event.end = std::make_unique<const GenerationResult>(result);
-    inbox_->Push(std::move(event));
+    inbox_->Push(std::move(event), {});
   }
+
+  void Flush(bool alone) override { inbox_->Flush(alone); }
 
  private:
   const std::shared_ptr<Inbox> inbox_;
@@ -97,7 +133,8 @@ struct GenerationCall::Choice {
 };
 
 std::shared_ptr<GenerationCall> GenerationCall::Start(ApiContext* context, GenerationPlan plan,
-                                                      ResponseWriter* writer, Executor executor) {
+                                                      ResponseWriter* writer,
+                                                      std::weak_ptr<CallExecutor> executor) {
   std::shared_ptr<GenerationCall> call(new GenerationCall(context, std::move(plan), writer));
   call->Submit(std::move(executor));
   return call;
@@ -107,11 +144,12 @@ GenerationCall::GenerationCall(ApiContext* context, GenerationPlan plan, Respons
     : context_(context),
       plan_(std::move(plan)),
       writer_(writer),
+      mail_(std::make_unique<Mail>()),
       inbox_(std::make_shared<Inbox>()) {}
 
 GenerationCall::~GenerationCall() { Cancel(); }
 
-void GenerationCall::Submit(Executor executor) {
+void GenerationCall::Submit(std::weak_ptr<CallExecutor> executor) {
   inbox_->Open(std::move(executor), weak_from_this());
   num_running_ = plan_.num_choices();
   submitted_at_ = MonotonicNow();
@@ -122,6 +160,7 @@ void GenerationCall::Submit(Executor executor) {
   for (int i = 0; i < plan_.num_choices(); ++i) {
     GenerationSpec spec;
     spec.id = choices_[i]->id;
+    spec.api = plan_.api;
     spec.prompt = plan_.prompts[i / plan_.n];
     spec.sampling = plan_.sampling;
     spec.sampling.seed += static_cast<uint64_t>(i % plan_.n);
@@ -149,24 +188,34 @@ void GenerationCall::CancelChoices() {
 void GenerationCall::HandleEvents() {
   if (writer_ == nullptr) return;
   const bool was_silent = !tokens_sent_;
+  inbox_->TakeAll(mail_.get());
   // One delta a choice, however many steps are waiting: under load events merge instead of piling
   // up.
-  absl::btree_map<int, ChoiceDelta> deltas;
-  std::optional<ApiError> failure;
-  for (const Event& event : inbox_->TakeAll()) {
-    ChoiceDelta& delta = deltas[event.choice];
-    if (first_token_at_ == absl::InfinitePast() && !event.tokens.empty()) {
-      first_token_at_ = event.at;
+  absl::InlinedVector<ChoiceDelta, 1> deltas;
+  const auto delta_of = [&deltas](int index) -> ChoiceDelta& {
+    for (ChoiceDelta& delta : deltas) {
+      if (delta.index == index) return delta;
     }
-    HandleTokens(event.choice, event.tokens, &delta);
+    deltas.emplace_back().index = index;
+    return deltas.back();
+  };
+  std::optional<ApiError> failure;
+  absl::Span<const SampledToken> rest = mail_->tokens;
+  for (const Event& event : mail_->events) {
+    const absl::Span<const SampledToken> tokens = rest.subspan(0, event.num_tokens);
+    rest.remove_prefix(event.num_tokens);
+    ChoiceDelta& delta = delta_of(event.choice);
+    if (first_token_at_ == absl::InfinitePast() && !tokens.empty()) first_token_at_ = event.at;
+    HandleTokens(event.choice, tokens, &delta);
     ApiError error;
     if (event.end != nullptr && !HandleEnd(event.choice, *event.end, &delta, &error) &&
         !failure.has_value()) {
       failure = std::move(error);
     }
   }
-  for (auto& [index, delta] : deltas) {
-    WriteDelta(index, &delta);
+  mail_->Clear();
+  for (ChoiceDelta& delta : deltas) {
+    WriteDelta(&delta);
     if (writer_ == nullptr) return;  // the writer cancelled
   }
   if (was_silent && tokens_sent_ && first_token_at_ != absl::InfinitePast()) {
@@ -187,7 +236,7 @@ void GenerationCall::HandleEvents() {
   }
 }
 
-void GenerationCall::HandleTokens(int index, const std::vector<SampledToken>& tokens,
+void GenerationCall::HandleTokens(int index, absl::Span<const SampledToken> tokens,
                                   ChoiceDelta* delta) {
   Choice& choice = *choices_[index];
   if (choice.finished || tokens.empty()) return;
@@ -239,14 +288,13 @@ bool GenerationCall::HandleEnd(int index, const GenerationResult& result, Choice
   return true;
 }
 
-void GenerationCall::WriteDelta(int index, ChoiceDelta* delta) {
+void GenerationCall::WriteDelta(ChoiceDelta* delta) {
   if (!delta->first && delta->text.empty() && delta->reasoning.empty() && delta->tokens.empty() &&
       delta->finish == FinishReason::kNone) {
     return;
   }
-  delta->index = index;
-  delta->completion_tokens = choices_[index]->output.completion_tokens();
-  delta->prompt_tokens = static_cast<int>(plan_.prompts[index / plan_.n].size());
+  delta->completion_tokens = choices_[delta->index]->output.completion_tokens();
+  delta->prompt_tokens = static_cast<int>(plan_.prompts[delta->index / plan_.n].size());
   if (!tokens_sent_) {
     tokens_sent_ = true;
     first_delta_at_ = MonotonicNow();

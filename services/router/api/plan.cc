@@ -187,6 +187,7 @@ absl::Status FillMaxTokens(const ApiContext& context, const SamplingRequest& req
 absl::Status FillCommon(const ApiContext& context, const RequestCommon& request,
                         GenerationPlan* plan) {
   SLUICE_RETURN_IF_ERROR(CheckModel(context, request.model));
+  plan->api = request.api;
   plan->request_id = request.request_id;
   plan->model = request.model.empty() ? context.model_name() : request.model;
   plan->tenant = request.tenant;

@@ -27,6 +27,7 @@ struct OutputOptions {
 
 // A checked request. Choice i belongs to prompt i / n and samples with seed + i % n.
 struct GenerationPlan {
+  RequestApi api = RequestApi::kOpenAi;
   std::string request_id;
   std::string model;  // the served name
   std::vector<std::vector<TokenId>> prompts;

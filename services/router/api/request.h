@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/time/time.h"
+#include "services/router/core/dispatcher.h"
 #include "tokenizer/chat_encoder.h"
 
 namespace sluice::router {
@@ -38,7 +39,8 @@ struct SamplingRequest {
 };
 
 struct RequestCommon {
-  // Shown to the client as x-request-id or request_id; the front sets it.
+  // The front sets both; the id is shown to the client as x-request-id or request_id.
+  RequestApi api = RequestApi::kOpenAi;
   std::string request_id;
   std::string model;  // "": the only model
   SamplingRequest sampling;

@@ -41,6 +41,11 @@ struct CoreCounters {
                   [static_cast<int>(RetryReason::kNumReasons)] = {};
   uint64_t route_decisions[static_cast<int>(RouteDecision::kNumDecisions)] = {};
 
+  uint64_t num_routes() const {
+    uint64_t sum = 0;
+    for (const uint64_t count : route_decisions) sum += count;
+    return sum;
+  }
   void CountStale(StaleReason reason) { ++stale_messages[static_cast<int>(reason)]; }
   void CountRetry(Stage stage, RetryReason reason) {
     ++retries[static_cast<int>(stage)][static_cast<int>(reason)];

@@ -18,9 +18,13 @@
 
 namespace sluice::router {
 
+// Over which public API a request came; a label of metrics.
+enum class RequestApi { kOpenAi, kGrpc };
+
 // One choice (n = 3 makes three of them) to generate.
 struct GenerationSpec {
   RequestId id;
+  RequestApi api = RequestApi::kOpenAi;
   std::vector<TokenId> prompt;
   SamplingParams sampling;  // seed always set
   std::string tenant_salt;
@@ -41,13 +45,17 @@ struct GenerationResult {
   TimeStages stages;  // from admission to prefill, kv_transfer to first_step
 };
 
-// Called on the dispatcher's thread, in order; must return quickly and never block: post the work
-// to the front's own thread. After OnEnd nothing more is called.
+// Where a generation's tokens go. After OnEnd nothing more is called but Flush.
 class GenerationSink {
  public:
   virtual ~GenerationSink() = default;
+  // In the dispatcher's turn, in order; only keep what they bring.
   virtual void OnTokens(absl::Span<const SampledToken> tokens) = 0;
   virtual void OnEnd(const GenerationResult& result) = 0;
+  // After a turn that called one of the above, on the same thread: see to it that what was kept
+  // gets on its way. Two turns' flushes may come at the same time. With `alone`, few sinks heard
+  // something and the thread may be used for the work itself; else only post it. Never blocks.
+  virtual void Flush(bool alone) = 0;
 };
 
 // What the front tells its clients and operators about the cluster. A value; taken as a snapshot.

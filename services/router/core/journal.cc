@@ -6,7 +6,7 @@
 
 namespace sluice::router {
 
-Journal::Outcome Journal::Take(int index, SampledToken token, std::vector<SampledToken>* ready) {
+Journal::Outcome Journal::Take(int index, SampledToken token, TokenList* ready) {
   const int next = size();
   if (Planted(RouterMutant::kIgnoreTokenIndex)) index = next;
   if (index < next || held_.contains(index)) return Outcome::kDuplicate;

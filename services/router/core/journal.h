@@ -9,6 +9,7 @@
 #include "absl/container/btree_map.h"
 #include "common/ids.h"
 #include "common/sampling_params.h"
+#include "services/router/core/messages.h"
 
 namespace sluice::router {
 
@@ -22,7 +23,7 @@ class Journal {
     kDuplicate,  // known already
     kTooFar,     // further ahead than may be held
   };
-  Outcome Take(int index, SampledToken token, std::vector<SampledToken>* ready);
+  Outcome Take(int index, SampledToken token, TokenList* ready);
 
   // Ids of the emitted tokens; the next index is tokens().size().
   const std::vector<TokenId>& tokens() const { return tokens_; }

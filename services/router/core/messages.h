@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/container/btree_map.h"
+#include "absl/container/inlined_vector.h"
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/block_hash.h"
@@ -77,6 +78,8 @@ struct Grant {
   absl::Duration lease;
   std::string kv_address;  // empty: as registered
 };
+
+using TokenList = absl::InlinedVector<SampledToken, 1>;  // most steps bring one
 
 struct ProducedToken {
   AttemptKey key;
@@ -199,7 +202,7 @@ struct CloseSession {
 
 struct EmitTokens {
   RequestId id;
-  std::vector<SampledToken> tokens;
+  TokenList tokens;
   bool first = false;             // of the request
   absl::Duration since_previous;  // since the previous tokens; of the first: since Submit
   // The first after a worker was lost or failed in the middle of the answer: since_previous is the
@@ -222,6 +225,7 @@ struct EndRequest {
   RequestId id;
   GenerationResult result;
   // For metrics.
+  RequestApi api = RequestApi::kOpenAi;
   RejectReason reject = RejectReason::kNone;
   absl::Duration duration;  // since Submit
   int prompt_tokens = 0;

@@ -91,7 +91,7 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
   const bool from_decode = IsLeg(LegKind::kDecode, session);
   const bool is_first = token.index == base_index_ && !first_token_seen_;
   const bool first_of_request = journal_.size() == 0;
-  std::vector<SampledToken> ready;
+  TokenList ready;
   const Journal::Outcome outcome = token.index >= spec_.sampling.max_tokens
                                        ? Journal::Outcome::kTooFar
                                        : journal_.Take(token.index, std::move(token.token), &ready);
@@ -412,6 +412,7 @@ void RequestFlow::Finish(const FlowContext& ctx, GenerationResult result, Reject
   result.stages = std::move(stages_);
   EndRequest end{spec_.id,
                  std::move(result),
+                 spec_.api,
                  reject,
                  ctx.now - submitted_at_,
                  num_prompt_tokens(),

@@ -12,6 +12,18 @@ namespace {
 // A step's tokens make an action each; memory for more is given back.
 constexpr size_t kMaxKeptActions = 2048;
 
+// A turn that reached no more sinks than this serves them itself: posting to their fronts would
+// cost more than it spreads.
+constexpr size_t kMaxSinksServedAtOnce = 4;
+// Of a turn that reaches many, so many are posted at a time: the fronts begin while it goes on.
+constexpr size_t kMaxTouched = 32;
+
+// What the published snapshot and readiness are made of.
+bool IsOfMembership(const Event& event) {
+  return std::holds_alternative<WorkerRegistered>(event) ||
+         std::holds_alternative<WorkerLeft>(event) || std::holds_alternative<LoadReported>(event);
+}
+
 GenerationResult Refusal(absl::Status status, std::optional<absl::Duration> retry_after) {
   GenerationResult result;
   result.end = GenerationEnd::kFailed;
@@ -35,7 +47,8 @@ DispatcherThread::~DispatcherThread() { Stop(); }
 
 void DispatcherThread::Start(FleetPort* port) {
   port_ = port;
-  Publish(MonotonicNow());
+  last_turn_ = next_tick_ = MonotonicNow();
+  Publish(last_turn_);
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -44,6 +57,7 @@ void DispatcherThread::Stop() {
     absl::MutexLock lock(&mu_);
     stopped_ = true;
     mailbox_.stop = true;
+    CallThreadLocked();
   }
   if (thread_.joinable()) thread_.join();
 }
@@ -52,6 +66,7 @@ void DispatcherThread::StartDrain() {
   absl::MutexLock lock(&mu_);
   draining_ = true;
   mailbox_.drain = true;
+  CallThreadLocked();
 }
 
 bool DispatcherThread::WaitUntilIdle(absl::Duration timeout) {
@@ -69,28 +84,36 @@ void DispatcherThread::Submit(GenerationSpec spec, std::shared_ptr<GenerationSin
       if (static_cast<int>(mailbox_.submissions.size()) < options_.max_mailbox_requests) {
         mailbox_.submissions.emplace_back(std::move(spec), std::move(sink));
       } else {
-        mailbox_.refused.push_back(std::move(sink));
+        mailbox_.refused.emplace_back(spec.api, std::move(sink));
       }
-      return;
+      return CallThreadLocked();
     }
   }
-  // There is no dispatcher thread any more.
+  // There is no dispatcher any more.
   sink->OnEnd(Refusal(absl::UnavailableError("the router is shutting down"), std::nullopt));
+  sink->Flush(/*alone=*/true);
 }
 
-void DispatcherThread::Cancel(RequestId id) {
-  absl::MutexLock lock(&mu_);
-  if (!stopped_) mailbox_.cancels.emplace(id, /*satisfied=*/false);
-}
+void DispatcherThread::Cancel(RequestId id) { PostCancel(id, /*satisfied=*/false); }
 
-void DispatcherThread::Stop(RequestId id) {
+void DispatcherThread::Stop(RequestId id) { PostCancel(id, /*satisfied=*/true); }
+
+void DispatcherThread::PostCancel(RequestId id, bool satisfied) {
   absl::MutexLock lock(&mu_);
-  if (!stopped_) mailbox_.cancels.emplace(id, /*satisfied=*/true);
+  if (stopped_) return;
+  mailbox_.cancels.emplace(id, satisfied);
+  CallThreadLocked();
 }
 
 void DispatcherThread::OnWorkerEvent(SessionId session, Event event) {
-  absl::MutexLock lock(&mu_);
-  if (!stopped_) mailbox_.worker_events.emplace_back(session, std::move(event));
+  Mailbox mail;
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopped_) return;
+    mailbox_.worker_events.emplace_back(session, std::move(event));
+    if (!TryBeginTurnLocked(&mail)) return;
+  }
+  ServeTurn(std::move(mail));
 }
 
 ClusterSnapshot DispatcherThread::Snapshot() const {
@@ -117,65 +140,123 @@ std::string DispatcherThread::NotReadyReason() const {
 }
 
 void DispatcherThread::Run() {
-  absl::Time last_run = MonotonicNow();
-  absl::Time next_tick = last_run;
-  // Between two runs the thread sleeps at most tick_interval; much longer means that this process
-  // was stopped or starved, and the workers' messages lie unread in their sockets.
-  const absl::Duration stall = options_.tick_interval + options_.core.worker_timeout / 4;
+  {
+    absl::MutexLock lock(&mu_);
+    turn_taken_ = false;
+    timer_due_ = next_tick_;
+  }
   while (true) {
-    Mailbox mail = WaitForMail(std::min(next_tick, core_.NextTimer(last_run)));
-    const absl::Time now = MonotonicNow();
-    if (now - last_run > stall) {
-      SLUICE_LOG(Warning) << "the router did not run for " << absl::FormatDuration(now - last_run);
-      Step(RouterResumed{}, now);
-    }
-    last_run = now;
+    Mailbox mail = AwaitTurn();
     const bool stop = mail.stop;
+    const absl::Time now = MonotonicNow();
+    NoticeStall(now);
     HandleMail(std::move(mail), now);
     if (stop) {
       EndAll(now);
-      return;
+      Flush(std::exchange(touched_, {}));
+      return;  // with the turn: nobody gets it any more
     }
-    if (core_.NextTimer(now) <= now) {
-      readiness_changed_ = true;
-      Step(Tick{}, now);
-    }
-    if (now >= next_tick) {
-      port_->Tick(now);
-      if (observer_ != nullptr) observer_->OnTick(core_, now);
-      readiness_changed_ = true;
-      next_tick = now + options_.tick_interval;
-    }
-    num_queued_.store(core_.num_queued(), std::memory_order_relaxed);
-    num_running_.store(core_.num_running(), std::memory_order_relaxed);
-    if (std::exchange(readiness_changed_, false)) Publish(now);
-    absl::MutexLock lock(&mu_);
-    busy_ = !sinks_.empty();
+    RunTimers(now);
+    Flush(EndTurn(now));
   }
 }
 
-DispatcherThread::Mailbox DispatcherThread::WaitForMail(absl::Time until) {
-  const absl::Duration timeout = until - MonotonicNow();
+DispatcherThread::Mailbox DispatcherThread::AwaitTurn() {
   absl::MutexLock lock(&mu_);
-  mu_.AwaitWithTimeout(absl::Condition(this, &DispatcherThread::HasMailLocked), timeout);
-  busy_ = true;
+  while (turn_taken_ || !(thread_is_next_ || MonotonicNow() >= timer_due_)) {
+    // Whoever has the turn signals when it ends.
+    sleeps_until_ = turn_taken_ ? absl::InfiniteFuture() : timer_due_;
+    wake_.WaitWithTimeout(&mu_, sleeps_until_ - MonotonicNow());
+  }
+  sleeps_until_ = absl::InfinitePast();  // awake
+  thread_is_next_ = false;
+  turn_taken_ = busy_ = true;
   return std::exchange(mailbox_, Mailbox());
+}
+
+void DispatcherThread::CallThreadLocked() {
+  if (std::exchange(thread_is_next_, true)) return;
+  if (!turn_taken_) wake_.Signal();  // else whoever has the turn does
+}
+
+bool DispatcherThread::TryBeginTurnLocked(Mailbox* mail) {
+  if (turn_taken_ || thread_is_next_) return false;
+  turn_taken_ = busy_ = true;
+  *mail = std::exchange(mailbox_, Mailbox());
+  return true;
+}
+
+void DispatcherThread::ServeTurn(Mailbox mail) {
+  const absl::Time now = MonotonicNow();
+  NoticeStall(now);
+  HandleMail(std::move(mail), now);
+  Flush(EndTurn(now));
+}
+
+DispatcherThread::Sinks DispatcherThread::EndTurn(absl::Time now) {
+  num_queued_.store(core_.num_queued(), std::memory_order_relaxed);
+  num_running_.store(core_.num_running(), std::memory_order_relaxed);
+  if (std::exchange(readiness_changed_, false)) Publish(now);
+  const absl::Time due = std::min(next_tick_, core_.NextTimer(now));
+  const bool busy = !sinks_.empty();
+  Sinks touched = std::exchange(touched_, {});
+  absl::MutexLock lock(&mu_);
+  turn_taken_ = false;
+  busy_ = busy;
+  timer_due_ = due;
+  if (!mailbox_.empty()) thread_is_next_ = true;
+  if (thread_is_next_ || due < sleeps_until_) wake_.Signal();
+  return touched;
+}
+
+void DispatcherThread::Flush(const Sinks& sinks) {
+  const bool alone = sinks.size() <= kMaxSinksServedAtOnce;
+  for (const auto& sink : sinks) sink->Flush(alone);
+}
+
+void DispatcherThread::NoticeStall(absl::Time now) {
+  // Between two turns the thread sleeps at most tick_interval; much longer means that this process
+  // was stopped or starved, and the workers' messages lie unread in their sockets.
+  const absl::Duration stall = options_.tick_interval + options_.core.worker_timeout / 4;
+  if (now - last_turn_ > stall) {
+    SLUICE_LOG(Warning) << "the router did not run for " << absl::FormatDuration(now - last_turn_);
+    Step(RouterResumed{}, now);
+  }
+  last_turn_ = now;
+}
+
+void DispatcherThread::RunTimers(absl::Time now) {
+  if (core_.NextTimer(now) <= now) {
+    readiness_changed_ = true;
+    StepAndMeasure(Tick{}, now);
+  }
+  if (now < next_tick_) return;
+  port_->Tick(now);
+  if (observer_ != nullptr) observer_->OnTick(core_, now);
+  readiness_changed_ = true;
+  next_tick_ = now + options_.tick_interval;
 }
 
 void DispatcherThread::HandleMail(Mailbox mail, absl::Time now) {
   if (mail.drain) Step(DrainStarted{}, now);
-  for (const auto& sink : mail.refused) {
+  for (const auto& [api, sink] : mail.refused) {
     EndRequest ended;
+    ended.api = api;
     ended.result = Refusal(absl::ResourceExhaustedError("queue full (stage admission)"),
                            options_.core.retry_after);
     ended.reject = RejectReason::kQueueFull;
     if (observer_ != nullptr) observer_->OnEnd(ended);
     sink->OnEnd(ended.result);
+    touched_.push_back(sink);
   }
   for (Submission& submission : mail.submissions) Accept(std::move(submission), now);
   for (auto& [session, event] : mail.worker_events) {
-    if (!std::holds_alternative<TokensProduced>(event)) readiness_changed_ = true;
-    Step(std::move(event), now);
+    readiness_changed_ |= IsOfMembership(event);
+    if (std::holds_alternative<TokensProduced>(event)) {
+      Step(std::move(event), now);
+    } else {
+      StepAndMeasure(std::move(event), now);
+    }
     port_->Handled(session);
   }
   // A cancel comes after the submission it names.
@@ -189,13 +270,24 @@ void DispatcherThread::Accept(Submission submission, absl::Time now) {
     sink->OnEnd(Refusal(absl::AlreadyExistsError(
                             absl::StrCat("request ", spec.id.ToString(), " is running already")),
                         std::nullopt));
+    touched_.push_back(std::move(sink));
     return;
   }
-  Step(RequestSubmitted{std::move(spec)}, now);
+  StepAndMeasure(RequestSubmitted{std::move(spec)}, now);
 }
 
 void DispatcherThread::Step(Event event, absl::Time now) {
   core_.Step(std::move(event), now, &actions_);
+  CarryOutActions();
+}
+
+void DispatcherThread::StepAndMeasure(Event event, absl::Time now) {
+  const uint64_t routes_before = core_.counters().num_routes();
+  const absl::Time start = MonotonicNow();
+  core_.Step(std::move(event), now, &actions_);
+  if (observer_ != nullptr && core_.counters().num_routes() != routes_before) {
+    observer_->OnRouted(MonotonicNow() - start);
+  }
   CarryOutActions();
 }
 
@@ -205,21 +297,27 @@ void DispatcherThread::CarryOutActions() {
       if (observer_ != nullptr) observer_->OnTokens(*emitted);
       if (const auto it = sinks_.find(emitted->id); it != sinks_.end()) {
         it->second->OnTokens(emitted->tokens);
+        touched_.push_back(it->second);
+        if (touched_.size() == kMaxTouched) PostTouched();
       }
     } else if (const auto* ended = std::get_if<EndRequest>(&action)) {
       if (observer_ != nullptr) observer_->OnEnd(*ended);
       if (const auto it = sinks_.find(ended->id); it != sinks_.end()) {
-        // Out of the table first: the sink may be destroyed by its OnEnd.
-        const std::shared_ptr<GenerationSink> sink = std::move(it->second);
+        touched_.push_back(std::move(it->second));
         sinks_.erase(it);
-        sink->OnEnd(ended->result);
+        touched_.back()->OnEnd(ended->result);
       }
     } else {
       port_->Send(std::move(action));
     }
   }
   actions_.clear();
-  if (actions_.capacity() > kMaxKeptActions) actions_ = {};
+  if (actions_.capacity() > kMaxKeptActions) actions_ = std::vector<Action>();
+}
+
+void DispatcherThread::PostTouched() {
+  for (const auto& sink : touched_) sink->Flush(/*alone=*/false);
+  touched_.clear();
 }
 
 void DispatcherThread::EndAll(absl::Time now) {
@@ -227,6 +325,7 @@ void DispatcherThread::EndAll(absl::Time now) {
   auto sinks = std::exchange(sinks_, {});
   for (auto& [id, sink] : sinks) {
     sink->OnEnd(Refusal(absl::UnavailableError("the router is shutting down"), std::nullopt));
+    touched_.push_back(std::move(sink));
     Step(RequestCancelled{id}, now);
   }
 }

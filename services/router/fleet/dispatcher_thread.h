@@ -1,7 +1,11 @@
-// The thread that owns the router's core. Everything from outside (the fronts' requests, the
-// workers' messages) comes through one mailbox; the thread takes what is there, steps the core, and
-// carries its actions out: tokens to sinks, messages to the fleet port. It sleeps until something
-// comes or a timer of the core is due.
+// Runs the router's core, in turns. Everything from outside (the fronts' requests, the workers'
+// messages) comes through one mailbox. Whoever has the turn owns the core: it takes what is in the
+// mailbox, steps the core, and carries its actions out: tokens to sinks, messages to the fleet
+// port. A thread of gRPC that brings a worker's message while nobody has the turn takes it for that
+// mail, so that a token on a quiet router wakes no second thread. Everything else is for the
+// dispatcher's own thread: what comes meanwhile, so that nobody else serves more than one turn; the
+// fronts' requests, many of which then leave together; and timers. It sleeps until there is
+// something for it.
 //
 // Bounds of the mailbox: a session has at most its read window of events in it; submitted requests
 // are at most `max_mailbox_requests`, beyond which only the sink is kept, to be refused.
@@ -23,12 +27,15 @@
 
 namespace sluice::router {
 
-// Told what happens, for metrics. Called on the dispatcher thread; must be quick.
+// Told what happens, for metrics. Called by whoever has the turn, so never twice at a time; must be
+// quick.
 class DispatcherObserver {
  public:
   virtual ~DispatcherObserver() = default;
   virtual void OnTokens(const EmitTokens& emitted) = 0;
   virtual void OnEnd(const EndRequest& ended) = 0;
+  // A step of the core that chose workers, for one request or several, took `duration`.
+  virtual void OnRouted(absl::Duration duration) = 0;
   // Several times a second.
   virtual void OnTick(const RouterCore& core, absl::Time now) = 0;
 };
@@ -68,9 +75,10 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
 
  private:
   using Submission = std::pair<GenerationSpec, std::shared_ptr<GenerationSink>>;
+  using Refused = std::pair<RequestApi, std::shared_ptr<GenerationSink>>;
   struct Mailbox {
     std::vector<Submission> submissions;
-    std::vector<std::shared_ptr<GenerationSink>> refused;
+    std::vector<Refused> refused;
     absl::flat_hash_map<RequestId, bool> cancels;  // value: RequestCancelled::satisfied
     std::vector<std::pair<SessionId, Event>> worker_events;
     bool drain = false;
@@ -81,12 +89,30 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
     }
   };
 
+  using Sinks = std::vector<std::shared_ptr<GenerationSink>>;
+
+  void PostCancel(RequestId id, bool satisfied);
   void Run();
-  Mailbox WaitForMail(absl::Time until);
-  bool HasMailLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) { return !mailbox_.empty(); }
+  // For the dispatcher's own thread: sleeps until it has the turn.
+  Mailbox AwaitTurn();
+  // For others: false when the turn is not free.
+  bool TryBeginTurnLocked(Mailbox* mail) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The mail is for the dispatcher's own thread.
+  void CallThreadLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Serves `mail`, gives the turn back and flushes the sinks.
+  void ServeTurn(Mailbox mail);
+  // Gives the turn back; returns the sinks to flush.
+  Sinks EndTurn(absl::Time now);
+  static void Flush(const Sinks& sinks);
+  // ---- With the turn.
+  void NoticeStall(absl::Time now);
+  void RunTimers(absl::Time now);
   void HandleMail(Mailbox mail, absl::Time now);
   void Step(Event event, absl::Time now);
+  // The same of an event that may let the core choose workers; measures that.
+  void StepAndMeasure(Event event, absl::Time now);
   void CarryOutActions();
+  void PostTouched();
   void Accept(Submission submission, absl::Time now);
   void EndAll(absl::Time now);
   void Publish(absl::Time now);
@@ -96,12 +122,15 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   DispatcherObserver* const observer_;
   const absl::Time started_at_;
 
-  // Owned by thread_ while it runs.
+  // Owned by whoever has the turn.
   RouterCore core_;
   FleetPort* port_ = nullptr;
   absl::flat_hash_map<RequestId, std::shared_ptr<GenerationSink>> sinks_;
   std::vector<Action> actions_;  // of the step being carried out; kept for its memory
+  Sinks touched_;                // heard something in this turn
   bool readiness_changed_ = false;
+  absl::Time last_turn_ = absl::InfiniteFuture();
+  absl::Time next_tick_ = absl::InfiniteFuture();
 
   std::thread thread_;
 
@@ -112,7 +141,12 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   Mailbox mailbox_ ABSL_GUARDED_BY(mu_);
   bool draining_ ABSL_GUARDED_BY(mu_) = false;
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
-  bool busy_ ABSL_GUARDED_BY(mu_) = false;  // the thread has mail in hand or requests running
+  bool busy_ ABSL_GUARDED_BY(mu_) = false;       // mail is in somebody's hand, or requests run
+  bool turn_taken_ ABSL_GUARDED_BY(mu_) = true;  // free once the thread runs
+  bool thread_is_next_ ABSL_GUARDED_BY(mu_) = false;
+  absl::Time timer_due_ ABSL_GUARDED_BY(mu_);     // of the core, or the next tick
+  absl::Time sleeps_until_ ABSL_GUARDED_BY(mu_);  // the thread, unless wake_ is signalled
+  absl::CondVar wake_;
   std::shared_ptr<const ClusterSnapshot> snapshot_ ABSL_GUARDED_BY(mu_);
   absl::Time snapshot_at_ ABSL_GUARDED_BY(mu_);
   std::string not_ready_reason_ ABSL_GUARDED_BY(mu_);

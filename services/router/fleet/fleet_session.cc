@@ -26,7 +26,7 @@ void FleetSession::Begin(std::shared_ptr<FleetSession> self) {
   self_ = std::move(self);
   absl::MutexLock lock(&mu_);
   reading_ = true;
-  StartRead(&incoming_);
+  StartRead(incoming_);
 }
 
 void FleetSession::Send(v1::RouterMessage message) {
@@ -66,7 +66,7 @@ void FleetSession::Handled() {
   --unhandled_;
   if (!reading_ && !closing_ && unhandled_ < options_.read_window) {
     reading_ = true;
-    StartRead(&incoming_);
+    StartRead(incoming_);
   }
 }
 
@@ -113,16 +113,19 @@ void FleetSession::OnReadDone(bool ok) {
   }
   absl::MutexLock lock(&mu_);
   reading_ = !closing_ && unhandled_ < options_.read_window;
-  if (reading_) StartRead(&incoming_);
+  if (reading_) StartRead(incoming_);
 }
 
 absl::Status FleetSession::HandleIncoming() {
-  absl::StatusOr<Event> event = DecodeWorkerMessage(id_, incoming_);
+  absl::StatusOr<Event> event = DecodeWorkerMessage(id_, *incoming_);
+  const bool is_registration = incoming_->has_register_();
+  arena_.Reset();
+  incoming_ = google::protobuf::Arena::CreateMessage<v1::WorkerMessage>(&arena_);
   if (!event.ok()) return event.status();
   {
     absl::MutexLock lock(&mu_);
     if (closing_) return absl::OkStatus();
-    if (incoming_.has_register_() == registered_) {
+    if (is_registration == registered_) {
       return absl::FailedPreconditionError(registered_ ? "registered twice"
                                                        : "the first message must be Register");
     }

@@ -7,6 +7,7 @@
 // is when one write takes longer than `write_timeout`.
 #pragma once
 
+#include <google/protobuf/arena.h>
 #include <grpcpp/server_context.h>
 #include <grpcpp/support/server_callback.h>
 
@@ -58,7 +59,7 @@ class FleetSession final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1:
   void OnCancel() override;
   void OnDone() override;
 
-  // Decodes `incoming_` and hands it on. An error closes the session.
+  // Decodes `incoming_`, hands it on and empties it. An error closes the session.
   absl::Status HandleIncoming();
   void ReportLeft(const std::string& reason);
   void EnqueueLocked(v1::RouterMessage message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -75,7 +76,8 @@ class FleetSession final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1:
 
   // Owned by gRPC between a Start... and its reaction.
   std::shared_ptr<FleetSession> self_;
-  v1::WorkerMessage incoming_;
+  google::protobuf::Arena arena_;  // of incoming_: a step has a message for each sequence
+  v1::WorkerMessage* incoming_ = google::protobuf::Arena::CreateMessage<v1::WorkerMessage>(&arena_);
   v1::RouterMessage outgoing_;
 
   absl::Mutex mu_;

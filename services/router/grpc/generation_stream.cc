@@ -47,13 +47,15 @@ void GenerationStream<Response>::Start(int64_t input_bytes, PlanFn plan) {
         ToGrpcStatus(ToApiError(MakeError(ErrorKind::kQueueFull, "too many streams are open"))));
   }
   if (input_bytes <= shared_->context->options().inline_prepare_bytes) {
-    RunOnFront([self = self_, plan = std::move(plan)] { self->Submit(plan()); });
+    RunOnFront([this, plan = std::move(plan)] { Submit(plan()); });
     return;
   }
   shared_->prepares.Add(1);
   const bool posted = shared_->context->prepare_pool().Post(
       [shared = shared_, self = self_, plan = std::move(plan)]() mutable {
-        self->RunOnFront([self, planned = plan()]() mutable { self->Submit(std::move(planned)); });
+        self->RunOnFront([stream = self.get(), planned = plan()]() mutable {
+          stream->Submit(std::move(planned));
+        });
         self.reset();  // before the server may go
         shared->prepares.Add(-1);
       });
@@ -65,26 +67,41 @@ void GenerationStream<Response>::Start(int64_t input_bytes, PlanFn plan) {
 }
 
 template <typename Response>
+void GenerationStream<Response>::Post(std::weak_ptr<GenerationCall> call) {
+  RunOnFront([call = std::move(call)] {
+    if (const std::shared_ptr<GenerationCall> alive = call.lock()) alive->HandleEvents();
+  });
+}
+
+template <typename Response>
+bool GenerationStream<Response>::TryRun(GenerationCall* call) {
+  if (!turn_mu_.TryLock()) return false;
+  call->HandleEvents();
+  turn_mu_.Unlock();
+  return true;
+}
+
+template <typename Response>
 void GenerationStream<Response>::RunOnFront(std::function<void()> task) {
+  const bool posted =
+      shared_->front->Post([self = this->shared_from_this(), task = std::move(task)] {
+        absl::MutexLock turn(&self->turn_mu_);
+        task();
+      });
   // The queue holds what all streams together can have on their way (GrpcServerShared), so it is
   // never full while they are bounded.
-  if (!shared_->front->Post(std::move(task))) {
+  if (!posted) {
     SLUICE_LOG(Error) << "grpc front: queue full, a stream's event was dropped";
   }
 }
 
-// ---- The front thread ----
+// ---- In turns ----
 
 template <typename Response>
 void GenerationStream<Response>::Submit(absl::StatusOr<GenerationPlan> plan) {
   if (abandoned_) return;
   if (!plan.ok()) return OnError(ToApiError(plan.status()));
-  call_ = GenerationCall::Start(shared_->context, *std::move(plan), this,
-                                [front = shared_->front.get()](std::function<void()> task) {
-                                  if (!front->Post(std::move(task))) {
-                                    SLUICE_LOG(Error) << "grpc front: queue full";
-                                  }
-                                });
+  call_ = GenerationCall::Start(shared_->context, *std::move(plan), this, this->weak_from_this());
 }
 
 template <typename Response>
@@ -202,18 +219,15 @@ void GenerationStream<Response>::OnCancel() {
     shared_->context->metrics().CountDisconnect(had_output ? DisconnectPhase::kStreaming
                                                            : DisconnectPhase::kBeforeFirstToken);
   }
-  RunOnFront([self = this->shared_from_this()] { self->Abandon(); });
+  RunOnFront([this] { Abandon(); });
   EndWith(late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the call's deadline passed")
                : grpc::Status::CANCELLED);
 }
 
 template <typename Response>
 void GenerationStream<Response>::OnDone() {
-  // Its end must come on the front thread, where its call lives.
-  RunOnFront([self = std::move(self_)]() mutable {
-    self->Abandon();
-    self.reset();
-  });
+  RunOnFront([this] { Abandon(); });  // holds this until then
+  self_.reset();
 }
 
 template class GenerationStream<v1::GenerateResponse>;

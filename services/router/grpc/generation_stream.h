@@ -1,6 +1,6 @@
-// One server-streaming call of sluice.v1.Generation. The text work runs on the server's front
-// thread; gRPC's threads only take the next message out of a bounded buffer. Heavy header, for the
-// .cc files of this folder.
+// One server-streaming call of sluice.v1.Generation. The text work runs in turns, on the server's
+// front thread or with whoever brings a token (CallExecutor); gRPC's reactions only take the next
+// message out of a bounded buffer. Heavy header, for the .cc files of this folder.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -36,6 +36,7 @@ struct GrpcServerShared {
 template <typename Response>
 class GenerationStream : public grpc::ServerWriteReactor<Response>,
                          public ResponseWriter,
+                         public CallExecutor,
                          public std::enable_shared_from_this<GenerationStream<Response>> {
  public:
   using PlanFn = std::function<absl::StatusOr<GenerationPlan>()>;
@@ -52,13 +53,18 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   void OnCancel() override;
   void OnDone() override;
 
-  // The front thread.
+  // In turns.
   void Submit(absl::StatusOr<GenerationPlan> plan);
   void OnDelta(const ChoiceDelta& delta) override;
   void OnComplete(const RequestSummary& summary) override;
   void OnError(const ApiError& error) override;
   void Abandon();
 
+  // CallExecutor
+  void Post(std::weak_ptr<GenerationCall> call) override;
+  bool TryRun(GenerationCall* call) override;
+
+  // A turn on the front thread.
   void RunOnFront(std::function<void()> task);
   void Enqueue(Response response);
   // Ends the call with `status` once everything queued was written.
@@ -70,7 +76,9 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   grpc::CallbackServerContext* const rpc_;  // valid until OnDone
   const char* const method_;
 
-  // The front thread only.
+  absl::Mutex turn_mu_;  // before mu_
+
+  // In turns only.
   std::shared_ptr<GenerationCall> call_;
   bool abandoned_ = false;
 

@@ -139,6 +139,7 @@ CompletionRequest FromProto(const v1::GenerateRequest& proto) {
   request.model = proto.model();
   request.sampling = FromProto(proto.sampling());
   request.return_token_ids = proto.return_token_ids();
+  request.api = RequestApi::kGrpc;
   request.tenant = proto.tenant();
   request.echo = proto.echo();
   if (proto.prompt_case() == v1::GenerateRequest::kText) {
@@ -154,6 +155,7 @@ ChatRequest FromProto(const v1::ChatRequest& proto) {
   request.model = proto.model();
   request.sampling = FromProto(proto.sampling());
   request.return_token_ids = proto.return_token_ids();
+  request.api = RequestApi::kGrpc;
   request.tenant = proto.tenant();
   request.messages = ToMessages(proto.messages());
   if (proto.has_thinking()) request.thinking = proto.thinking();

@@ -58,8 +58,9 @@ absl::string_view View(boost::beast::string_view text) { return {text.data(), te
 }  // namespace
 
 HttpConnection::HttpConnection(asio::ip::tcp::socket socket, HttpServerShared* shared,
-                               LoopTasks* tasks)
-    : shared_(shared),
+                               CallTasks* tasks)
+    : counted_{shared},
+      shared_(shared),
       tasks_(tasks),
       socket_(std::move(socket)),
       buffer_(kReadAheadBytes + shared->options.max_header_bytes),
@@ -70,10 +71,10 @@ HttpConnection::HttpConnection(asio::ip::tcp::socket socket, HttpServerShared* s
 HttpConnection::~HttpConnection() {
   DropOutbox();
   shared_->context->metrics().http_connections()->Add(-1);
-  shared_->connections.Add(-1);  // last: the server may go once it is zero
 }
 
 void HttpConnection::Start() {
+  absl::MutexLock turn(&turn_mu_);
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.non_blocking(true, ignored);  // write_some must not wait
@@ -85,13 +86,18 @@ void HttpConnection::Start() {
 }
 
 void HttpConnection::Drain() {
+  absl::MutexLock turn(&turn_mu_);
   draining_ = true;
   if (phase_ == Phase::kIdle) CloseSocket();
 }
 
-void HttpConnection::Close() { OnClientGone(); }
+void HttpConnection::Close() {
+  absl::MutexLock turn(&turn_mu_);
+  OnClientGone();
+}
 
 bool HttpConnection::CloseIfIdle() {
+  absl::MutexLock turn(&turn_mu_);
   if (phase_ != Phase::kIdle || !socket_.is_open()) return false;
   CloseSocket();
   return true;
@@ -122,10 +128,10 @@ void HttpConnection::ReadHeader() {
   parser_->body_limit(static_cast<uint64_t>(shared_->options.max_body_bytes));
   ArmDeadline(shared_->options.header_timeout);
   http::async_read_header(socket_, buffer_, *parser_,
-                          [self = shared_from_this()](const error_code& error, size_t) {
-                            if (error) return self->RefuseUnreadable(error);
-                            self->ReadBody();
-                          });
+                          InTurn([this](const error_code& error, size_t) {
+                            if (error) return RefuseUnreadable(error);
+                            ReadBody();
+                          }));
 }
 
 void HttpConnection::ReadBody() {
@@ -136,18 +142,17 @@ void HttpConnection::ReadBody() {
   }
   static constexpr char kContinue[] = "HTTP/1.1 100 Continue\r\n\r\n";
   asio::async_write(socket_, asio::buffer(kContinue, sizeof(kContinue) - 1),
-                    [self = shared_from_this()](const error_code& error, size_t) {
-                      if (error) return self->RefuseUnreadable(error);
-                      self->ReadRestOfBody();
-                    });
+                    InTurn([this](const error_code& error, size_t) {
+                      if (error) return RefuseUnreadable(error);
+                      ReadRestOfBody();
+                    }));
 }
 
 void HttpConnection::ReadRestOfBody() {
-  http::async_read(socket_, buffer_, *parser_,
-                   [self = shared_from_this()](const error_code& error, size_t) {
-                     if (error) return self->RefuseUnreadable(error);
-                     self->Answer();
-                   });
+  http::async_read(socket_, buffer_, *parser_, InTurn([this](const error_code& error, size_t) {
+                     if (error) return RefuseUnreadable(error);
+                     Answer();
+                   }));
 }
 
 void HttpConnection::TakeRequest() {
@@ -305,17 +310,30 @@ void HttpConnection::SetPending(std::unique_ptr<PendingAnswer> pending) {
   pending_ = std::move(pending);
 }
 
-std::function<void(std::function<void()>)> HttpConnection::Executor() {
-  return [tasks = tasks_, weak = weak_from_this()](std::function<void()> task) {
-    tasks->Post([weak, task = std::move(task)] {
-      const std::shared_ptr<HttpConnection> self = weak.lock();
-      if (self == nullptr) return;
-      self->corked_ = true;
-      task();
-      self->corked_ = false;
-      self->WriteMore();
-    });
-  };
+void HttpConnection::RunCorked(GenerationCall* call) {
+  corked_ = true;
+  call->HandleEvents();
+  corked_ = false;
+  WriteMore();
+}
+
+void HttpConnection::Post(std::weak_ptr<GenerationCall> call) {
+  tasks_->Post({weak_from_this(), std::move(call)});
+}
+
+bool HttpConnection::TryRun(GenerationCall* call) {
+  if (!turn_mu_.TryLock()) return false;
+  RunCorked(call);
+  turn_mu_.Unlock();
+  return true;
+}
+
+void CallTask::operator()() const {
+  const std::shared_ptr<HttpConnection> to = connection.lock();
+  const std::shared_ptr<GenerationCall> alive = call.lock();
+  if (to == nullptr || alive == nullptr) return;
+  absl::MutexLock turn(&to->turn_mu_);
+  to->RunCorked(alive.get());
 }
 
 void HttpConnection::Prepare(int64_t input_bytes, std::function<std::function<void()>()> work) {
@@ -329,7 +347,9 @@ void HttpConnection::Prepare(int64_t input_bytes, std::function<std::function<vo
        work = std::move(work)] {
         asio::post(executor, [weak, finish = work()] {
           const std::shared_ptr<HttpConnection> self = weak.lock();
-          if (self != nullptr && !self->client_gone_) finish();
+          if (self == nullptr) return;
+          absl::MutexLock turn(&self->turn_mu_);
+          if (!self->client_gone_) finish();
         });
         shared->prepares.Add(-1);
       });
@@ -376,20 +396,18 @@ void HttpConnection::WriteRest() {
   writing_ = true;
   ArmDeadline(shared_->options.write_timeout);
   asio::async_write(socket_, asio::buffer(in_flight_),
-                    [self = shared_from_this()](const error_code& error, size_t) {
-                      self->writing_ = false;
-                      self->DisarmDeadline();
-                      self->in_flight_.clear();
-                      if (self->in_flight_.capacity() > kMaxIdleBufferBytes) {
-                        self->in_flight_ = std::string();
-                      }
-                      if (error) self->OnClientGone();
-                      self->WriteMore();
-                    });
+                    InTurn([this](const error_code& error, size_t) {
+                      writing_ = false;
+                      DisarmDeadline();
+                      in_flight_.clear();
+                      if (in_flight_.capacity() > kMaxIdleBufferBytes) in_flight_ = std::string();
+                      if (error) OnClientGone();
+                      WriteMore();
+                    }));
 }
 
 void HttpConnection::WriteMoreLater() {
-  asio::post(socket_.get_executor(), [self = shared_from_this()] { self->WriteMore(); });
+  asio::post(socket_.get_executor(), InTurn([this] { WriteMore(); }));
 }
 
 void HttpConnection::EndAnswer() {
@@ -415,16 +433,14 @@ void HttpConnection::Watch() {
   watching_ = true;
   socket_.async_read_some(
       buffer_.prepare(std::min(kReadChunkBytes, kReadAheadBytes - buffer_.size())),
-      [self = shared_from_this()](const error_code& error, size_t bytes) {
-        self->watching_ = false;
-        self->buffer_.commit(bytes);
-        if (self->phase_ == Phase::kIdle) {
-          return error || self->draining_ ? self->Finish() : self->ReadHeader();
-        }
-        if (error && error != asio::error::operation_aborted) self->OnClientGone();
-        if (!error && !self->answer_complete_) return self->Watch();
-        self->WriteMore();  // the answer may have waited for the end of the watch
-      });
+      InTurn([this](const error_code& error, size_t bytes) {
+        watching_ = false;
+        buffer_.commit(bytes);
+        if (phase_ == Phase::kIdle) return error || draining_ ? Finish() : ReadHeader();
+        if (error && error != asio::error::operation_aborted) OnClientGone();
+        if (!error && !answer_complete_) return Watch();
+        WriteMore();  // the answer may have waited for the end of the watch
+      }));
 }
 
 void HttpConnection::OnClientGone() {
@@ -459,13 +475,11 @@ void HttpConnection::Finish() {
 void HttpConnection::DiscardInput() {
   buffer_.clear();
   socket_.async_read_some(buffer_.prepare(kReadChunkBytes),
-                          [self = shared_from_this()](const error_code& error, size_t bytes) {
-                            self->discarded_bytes_ += static_cast<int64_t>(bytes);
-                            if (error || self->discarded_bytes_ > kLingerBytes) {
-                              return self->CloseSocket();
-                            }
-                            self->DiscardInput();
-                          });
+                          InTurn([this](const error_code& error, size_t bytes) {
+                            discarded_bytes_ += static_cast<int64_t>(bytes);
+                            if (error || discarded_bytes_ > kLingerBytes) return CloseSocket();
+                            DiscardInput();
+                          }));
 }
 
 void HttpConnection::ArmDeadline(absl::Duration timeout) {
@@ -482,7 +496,10 @@ void HttpConnection::AwaitDeadlineTimer() {
       absl::ToChronoNanoseconds(std::max(deadline_ - MonotonicNow(), absl::ZeroDuration())));
   deadline_timer_.async_wait([weak = weak_from_this()](const error_code& error) {
     if (error) return;  // set anew, or the connection is over
-    if (const std::shared_ptr<HttpConnection> self = weak.lock()) self->OnDeadline();
+    const std::shared_ptr<HttpConnection> self = weak.lock();
+    if (self == nullptr) return;
+    absl::MutexLock turn(&self->turn_mu_);
+    self->OnDeadline();
   });
 }
 

@@ -1,13 +1,16 @@
 // One HTTP/1.1 connection: reads requests one after another under deadlines, writes their answers,
-// and notices when the client goes away or stops reading. Lives on one I/O thread; heavy header
-// (Asio, Beast), for http_connection.cc and http_server.cc only.
+// and notices when the client goes away or stops reading. Heavy header (Asio, Beast), for
+// http_connection.cc and http_server.cc only.
+//
+// Everything in it happens in turns, one at a time, each with turn_mu_ held. Most are of its I/O
+// thread; whoever brings a token on a quiet router takes the turn to write it (CallExecutor).
 //
 // Invariants:
 //  1. At most one request is being answered; bytes of later ones wait, bounded, in buffer_.
 //  2. While an answer is pending or streaming, a read is outstanding that finds the client's end.
 //  3. Every operation has a deadline, except the wait for an answer: the request has its own.
-//  4. What is to be sent waits in outbox_ while a task of the executor runs, so that all its events
-//     leave in one write.
+//  4. What is to be sent waits in outbox_ while a call handles its events, so that all of it leaves
+//     in one write.
 #pragma once
 
 #include <boost/asio/ip/tcp.hpp>
@@ -20,8 +23,10 @@
 #include <string>
 #include <vector>
 
+#include "absl/synchronization/mutex.h"
 #include "services/router/api/activity_count.h"
 #include "services/router/api/api_context.h"
+#include "services/router/api/generation_call.h"
 #include "services/router/http/http_exchange.h"
 #include "services/router/http/http_server.h"
 #include "services/router/http/loop_tasks.h"
@@ -36,13 +41,26 @@ struct HttpServerShared {
   ActivityCount prepares;  // tasks of ours on the prepare pool
 };
 
-class HttpConnection : public HttpExchange, public std::enable_shared_from_this<HttpConnection> {
+class HttpConnection;
+
+// A call on its I/O thread has events to handle.
+struct CallTask {
+  std::weak_ptr<HttpConnection> connection;
+  std::weak_ptr<GenerationCall> call;
+  void operator()() const;
+};
+using CallTasks = LoopTasks<CallTask>;
+
+class HttpConnection : public HttpExchange,
+                       public CallExecutor,
+                       public std::enable_shared_from_this<HttpConnection> {
  public:
-  // `tasks` runs on the connection's thread and outlives it.
-  HttpConnection(boost::asio::ip::tcp::socket socket, HttpServerShared* shared, LoopTasks* tasks);
+  // `tasks` runs on the connection's I/O thread; it and the socket's event loop outlive
+  // `shared->connections`, in which the connection is counted already.
+  HttpConnection(boost::asio::ip::tcp::socket socket, HttpServerShared* shared, CallTasks* tasks);
   ~HttpConnection() override;
 
-  // The connection's thread, all three.
+  // Each takes a turn.
   void Start();
   // Ends after the answer that is being given, or at once if there is none.
   void Drain();
@@ -59,11 +77,32 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   void EndStream(bool close) override;
   void SetPending(std::unique_ptr<PendingAnswer> pending) override;
   void Prepare(int64_t input_bytes, std::function<std::function<void()>()> work) override;
-  std::function<void(std::function<void()>)> Executor() override;
+  std::weak_ptr<CallExecutor> Executor() override { return weak_from_this(); }
+
+  // CallExecutor
+  void Post(std::weak_ptr<GenerationCall> call) override;
+  bool TryRun(GenerationCall* call) override;
 
  private:
   using Parser = boost::beast::http::request_parser<boost::beast::http::string_body>;
+  friend struct CallTask;
   enum class Phase { kIdle, kReading, kAnswering, kClosing };
+  // Takes the connection off the server's count when all of the connection is gone.
+  struct Counted {
+    HttpServerShared* const shared;
+    ~Counted() { shared->connections.Add(-1); }
+  };
+
+  // The handler of an asynchronous operation: keeps the connection and runs `handle` in a turn.
+  template <typename Handle>
+  auto InTurn(Handle handle) {
+    return [self = shared_from_this(), handle = std::move(handle)](auto&&... results) {
+      absl::MutexLock turn(&self->turn_mu_);
+      handle(std::forward<decltype(results)>(results)...);
+    };
+  }
+  // What the call sends leaves in one write.
+  void RunCorked(GenerationCall* call);
 
   // The life of a connection; each step starts one asynchronous operation and the next follows from
   // its completion. Callbacks rather than coroutines: GCC 12 lays out some coroutine frames
@@ -104,8 +143,12 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   // WriteMore, but not from inside a caller that it may destroy.
   void WriteMoreLater();
 
+  const Counted counted_;  // first: destroyed last
   HttpServerShared* const shared_;
-  LoopTasks* const tasks_;
+  CallTasks* const tasks_;
+  absl::Mutex turn_mu_;
+
+  // In turns only.
   boost::asio::ip::tcp::socket socket_;
   boost::beast::flat_buffer buffer_;  // read ahead; bounded
   // Setting and lifting a deadline is much more frequent than missing one, so the timer is left
@@ -120,7 +163,7 @@ class HttpConnection : public HttpExchange, public std::enable_shared_from_this<
   bool deadline_passed_ = false;
   bool watching_ = false;  // a read is outstanding, for the client's end or its next request
   bool writing_ = false;   // in_flight_ is being written
-  bool corked_ = false;    // a task of the executor runs
+  bool corked_ = false;    // a call handles its events
   bool client_gone_ = false;
 
   std::optional<Parser> parser_;

@@ -1,6 +1,6 @@
 // One HTTP request and the way to answer it. The connection implements it; routes and answers use
-// it, so that they see neither sockets nor Beast. All methods run on the connection's thread unless
-// said otherwise. Exactly one answer: Respond, or StartStream .. EndStream.
+// it, so that they see neither sockets nor Beast. All methods run in the connection's turns (see
+// http_connection.h). Exactly one answer: Respond, or StartStream .. EndStream.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "services/router/api/error_table.h"
+#include "services/router/api/generation_call.h"
 
 namespace sluice::router {
 
@@ -55,11 +56,11 @@ class HttpExchange {
   virtual void EndStream(bool close) = 0;
 
   virtual void SetPending(std::unique_ptr<PendingAnswer> pending) = 0;
-  // Runs `work` (on the prepare pool, or here if `input_bytes` is small), then what it returned on
-  // the connection's thread, unless the client has gone by then. A full pool answers 429.
+  // Runs `work` (on the prepare pool, or here if `input_bytes` is small), then what it returned in
+  // a turn of the connection, unless the client has gone by then. A full pool answers 429.
   virtual void Prepare(int64_t input_bytes, std::function<std::function<void()>()> work) = 0;
-  // Runs tasks on the connection's thread; usable from any thread while the exchange is alive.
-  virtual std::function<void(std::function<void()>)> Executor() = 0;
+  // For a call behind the answer; expires with the connection.
+  virtual std::weak_ptr<CallExecutor> Executor() = 0;
 };
 
 inline constexpr char kJsonContentType[] = "application/json";

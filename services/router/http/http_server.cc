@@ -47,7 +47,7 @@ std::string TooManyConnections() {
 // One event loop with its thread and the connections that live on it.
 struct IoThread {
   asio::io_context loop{1};
-  LoopTasks tasks{&loop};
+  CallTasks tasks{&loop};
   asio::executor_work_guard<asio::io_context::executor_type> keep_running{loop.get_executor()};
   std::vector<std::weak_ptr<HttpConnection>> connections;  // its thread only
   size_t prune_at = 64;
@@ -92,6 +92,8 @@ class HttpServerImpl : public HttpServer {
       thread->keep_running.reset();
       if (thread->thread.joinable()) thread->thread.join();
     }
+    // Whoever was just writing a token may hold the last reference to a connection.
+    shared_.connections.AwaitZero(absl::InfiniteDuration());
   }
 
   absl::Status Listen() {

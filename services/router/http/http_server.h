@@ -1,5 +1,5 @@
-// The OpenAI-compatible HTTP server of the router. Its sockets live on its own threads; each
-// connection lives its whole life on one of them, so nothing in it is locked.
+// The OpenAI-compatible HTTP server of the router. Its sockets are watched by its own threads, each
+// connection by one of them for its whole life; others may take a connection's turn to write.
 #pragma once
 
 #include <memory>

@@ -5,7 +5,6 @@
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
-#include <functional>
 #include <utility>
 #include <vector>
 
@@ -13,6 +12,7 @@
 
 namespace sluice::router {
 
+template <typename Task>  // callable, without arguments
 class LoopTasks {
  public:
   // `loop` is run by one thread. This outlives whatever was posted.
@@ -21,7 +21,7 @@ class LoopTasks {
   LoopTasks& operator=(const LoopTasks&) = delete;
 
   // Runs `task` on the loop's thread, after those posted before. Any thread.
-  void Post(std::function<void()> task) {
+  void Post(Task task) {
     {
       absl::MutexLock lock(&mu_);
       tasks_.push_back(std::move(task));
@@ -37,15 +37,15 @@ class LoopTasks {
       running_.swap(tasks_);
       run_posted_ = false;
     }
-    for (std::function<void()>& task : running_) std::exchange(task, nullptr)();
+    for (const Task& task : running_) task();
     running_.clear();
   }
 
   boost::asio::io_context* const loop_;
-  std::vector<std::function<void()>> running_;  // the loop's thread only
+  std::vector<Task> running_;  // the loop's thread only
 
   absl::Mutex mu_;
-  std::vector<std::function<void()>> tasks_ ABSL_GUARDED_BY(mu_);
+  std::vector<Task> tasks_ ABSL_GUARDED_BY(mu_);
   bool run_posted_ ABSL_GUARDED_BY(mu_) = false;
 };
 
