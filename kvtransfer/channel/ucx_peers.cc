@@ -18,6 +18,15 @@ constexpr size_t kMaxRemotes = 16384;  // remembered; those without an endpoint 
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(100);
 constexpr absl::Duration kLongestRetry = absl::Seconds(2);
 
+// The request that UCX makes of it, or null.
+void* ForceClose(ucp_ep_h endpoint) {
+  ucp_request_param_t param = {};
+  param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
+  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
+  ucs_status_ptr_t request = ucp_ep_close_nbx(endpoint, &param);
+  return UCS_PTR_IS_PTR(request) ? request : nullptr;
+}
+
 }  // namespace
 
 void UcxPeers::Activity::Begin() {
@@ -76,12 +85,7 @@ void UcxPeers::Close(PeerId id, absl::Duration grace) {
   remote.peer = PeerId();
   remote.burnt = std::max(remote.burnt, closing.peer->remote_generation);
   if (closing.peer->endpoint == nullptr) return;
-  ucp_request_param_t param = {};
-  param.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS;
-  param.flags = UCP_EP_CLOSE_FLAG_FORCE;
-  ucs_status_ptr_t request =
-      ucp_ep_close_nbx(std::exchange(closing.peer->endpoint, nullptr), &param);
-  if (UCS_PTR_IS_PTR(request)) closing.request = request;
+  closing.request = ForceClose(std::exchange(closing.peer->endpoint, nullptr));
   closing_.push_back(std::move(closing));
 }
 
@@ -103,7 +107,10 @@ absl::Time UcxPeers::NextClosed() const {
 void UcxPeers::FailAll(const absl::Status& status) {
   TakeClosed(absl::InfiniteFuture());
   for (auto& [id, peer] : peers_) {
-    peer->endpoint = nullptr;
+    if (ucp_ep_h endpoint = std::exchange(peer->endpoint, nullptr); endpoint != nullptr) {
+      void* const request = ForceClose(endpoint);
+      if (request != nullptr) ucp_request_free(request);
+    }
     Fail(peer.get(), status);
   }
 }

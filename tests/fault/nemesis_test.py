@@ -22,6 +22,7 @@ WORKER_TIMEOUT_SECONDS = 2.5
 MAX_LOST_WORKERS = 8
 PATIENCE_SECONDS = 120  # for a worker to come back: on a crowded machine loading takes long
 NO_WORKER_TIMEOUT_SECONDS = 3
+MAX_ROUNDS = 2
 
 
 class Nemesis:
@@ -65,6 +66,8 @@ class Nemesis:
             up = [w for w in up if roles[w.name.split("-")[0]] > least]
             if not up:
                 return None
+            ended = [(w.name, w.popen.returncode) for w in up if w.popen.poll() is not None]
+            assert not ended, f"ended by themselves: {ended}"
             worker = self.rng.choice(up)
             self._broken.add(worker.name)
             return worker
@@ -197,18 +200,29 @@ def main():
     args = parser.parse_args()
     events = args.events * (10 if args.long else 1)
     max_seconds = args.max_seconds or 60 + 4 * events
-    print(f"seed {args.seed}: {events} faults under {args.streams} streams", flush=True)
-    sys.stdout.flush()
+    # Damage, a leak or a worker that stays away fails at once. What else is wrong may be a machine that is busy with
+    # something else, so it has to be wrong twice.
+    for seed in range(args.seed, args.seed + MAX_ROUNDS):
+        problems = run_round(seed, events, args.streams, max_seconds)
+        if not problems:
+            return
+        print(f"FAILED with --seed {seed}", *problems, sep="\n", file=sys.stderr, flush=True)
+    raise AssertionError(f"{len(problems)} problems; replay with --seed {seed}")
+
+
+def run_round(seed, events, num_streams, max_seconds):
+    """What was wrong besides damage and leaks, which are raised."""
+    print(f"seed {seed}: {events} faults under {num_streams} streams", flush=True)
 
     with Cluster(prefill=2, decode=3, kv_cache="48MiB",
                  router_args=["--worker-timeout", f"{WORKER_TIMEOUT_SECONDS}s",
                               "--no-worker-timeout", f"{NO_WORKER_TIMEOUT_SECONDS}s",
                               "--max-lost-workers", str(MAX_LOST_WORKERS)]) as cluster:
         address = cluster.http_address
-        history = History(ask_oracle(address, make_specs(args.seed, 24), random.Random(args.seed)))
+        history = History(ask_oracle(address, make_specs(seed, 24), random.Random(seed)))
         print(f"oracle: {len(history.oracle)} requests", flush=True)
-        clients = Clients(address, history, args.streams, args.seed).start()
-        nemesis = Nemesis(cluster, args.seed)
+        clients = Clients(address, history, num_streams, seed).start()
+        nemesis = Nemesis(cluster, seed)
         witness = Witness(cluster).start()
         began = time.monotonic()
         try:
@@ -232,7 +246,7 @@ def main():
             held = {w.name: (cluster.blocks(w), {name: value for name, value in cluster.metrics(w).items() if value and
                                                  name.startswith(("sluice_kv_transfers_in", "sluice_engine_requests"))})
                     for w in cluster.workers}
-            raise AssertionError(f"blocks are held without a request; replay with --seed {args.seed}: {held}") from error
+            raise AssertionError(f"blocks are held without a request; replay with --seed {seed}: {held}") from error
         pauses = read_pauses(cluster)
         retries = {name: int(value) for name, value in cluster.metrics(cluster.router).items()
                    if name.startswith(("sluice_request_retries", "sluice_stale")) and value}
@@ -249,19 +263,18 @@ def main():
         checked = f"{len(history.answers)} answers against the oracle"
         write_section("Workers die, stop and come back", [
             (what, count, checked, result) for what, count in sorted(nemesis.counts.items())],
-            f"2 prefill and 3 decode workers, {args.streams} streams at once, {seconds:.0f} s, seed {args.seed}. "
+            f"2 prefill and 3 decode workers, {num_streams} streams at once, {seconds:.0f} s, seed {seed}. "
             f"{int(pauses[-1][1])} answers were resumed; the pause their clients saw: p50 {p50:.2f} s, p99 {p99:.2f} s.")
 
-        problems = [*history.damaged[:5], *(f"error without cause in the history: {a.error}" for a in unexplained[:5])]
+        assert not history.damaged, f"damaged streams; replay with --seed {seed}: {history.damaged[:5]}"
+        problems = [f"error without cause in the history: {a.error}" for a in unexplained[:5]]
         if sum(nemesis.counts.values()) < events:
             problems.append(f"only {sum(nemesis.counts.values())} of {events} faults in {seconds:.0f} s")
         if pauses[-1][1] == 0:
             problems.append("no answer was ever resumed: the faults hit nothing")
         if not [a for a in history.answers if not a.error]:
             problems.append("no answer at all")
-        if problems:
-            print(f"FAILED with --seed {args.seed}", *problems, sep="\n", file=sys.stderr)
-            raise AssertionError(f"{len(problems)} problems; replay with --seed {args.seed}")
+        return problems
 
 
 if __name__ == "__main__":

@@ -61,6 +61,13 @@ class Server {
     SLUICE_CHECK(fd >= 0);
     sockaddr_in address = {};
     address.sin_family = AF_INET;
+    // From another loopback address each time: a thousand connections a second would use up the
+    // ports of one, each of which rests for a minute.
+    static uint32_t last_address = 0;
+    const int one = 1;
+    setsockopt(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, &one, sizeof(one));
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK + 1 + last_address++ % 60000);
+    SLUICE_CHECK(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
     address.sin_port = htons(static_cast<uint16_t>(server_->port()));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     SLUICE_CHECK(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);

@@ -145,6 +145,36 @@ TEST(UcxSharedQueue, ASenderThatDiesWritingMakesNobodyDeaf) {
   EXPECT_TRUE(CanTalk(&a, "shm"));
 }
 
+// UCX ends the process when its worker is destroyed while requests hang on an open endpoint.
+TEST(UcxSharedQueue, TheChannelIsRenewedWhilePayloadsAreUnderWayToTheLiving) {
+  Node a(OptionsFor("shm"));
+  const std::string address = a.channel->LocalAddress();
+  PeerProcess slow("shm", address);
+  PeerId to_slow = *a.channel->Connect(slow.address());
+  PeerProcess doomed("shm", address);
+  PeerId to_doomed = *a.channel->Connect(doomed.address());
+  ASSERT_TRUE(a.channel->Send(to_slow, "send-stop 4000000", {}, OperationId(1)).ok());
+  ASSERT_TRUE(a.WaitForMessages(1));
+  slow.WaitUntilStopped();
+  std::vector<uint8_t> destination(4000000);
+  ASSERT_TRUE(
+      a.channel->Receive(a.messages[0].payload, {absl::MakeSpan(destination)}, OperationId(2))
+          .ok());
+  const std::vector<uint8_t> source(kPayloadBytes, 3);
+  ASSERT_TRUE(a.channel->Send(to_slow, "take", {absl::MakeConstSpan(source)}, OperationId(3)).ok());
+  a.PollFor(absl::Milliseconds(20));
+  ASSERT_TRUE(a.channel->Send(to_doomed, "die-sending 20000", {}, OperationId(4)).ok());
+  ASSERT_TRUE(a.WaitUntil([&] { return a.channel->LocalAddress() != address; }));
+  ASSERT_TRUE(a.WaitUntil([&] { return a.sent.contains(OperationId(3)); }));
+  EXPECT_FALSE(a.sent[OperationId(3)].ok());
+  ASSERT_TRUE(a.WaitUntil([&] { return a.received.contains(OperationId(2)); }));
+  EXPECT_FALSE(a.received[OperationId(2)].ok());
+  slow.Signal(SIGCONT);
+  a.channel->Disconnect(to_slow);
+  a.channel->Disconnect(to_doomed);
+  EXPECT_TRUE(CanTalk(&a, "shm"));
+}
+
 TEST(UcxSharedQueue, AShortStopWhileWritingIsWaitedFor) {
   Node a(OptionsFor("shm"));
   const std::string address = a.channel->LocalAddress();

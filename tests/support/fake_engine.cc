@@ -24,8 +24,7 @@ bool operator==(const SampledToken& a, const SampledToken& b) {
 
 namespace sluice::testing {
 
-FakeEngine MakeFakeEngine(const SchedulerOptions& scheduler, int64_t num_blocks,
-                          int num_threads) {
+FakeEngine MakeFakeEngine(const SchedulerOptions& scheduler, int64_t num_blocks, int num_threads) {
   absl::StatusOr<std::unique_ptr<KvStore>> kv_store = KvStore::Create(FakeKvLayout(), num_blocks);
   if (!kv_store.ok()) std::abort();
   auto model = std::make_unique<FakeModel>(kv_store->get(), scheduler.max_model_len, num_threads);
