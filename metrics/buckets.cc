@@ -30,6 +30,12 @@ const std::vector<double>& StageBuckets() {
   return *buckets;
 }
 
+const std::vector<double>& RecoveryBuckets() {
+  static const auto* buckets = new std::vector<double>{
+      .01, .05, .1, .2, .3, .5, .75, 1, 1.5, 2, 2.5, 3, 3.5, 4, 5, 6, 8, 10, 15, 30, 60};
+  return *buckets;
+}
+
 const std::vector<double>& TransferBuckets() {
   static const auto* buckets = new std::vector<double>{
       .0005, .001, .0025, .005, .01, .02, .03, .05, .075, .1, .15, .25, .5, 1, 2, 5, 10, 30};

@@ -43,6 +43,7 @@ const std::vector<double>& TtftBuckets();
 const std::vector<double>& ItlBuckets();
 const std::vector<double>& E2eBuckets();
 const std::vector<double>& StageBuckets();
+const std::vector<double>& RecoveryBuckets();
 const std::vector<double>& TransferBuckets();
 const std::vector<double>& TokenBuckets();
 const std::vector<double>& ByteBuckets();

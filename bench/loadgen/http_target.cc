@@ -34,13 +34,11 @@ class HttpTarget : public Target {
     const bool reused = socket_.has_value();
     record.sent = MonotonicNow();
     record.status = Exchange(request, timeout, &record);
-    if (!record.status.ok()) socket_.reset();
     // A kept connection may have been closed meanwhile; that is no failure of this request.
     if (reused && absl::IsUnavailable(record.status) &&
         record.first_token == absl::InfiniteFuture()) {
       record.sent = MonotonicNow();
       record.status = Exchange(request, timeout, &record);
-      if (!record.status.ok()) socket_.reset();
     }
     return record;
   }
@@ -65,8 +63,17 @@ class HttpTarget : public Target {
     return absl::OkStatus();
   }
 
+  // A refusal leaves the connection as it is; an answer of which a part is missing does not.
   absl::Status Exchange(const PlannedRequest& planned, absl::Duration timeout,
                         RequestRecord* record) {
+    bool answer_is_whole = false;
+    absl::Status status = Converse(planned, timeout, record, &answer_is_whole);
+    if (!answer_is_whole) socket_.reset();
+    return status;
+  }
+
+  absl::Status Converse(const PlannedRequest& planned, absl::Duration timeout,
+                        RequestRecord* record, bool* answer_is_whole) {
     if (!socket_) {
       if (absl::Status status = Connect(timeout); !status.ok()) return status;
     }
@@ -103,7 +110,7 @@ class HttpTarget : public Target {
       }
       if (pending_.size() > kMaxEventBytes) return absl::InternalError("an event without end");
     }
-    if (!parser.get().keep_alive()) socket_.reset();
+    *answer_is_whole = parser.get().keep_alive();
     if (status_code != 200) {
       const std::string text =
           absl::StrCat("HTTP ", status_code, ": ", absl::string_view(pending_).substr(0, 200));

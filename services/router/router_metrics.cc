@@ -77,8 +77,12 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
       {0, .1, .2, .3, .4, .5, .6, .7, .8, .9, 1});
   recovery_pause_ = registry->AddHistogram(
       "sluice_request_recovery_pause_seconds",
-      "Gap that a lost or failed worker left in an answer, as its client saw it.", StageBuckets(),
-      by_model);
+      "Gap that a lost or failed worker left in an answer, as its client saw it.",
+      RecoveryBuckets(), by_model);
+  recovery_duration_ = registry->AddHistogram(
+      "sluice_request_recovery_duration_seconds",
+      "From the router's notice that an answer lost its worker to the answer's next token.",
+      RecoveryBuckets(), by_model);
   prompt_tokens_ = registry->AddHistogram("sluice_request_prompt_tokens",
                                           "Prompt tokens of a request.", TokenBuckets(), by_model);
   output_tokens_ = registry->AddHistogram("sluice_request_output_tokens",
@@ -147,7 +151,10 @@ void RouterMetrics::OnTokens(const EmitTokens& emitted) {
   } else {
     inter_token_latency_->Observe(Seconds(emitted.since_previous) / count);
   }
-  if (emitted.recovered) recovery_pause_->Observe(Seconds(emitted.since_previous));
+  if (emitted.since_failure.has_value()) {
+    recovery_pause_->Observe(Seconds(emitted.since_previous));
+    recovery_duration_->Observe(Seconds(*emitted.since_failure));
+  }
 }
 
 RouterMetrics::Outcome RouterMetrics::OutcomeOf(const GenerationResult& result) {

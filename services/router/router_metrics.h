@@ -43,6 +43,7 @@ class RouterMetrics final : public DispatcherObserver {
   Histogram* route_duration_ = nullptr;
   Histogram* prefix_match_ratio_ = nullptr;
   Histogram* recovery_pause_ = nullptr;
+  Histogram* recovery_duration_ = nullptr;
   Histogram* prompt_tokens_ = nullptr;
   Histogram* output_tokens_ = nullptr;
   absl::btree_map<std::string, Histogram*> stages_;

@@ -177,10 +177,10 @@ def quantile(histogram, q):
     return 0.0
 
 
-def read_pauses(cluster):
+def read_histogram(cluster, histogram):
     buckets = []
     for name, value in cluster.metrics(cluster.router).items():
-        if name.startswith("sluice_request_recovery_pause_seconds_bucket"):
+        if name.startswith(f"{histogram}_bucket"):
             buckets.append((float(re.search(r'le="([^"]+)"', name).group(1)), value))
     return sorted(buckets)
 
@@ -247,24 +247,25 @@ def run_round(seed, events, num_streams, max_seconds):
                                                  name.startswith(("sluice_kv_transfers_in", "sluice_engine_requests"))})
                     for w in cluster.workers}
             raise AssertionError(f"blocks are held without a request; replay with --seed {seed}: {held}") from error
-        pauses = read_pauses(cluster)
+        pauses = read_histogram(cluster, "sluice_request_recovery_pause_seconds")
+        after_notice = read_histogram(cluster, "sluice_request_recovery_duration_seconds")
         retries = {name: int(value) for name, value in cluster.metrics(cluster.router).items()
                    if name.startswith(("sluice_request_retries", "sluice_stale")) and value}
         errors = history.errors()
         unexplained = [a for a in errors if not is_explained(a, nemesis, witness)]
         print(f"retries and dropped messages: {retries}")
         print("errors:", collections.Counter(re.sub(r"[0-9.]+m?s|-\d", "N", a.error)[:160] for a in errors))
-        p50, p99 = quantile(pauses, 0.5), quantile(pauses, 0.99)
-        print(f"{int(pauses[-1][1])} answers were resumed after a pause of p50 {p50:.2f} s, p99 {p99:.2f} s; "
-              f"{seconds:.0f} s of faults; the router lost a worker {witness.num_lost} times")
+        pause = (f"{int(pauses[-1][1])} answers were resumed; the pause their clients saw: "
+                 f"p50 {quantile(pauses, 0.5):.2f} s, p99 {quantile(pauses, 0.99):.2f} s; of it after the router had noticed: "
+                 f"p50 {quantile(after_notice, 0.5):.2f} s, p99 {quantile(after_notice, 0.99):.2f} s")
+        print(f"{pause}; {seconds:.0f} s of faults; the router lost a worker {witness.num_lost} times")
         result = f"{len(history.damaged)} damaged, {len(errors)} ended with an allowed error, 0 leaked blocks"
         if unexplained:
             result += f", {len(unexplained)} errors without cause"
         checked = f"{len(history.answers)} answers against the oracle"
         write_section("Workers die, stop and come back", [
             (what, count, checked, result) for what, count in sorted(nemesis.counts.items())],
-            f"2 prefill and 3 decode workers, {num_streams} streams at once, {seconds:.0f} s, seed {seed}. "
-            f"{int(pauses[-1][1])} answers were resumed; the pause their clients saw: p50 {p50:.2f} s, p99 {p99:.2f} s.")
+            f"2 prefill and 3 decode workers, {num_streams} streams at once, {seconds:.0f} s, seed {seed}. {pause}.")
 
         assert not history.damaged, f"damaged streams; replay with --seed {seed}: {history.damaged[:5]}"
         problems = [f"error without cause in the history: {a.error}" for a in unexplained[:5]]

@@ -210,15 +210,35 @@ TEST_F(RecoveryTest, LostDecodeWorkerIsReplacedAndNoTokenIsLostOrRepeated) {
 
 TEST_F(RecoveryTest, OnlyTheFirstTokensAfterALossAreARecovery) {
   SubmitAndDecode(3);
-  for (const EmitTokens& emitted : h_.all_emitted) EXPECT_FALSE(emitted.recovered);
+  for (const EmitTokens& emitted : h_.all_emitted) {
+    EXPECT_EQ(emitted.since_failure, std::nullopt);
+  }
   h_.all_emitted.clear();
+  h_.now += absl::Milliseconds(400);  // silence, until it is noticed
   h_.Play(WorkerLeft{d_, "its stream ended"});
+  h_.now += absl::Milliseconds(30);
   const AttemptKey key = Grant();
   h_.PlayToken(h_.Take<SendPrefill>().at(0).to, key, 3, 103);
   h_.PlayToken(d2_, key, 4, 104);
   ASSERT_EQ(h_.all_emitted.size(), 2u);
-  EXPECT_TRUE(h_.all_emitted[0].recovered);
-  EXPECT_FALSE(h_.all_emitted[1].recovered);
+  EXPECT_EQ(h_.all_emitted[0].since_previous, absl::Milliseconds(430));
+  EXPECT_EQ(h_.all_emitted[0].since_failure, absl::Milliseconds(30));
+  EXPECT_EQ(h_.all_emitted[1].since_failure, std::nullopt);
+}
+
+TEST_F(RecoveryTest, ARecoveryThatFailsTooIsMeasuredFromTheFirstFailure) {
+  SubmitAndDecode(3);
+  h_.all_emitted.clear();
+  h_.Join("d3", WorkerRole::kDecode);
+  h_.Play(WorkerLeft{d_, "its stream ended"});
+  const AttemptKey key = Grant();
+  h_.now += absl::Milliseconds(20);
+  h_.PlayEnd(granted_by_, key, AttemptEndReason::kFailed, absl::InternalError("no"), "decode");
+  h_.now += absl::Milliseconds(30);
+  const AttemptKey again = Grant();
+  h_.PlayToken(h_.Take<SendPrefill>().at(1).to, again, 3, 103);
+  ASSERT_EQ(h_.all_emitted.size(), 1u);
+  EXPECT_EQ(h_.all_emitted[0].since_failure, absl::Milliseconds(50));
 }
 
 TEST_F(RecoveryTest, LostWhileReserving) {

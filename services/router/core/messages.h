@@ -205,9 +205,9 @@ struct EmitTokens {
   TokenList tokens;
   bool first = false;             // of the request
   absl::Duration since_previous;  // since the previous tokens; of the first: since Submit
-  // The first after a worker was lost or failed in the middle of the answer: since_previous is the
-  // pause that the client saw.
-  bool recovered = false;
+  // Only of the first after a worker was lost or failed in the middle of the answer: since the
+  // router noticed that. since_previous is then the pause that the client saw.
+  std::optional<absl::Duration> since_failure;
 };
 
 enum class RejectReason {

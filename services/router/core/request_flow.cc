@@ -121,8 +121,11 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
     return;
   }
   if (!journal_.has_gap()) gap_deadline_ = absl::InfiniteFuture();
-  ctx.actions.push_back(EmitTokens{spec_.id, std::move(ready), first_of_request,
-                                   ctx.now - last_emit_at_, std::exchange(recovering_, false)});
+  EmitTokens emit{spec_.id, std::move(ready), first_of_request, ctx.now - last_emit_at_,
+                  /*since_failure=*/std::nullopt};
+  if (failed_at_.has_value()) emit.since_failure = ctx.now - *failed_at_;
+  failed_at_.reset();
+  ctx.actions.push_back(std::move(emit));
   last_emit_at_ = ctx.now;
   if (end_reason_.has_value()) FinishWhenDelivered(ctx);
 }
@@ -361,7 +364,7 @@ void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryRe
     return;
   }
   ctx.counters.CountRetry(stage, reason);
-  recovering_ = journal_.size() > 0;
+  if (journal_.size() > 0 && !failed_at_.has_value()) failed_at_ = ctx.now;
   if (decode_.has_value()) kv_holder_ = decode_->session;
   starts_anew_ = true;
   EndAttempt(ctx, std::string(status.message()));

@@ -1,0 +1,107 @@
+// The client of `sluice bench`: what it makes of a server's answers, and what it does with its
+// connection after them.
+#include <gtest/gtest.h>
+
+#include <boost/asio/io_context.hpp>
+#include <boost/asio/ip/tcp.hpp>
+#include <boost/asio/read_until.hpp>
+#include <boost/asio/streambuf.hpp>
+#include <boost/asio/write.hpp>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "bench/loadgen/target.h"
+
+namespace sluice::loadgen {
+namespace {
+
+namespace asio = boost::asio;
+using asio::ip::tcp;
+
+constexpr char kRefusal[] =
+    "HTTP/1.1 429 Too Many Requests\r\nContent-Type: application/json\r\nContent-Length: "
+    "2\r\n\r\n{}";
+constexpr char kAnswer[] =
+    "HTTP/1.1 200 OK\r\nContent-Length: 42\r\n\r\ndata: {\"choices\":[{}]}\n\ndata: [DONE]\n\n    ";
+
+// Gives the scripted answers, one a request, then ends; counts the connections it took for them. A
+// connection lives as long as the client keeps it, or for one answer.
+class ScriptedServer {
+ public:
+  ScriptedServer(std::vector<std::string> answers, bool closes)
+      : answers_(std::move(answers)), closes_(closes), thread_([this] { Serve(); }) {}
+  ~ScriptedServer() {
+    if (thread_.joinable()) thread_.join();
+  }
+  std::string url() const {
+    return absl::StrCat("http://127.0.0.1:", acceptor_.local_endpoint().port());
+  }
+  int JoinAndCountConnections() {
+    thread_.join();
+    return num_connections_;
+  }
+
+ private:
+  void Serve() {
+    size_t next = 0;
+    while (next < answers_.size()) {
+      tcp::socket socket = acceptor_.accept();
+      ++num_connections_;
+      asio::streambuf input;
+      boost::system::error_code error;
+      while (next < answers_.size()) {
+        asio::read_until(socket, input, "}}", error);  // the end of the request's JSON
+        if (error) break;
+        input.consume(input.size());
+        asio::write(socket, asio::buffer(answers_[next++]), error);
+        if (closes_) break;
+      }
+    }
+  }
+
+  const std::vector<std::string> answers_;
+  const bool closes_;
+  asio::io_context io_;
+  tcp::acceptor acceptor_{io_, tcp::endpoint(asio::ip::address_v4::loopback(), 0)};
+  int num_connections_ = 0;
+  std::thread thread_;
+};
+
+std::vector<absl::Status> RunAll(const ScriptedServer& server, int num_requests) {
+  const auto target = (*HttpTargets(server.url(), "m"))();
+  std::vector<absl::Status> statuses;
+  for (int i = 0; i < num_requests; ++i) {
+    statuses.push_back(target->Run({.prompt = {1, 2}, .max_tokens = 1}, absl::Seconds(10)).status);
+  }
+  return statuses;
+}
+
+TEST(HttpTarget, KeepsItsConnectionAfterARefusal) {
+  ScriptedServer server({kRefusal, kRefusal, kAnswer}, /*closes=*/false);
+  const auto statuses = RunAll(server, 3);
+  EXPECT_EQ(statuses[0].code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_EQ(statuses[1].code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(statuses[2].ok()) << statuses[2];
+  EXPECT_EQ(server.JoinAndCountConnections(), 1);
+}
+
+TEST(HttpTarget, ReconnectsWhenTheServerHasClosed) {
+  ScriptedServer server({kAnswer, kAnswer}, /*closes=*/true);
+  for (const absl::Status& status : RunAll(server, 2)) EXPECT_TRUE(status.ok()) << status;
+  EXPECT_EQ(server.JoinAndCountConnections(), 2);
+}
+
+TEST(HttpTarget, ReconnectsAfterAnAnswerThatIsCutOff) {
+  const std::string cut = std::string(kAnswer).substr(0, sizeof(kAnswer) - 10);
+  ScriptedServer server({cut, kAnswer}, /*closes=*/true);
+  const auto statuses = RunAll(server, 2);
+  EXPECT_EQ(statuses[0].code(), absl::StatusCode::kUnavailable);
+  EXPECT_TRUE(statuses[1].ok()) << statuses[1];
+  EXPECT_EQ(server.JoinAndCountConnections(), 2);
+}
+
+}  // namespace
+}  // namespace sluice::loadgen
