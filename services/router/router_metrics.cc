@@ -81,7 +81,8 @@ RouterMetrics::RouterMetrics(MetricsRegistry* registry, const std::string& model
       RecoveryBuckets(), by_model);
   recovery_duration_ = registry->AddHistogram(
       "sluice_request_recovery_duration_seconds",
-      "From the router's notice that an answer lost its worker to the answer's next token.",
+      "From the router's notice that an answer lost its worker (of several in a row: the last) to "
+      "the answer's next token.",
       RecoveryBuckets(), by_model);
   prompt_tokens_ = registry->AddHistogram("sluice_request_prompt_tokens",
                                           "Prompt tokens of a request.", TokenBuckets(), by_model);

@@ -36,8 +36,9 @@ class SchedulerTest : public ::testing::Test {
   void SetUp() override { Start(Options()); }
 
   void Add(uint64_t request, int num_tokens, int max_tokens = 4,
-           SequenceKind kind = SequenceKind::kRun) {
+           SequenceKind kind = SequenceKind::kRun, int num_output_tokens = 0) {
     SequenceInput input;
+    input.num_output_tokens = num_output_tokens;
     input.key = MakeKey(request);
     input.tokens = MakeTokens(request, num_tokens, 1 << 30);
     input.sampling.max_tokens = max_tokens;
@@ -93,6 +94,19 @@ TEST_F(SchedulerTest, ShorterWorkGoesFirst) {
   Add(2, 300);
   Add(3, 100);
   EXPECT_THAT(Step(), ElementsAre(std::pair(1, 112), std::pair(2, 300), std::pair(3, 100)));
+}
+
+TEST_F(SchedulerTest, AnAnswerThatGoesOnHasAHeadStart) {
+  Add(1, 400, 1);
+  Add(2, 300, 1);
+  Add(3, 500, 20, SequenceKind::kRun, /*num_output_tokens=*/10);
+  EXPECT_THAT(Step(), ElementsAre(std::pair(2, 12), std::pair(3, 500)));
+}
+
+TEST_F(SchedulerTest, ALongAnswerThatGoesOnDoesNotHoldUpShortPrompts) {
+  Add(1, 400, 1);
+  Add(2, 2500, 20, SequenceKind::kRun, /*num_output_tokens=*/10);
+  EXPECT_THAT(Step(), ElementsAre(std::pair(1, 400), std::pair(2, 112)));
 }
 
 TEST_F(SchedulerTest, LongPromptsTakeAtMostHalfWhileShortOnesWait) {

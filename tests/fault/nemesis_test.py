@@ -256,7 +256,7 @@ def run_round(seed, events, num_streams, max_seconds):
         print(f"retries and dropped messages: {retries}")
         print("errors:", collections.Counter(re.sub(r"[0-9.]+m?s|-\d", "N", a.error)[:160] for a in errors))
         pause = (f"{int(pauses[-1][1])} answers were resumed; the pause their clients saw: "
-                 f"p50 {quantile(pauses, 0.5):.2f} s, p99 {quantile(pauses, 0.99):.2f} s; of it after the router had noticed: "
+                 f"p50 {quantile(pauses, 0.5):.2f} s, p99 {quantile(pauses, 0.99):.2f} s; of it after the router had noticed (the last of several losses): "
                  f"p50 {quantile(after_notice, 0.5):.2f} s, p99 {quantile(after_notice, 0.99):.2f} s")
         print(f"{pause}; {seconds:.0f} s of faults; the router lost a worker {witness.num_lost} times")
         result = f"{len(history.damaged)} damaged, {len(errors)} ended with an allowed error, 0 leaked blocks"

@@ -52,6 +52,17 @@ TEST(DecodePolicyTest, WhoHoldsKvOfTheRequestComesBeforeLoad) {
   EXPECT_EQ(ChooseDecodeWorker(View({idle, holder, p}), query).worker->worker_id, "d1");
 }
 
+TEST(DecodePolicyTest, ALateWorkerIsTheLastResort) {
+  WorkerView late = Worker("d1", WorkerRole::kDecode), loaded = Worker("d2", WorkerRole::kDecode);
+  const WorkerView p = Worker("p", WorkerRole::kPrefill);
+  late.is_late = true;
+  loaded.requests = 9;
+  loaded.available_blocks = 2;
+  const RouteQuery query = {128, {}, late.session};
+  EXPECT_EQ(ChooseDecodeWorker(View({late, loaded, p}), query).worker->worker_id, "d2");
+  EXPECT_EQ(ChooseDecodeWorker(View({late, p}), query).worker->worker_id, "d1");
+}
+
 TEST(DecodePolicyTest, TiesGoToMoreBlocksThenToTheName) {
   WorkerView a = Worker("d1", WorkerRole::kDecode), b = Worker("d2", WorkerRole::kDecode);
   const WorkerView p = Worker("p", WorkerRole::kPrefill);
@@ -115,6 +126,18 @@ TEST(PrefillPolicyTest, AFasterWorkerMayHaveALongerQueue) {
   EXPECT_EQ(
       ChoosePrefillWorker(View({fast, slow}), {100, {}}, "fp", nullptr, 100).worker->worker_id,
       "p1");
+}
+
+TEST(PrefillPolicyTest, ALateWorkerIsTheLastResort) {
+  WorkerView late = Worker("p1", WorkerRole::kPrefill), busy = Worker("p2", WorkerRole::kPrefill);
+  late.is_late = true;
+  busy.queued_prefill_tokens = 5000;
+  const auto none = [](const WorkerView&) { return 0; };
+  EXPECT_EQ(ChoosePrefillWorker(View({late, busy}), {10, {}}, "fp", none, 1).worker->worker_id,
+            "p2");
+  EXPECT_EQ(ChoosePrefillWorker(View({busy, late}), {10, {}}, "fp", none, 1).worker->worker_id,
+            "p2");
+  EXPECT_EQ(ChoosePrefillWorker(View({late}), {10, {}}, "fp", none, 1).worker->worker_id, "p1");
 }
 
 TEST(PrefillPolicyTest, TiesGoToTheName) {

@@ -115,17 +115,41 @@ TEST(RetryBudgetTest, APlaceIsHeldForALimitedTime) {
     id.bytes[0] = static_cast<uint8_t>(number);
     return id;
   };
-  EXPECT_TRUE(budget.Acquire(id(1), 5, now));
-  EXPECT_FALSE(budget.Acquire(id(2), 5, now));
-  EXPECT_FALSE(budget.Acquire(id(3), 5, now));
+  EXPECT_TRUE(budget.Acquire(id(1), false, 5, now));
+  EXPECT_FALSE(budget.Acquire(id(2), false, 5, now));
+  EXPECT_FALSE(budget.Acquire(id(3), false, 5, now));
   EXPECT_EQ(budget.NextChange(), now + absl::Milliseconds(500));
   EXPECT_EQ(budget.TakeNext(5, now + absl::Milliseconds(499)), std::nullopt);
   EXPECT_EQ(budget.TakeNext(5, now + absl::Milliseconds(500)), id(2));
-  EXPECT_TRUE(budget.Acquire(id(1), 5, now + absl::Seconds(1))) << "it stays one that may go on";
+  EXPECT_TRUE(budget.Acquire(id(1), false, 5, now + absl::Seconds(1)))
+      << "it stays one that may go on";
   EXPECT_EQ(budget.num_places_taken(), 1u);
   budget.Release(id(2));
   EXPECT_EQ(budget.TakeNext(5, now + absl::Seconds(1)), id(3));
   EXPECT_EQ(budget.NextChange(), absl::InfiniteFuture()) << "nobody waits";
+}
+
+TEST(RetryBudgetTest, AnswersThatHaveBegunGoFirst) {
+  RetryBudget budget(0.2, absl::Milliseconds(500));
+  const absl::Time now = absl::UnixEpoch();
+  const auto id = [](int number) {
+    RequestId id;
+    id.bytes[0] = static_cast<uint8_t>(number);
+    return id;
+  };
+  EXPECT_TRUE(budget.Acquire(id(1), false, 5, now));
+  EXPECT_FALSE(budget.Acquire(id(2), /*mid_answer=*/false, 5, now));
+  EXPECT_FALSE(budget.Acquire(id(3), /*mid_answer=*/true, 5, now));
+  EXPECT_FALSE(budget.Acquire(id(4), /*mid_answer=*/true, 5, now));
+  EXPECT_FALSE(budget.Acquire(id(5), /*mid_answer=*/true, 5, now));
+  budget.Release(id(4));
+  EXPECT_EQ(budget.num_waiting(), 3u);
+  std::vector<RequestId> order;
+  for (RequestId last = id(1); budget.num_waiting() > 0; last = order.back()) {
+    budget.Release(last);
+    order.push_back(budget.TakeNext(5, now).value());
+  }
+  EXPECT_THAT(order, ElementsAre(id(3), id(5), id(2)));
 }
 
 // While no worker is there, nobody holds a place: all give up in their own time, not one after the
@@ -226,7 +250,7 @@ TEST_F(RecoveryTest, OnlyTheFirstTokensAfterALossAreARecovery) {
   EXPECT_EQ(h_.all_emitted[1].since_failure, std::nullopt);
 }
 
-TEST_F(RecoveryTest, ARecoveryThatFailsTooIsMeasuredFromTheFirstFailure) {
+TEST_F(RecoveryTest, ARecoveryThatFailsTooIsMeasuredFromTheLastFailure) {
   SubmitAndDecode(3);
   h_.all_emitted.clear();
   h_.Join("d3", WorkerRole::kDecode);
@@ -238,7 +262,8 @@ TEST_F(RecoveryTest, ARecoveryThatFailsTooIsMeasuredFromTheFirstFailure) {
   const AttemptKey again = Grant();
   h_.PlayToken(h_.Take<SendPrefill>().at(1).to, again, 3, 103);
   ASSERT_EQ(h_.all_emitted.size(), 1u);
-  EXPECT_EQ(h_.all_emitted[0].since_failure, absl::Milliseconds(50));
+  EXPECT_EQ(h_.all_emitted[0].since_failure, absl::Milliseconds(30));
+  EXPECT_EQ(h_.all_emitted[0].since_previous, absl::Milliseconds(50));
 }
 
 TEST_F(RecoveryTest, LostWhileReserving) {

@@ -26,6 +26,8 @@ struct WorkerView {
   // Free or evictable blocks, less those promised to requests since the last report.
   int64_t available_blocks = 0;
   double prefill_tokens_per_second = 0;  // 0: not known
+  // It should have reported by now: busy, or gone and not yet noticed.
+  bool is_late = false;
 };
 
 struct ClusterView {

@@ -22,8 +22,8 @@ struct CoreOptions {
   // A request without an earlier deadline of its own ends after this long.
   absl::Duration request_timeout = absl::Minutes(30);
 
-  // A worker that sends nothing for this long is lost; after half of it, it gets no new requests.
-  // Workers report every 200 ms.
+  // A worker that sends nothing for this long is lost; after half of it, it gets no new requests,
+  // after a quarter only those that no other can take. Workers report every 200 ms.
   absl::Duration worker_timeout = absl::Milliseconds(1500);
   // Workers that are attached at once.
   int max_workers = 1024;

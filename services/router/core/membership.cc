@@ -198,6 +198,7 @@ ClusterView Membership::View(absl::Time now) const {
         std::max(load.queued_prefill_tokens, member.assigned_prefill_tokens);
     worker.available_blocks = load.blocks_free + load.blocks_cached - member.blocks_promised;
     worker.prefill_tokens_per_second = load.prefill_tokens_per_second;
+    worker.is_late = now - member.last_heard >= options_.worker_timeout / 4;
     view.workers.push_back(std::move(worker));
   }
   std::sort(view.workers.begin(), view.workers.end(),

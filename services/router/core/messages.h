@@ -206,7 +206,8 @@ struct EmitTokens {
   bool first = false;             // of the request
   absl::Duration since_previous;  // since the previous tokens; of the first: since Submit
   // Only of the first after a worker was lost or failed in the middle of the answer: since the
-  // router noticed that. since_previous is then the pause that the client saw.
+  // router noticed that (of several in a row: the last). since_previous is then the pause that the
+  // client saw.
   std::optional<absl::Duration> since_failure;
 };
 

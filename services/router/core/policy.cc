@@ -31,7 +31,7 @@ auto DecodeCost(const WorkerView& worker, const RouteQuery& query) {
   const bool lacks_blocks = worker.available_blocks < BlocksNeeded(worker, query);
   const double load = static_cast<double>(worker.requests) / std::max(1, worker.max_num_seqs);
   const bool holds_no_kv = query.kv_holder != worker.session;
-  return std::make_tuple(lacks_blocks, holds_no_kv, load, -worker.available_blocks);
+  return std::make_tuple(worker.is_late, lacks_blocks, holds_no_kv, load, -worker.available_blocks);
 }
 
 const WorkerView* BestForDecode(const std::vector<const WorkerView*>& candidates,
@@ -88,8 +88,12 @@ PrefillChoice ChoosePrefillWorker(const ClusterView& view, const RouteQuery& que
                                                              : default_tokens_per_second;
     const double seconds =
         static_cast<double>(worker.queued_prefill_tokens + query.num_tokens - cached) / rate;
-    if (best.worker == nullptr || seconds < best.estimated_seconds ||
-        (seconds == best.estimated_seconds && matched > best.matched_blocks)) {
+    const auto cost = [](bool is_late, double finish_seconds, int matched_blocks) {
+      return std::make_tuple(is_late, finish_seconds, -matched_blocks);
+    };
+    if (best.worker == nullptr ||
+        cost(worker.is_late, seconds, matched) <
+            cost(best.worker->is_late, best.estimated_seconds, best.matched_blocks)) {
       best = {&worker, NoRoute::kNone, matched, seconds};
     }
   }

@@ -38,8 +38,8 @@ struct DecodeChoice {
 
 // The worker to decode on. A decode worker with a prefill worker of the same fingerprint is
 // preferred; a worker of role `both` is the fallback when there is no such pair. Among equals:
-// those with enough blocks first, then who holds KV of the request, then the least loaded (requests
-// per max_num_seqs), then most available blocks, then worker_id.
+// those that are not late first, then those with enough blocks, then who holds KV of the request,
+// then the least loaded (requests per max_num_seqs), then most available blocks, then worker_id.
 DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query);
 
 struct PrefillChoice {
@@ -50,8 +50,8 @@ struct PrefillChoice {
 };
 
 // The prefill worker of the decode worker's fingerprint with the earliest finish: its queue plus
-// the tokens of this request it has not cached, over its speed. `default_tokens_per_second` stands
-// in for a speed not reported yet.
+// the tokens of this request it has not cached, over its speed. Late ones come last.
+// `default_tokens_per_second` stands in for a speed not reported yet.
 PrefillChoice ChoosePrefillWorker(const ClusterView& view, const RouteQuery& query,
                                   const std::string& fingerprint, const PrefixMatch& match,
                                   double default_tokens_per_second);

@@ -170,7 +170,7 @@ class RequestFlow {
   std::optional<SessionId> kv_holder_;  // decode worker of the attempt before this one
   int lost_workers_ = 0;
   bool starts_anew_ = false;  // an attempt after the first, until its first token
-  // Set from the first failure in the middle of the answer to its next token.
+  // The latest failure in the middle of the answer, until its next token.
   std::optional<absl::Time> failed_at_;
   int failures_ = 0;
   int preemptions_ = 0;

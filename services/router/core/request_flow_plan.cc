@@ -20,7 +20,8 @@ void RequestFlow::Plan(const FlowContext& ctx) {
     WaitForWorkers(ctx, choice.none);
     return;
   }
-  if (starts_anew_ && !ctx.retries.Acquire(spec_.id, ctx.num_running, ctx.now)) {
+  if (starts_anew_ &&
+      !ctx.retries.Acquire(spec_.id, journal_.size() > 0, ctx.num_running, ctx.now)) {
     phase_ = Phase::kWaiting;  // until OnRetryPlace
     return;
   }

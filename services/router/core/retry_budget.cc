@@ -16,7 +16,7 @@ void RetryBudget::Take(RequestId id, absl::Time now) {
   expiries_.insert({now + max_hold_, id});
 }
 
-bool RetryBudget::Acquire(RequestId id, int num_running, absl::Time now) {
+bool RetryBudget::Acquire(RequestId id, bool mid_answer, int num_running, absl::Time now) {
   if (holders_.contains(id)) return true;
   if (waiting_.contains(id)) return false;
   if (waiting_.empty() && HasRoom(num_running, now)) {
@@ -24,7 +24,7 @@ bool RetryBudget::Acquire(RequestId id, int num_running, absl::Time now) {
     return true;
   }
   waiting_.insert(id);
-  line_.push_back(id);
+  (mid_answer ? mid_answer_line_ : beginning_line_).push_back(id);
   return false;
 }
 
@@ -33,20 +33,24 @@ void RetryBudget::Release(RequestId id) {
     expiries_.erase({it->second, id});
     holders_.erase(it);
   }
-  if (waiting_.erase(id) > 0) line_.erase(std::find(line_.begin(), line_.end(), id));
+  if (waiting_.erase(id) > 0) {
+    std::erase(mid_answer_line_, id);
+    std::erase(beginning_line_, id);
+  }
 }
 
 std::optional<RequestId> RetryBudget::TakeNext(int num_running, absl::Time now) {
-  if (line_.empty() || !HasRoom(num_running, now)) return std::nullopt;
-  const RequestId id = line_.front();
-  line_.pop_front();
+  if (waiting_.empty() || !HasRoom(num_running, now)) return std::nullopt;
+  std::deque<RequestId>& line = mid_answer_line_.empty() ? beginning_line_ : mid_answer_line_;
+  const RequestId id = line.front();
+  line.pop_front();
   waiting_.erase(id);
   Take(id, now);
   return id;
 }
 
 absl::Time RetryBudget::NextChange() const {
-  return line_.empty() || expiries_.empty() ? absl::InfiniteFuture() : expiries_.begin()->first;
+  return waiting_.empty() || expiries_.empty() ? absl::InfiniteFuture() : expiries_.begin()->first;
 }
 
 }  // namespace sluice::router

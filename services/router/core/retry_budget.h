@@ -1,8 +1,9 @@
 // How many requests may start anew at the same time: a share of the running ones. When a worker
 // dies, its requests do not fall upon the others all at once; they take their places in the order
-// in which they asked. A place is held from the new plan to its first token, but no longer than
-// max_hold, so that those who wait for a slow worker do not stop everybody else. Owned by
-// RouterCore; not thread-safe.
+// in which they asked, but answers whose clients have tokens already go before those that have yet
+// to begin. A place is held from the new plan to its first token, but no longer than max_hold, so
+// that those who wait for a slow worker do not stop everybody else. Owned by RouterCore; not
+// thread-safe.
 #pragma once
 
 #include <cstddef>
@@ -24,8 +25,8 @@ class RetryBudget {
   RetryBudget(double share, absl::Duration max_hold) : share_(share), max_hold_(max_hold) {}
 
   // True: the request may go on; it has a place, or had one and kept it for as long as it may.
-  // False: it stands in line.
-  bool Acquire(RequestId id, int num_running, absl::Time now);
+  // False: it stands in line. `mid_answer`: its client has tokens.
+  bool Acquire(RequestId id, bool mid_answer, int num_running, absl::Time now);
   // Gives back the place, or leaves the line. Idempotent.
   void Release(RequestId id);
   // The next in line, which has a place now; nullopt when all places are taken or nobody waits.
@@ -45,7 +46,7 @@ class RetryBudget {
   absl::flat_hash_map<RequestId, absl::Time> holders_;  // when their places are free, or were
   absl::btree_set<std::pair<absl::Time, RequestId>> expiries_;  // of the places that are taken
   absl::flat_hash_set<RequestId> waiting_;
-  std::deque<RequestId> line_;  // the same, in order
+  std::deque<RequestId> mid_answer_line_, beginning_line_;  // the same, in order
 };
 
 }  // namespace sluice::router
