@@ -18,6 +18,7 @@
 #include "cli/commands.h"
 #include "cli/run_dir.h"
 #include "cli/server_address.h"
+#include "common/progress_bar.h"
 #include "common/status_macros.h"
 #include "services/rpc/grpc_options.h"
 #include "sluice/v1/generation.grpc.pb.h"
@@ -118,15 +119,6 @@ absl::Status WriteFile(const std::string& path, const std::string& text) {
   return absl::OkStatus();
 }
 
-void ShowProgress(const std::string& name, int finished, int total) {
-  constexpr int kBarWidth = 30;
-  const int filled = total > 0 ? kBarWidth * finished / total : kBarWidth;
-  std::cerr << absl::StrFormat("\r%-18s [%s%s] %d/%d", name, std::string(filled, '#'),
-                               std::string(kBarWidth - filled, '.'), finished, total);
-  if (finished == total) std::cerr << "\r\x1b[K";
-  std::cerr << std::flush;
-}
-
 absl::Status Bench(BenchFlags flags) {
   uint64_t& seed = flags.scenario.workload.seed;
   if (seed == 0) seed = static_cast<uint64_t>(absl::ToUnixMillis(absl::Now()));
@@ -145,7 +137,6 @@ absl::Status Bench(BenchFlags flags) {
   if (!targets.ok()) return targets.status();
   SLUICE_ASSIGN_OR_RETURN(const loadgen::Scenario scenario, MakeScenario(flags));
 
-  const bool show_progress = !flags.quiet && isatty(STDERR_FILENO);
   std::vector<loadgen::Summary> summaries;
   for (const loadgen::ScenarioRun& run : scenario.runs) {
     loadgen::RunOptions options = run.options;
@@ -155,9 +146,10 @@ absl::Status Bench(BenchFlags flags) {
       warm_up.open_loop = false;
       (void)loadgen::RunWorkload(run.warm_up, *targets, warm_up);
     }
-    if (show_progress) {
+    if (!flags.quiet) {
       options.on_progress = [&run](int finished, int total) {
-        ShowProgress(run.name, finished, total);
+        ShowProgress(run.name, static_cast<double>(finished) / total,
+                     absl::StrCat(finished, "/", total));
       };
     }
     const loadgen::RunResult result = loadgen::RunWorkload(run.workload, *targets, options);

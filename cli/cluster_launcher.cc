@@ -8,13 +8,18 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "absl/strings/strip.h"
 #include "cli/http_probe.h"
 #include "common/clock.h"
+#include "common/progress_bar.h"
 #include "common/status_macros.h"
 
 namespace sluice::cli {
@@ -25,6 +30,7 @@ constexpr absl::Duration kProbeInterval = absl::Milliseconds(50);
 constexpr absl::Duration kProbeTimeout = absl::Milliseconds(500);
 constexpr absl::Duration kRouterStopTimeout = absl::Seconds(10);
 constexpr absl::Duration kKillTimeout = absl::Seconds(5);
+constexpr int kBarWidth = 16;  // one a worker, side by side
 // On one machine the roles share the cores: a long prompt yields to the answers that are being
 // written.
 constexpr absl::string_view kPrefillNiceness = "5";
@@ -34,6 +40,17 @@ sigset_t StopSignals() {
   sigemptyset(&set);
   for (const int number : {SIGINT, SIGTERM, SIGHUP, SIGCHLD}) sigaddset(&set, number);
   return set;
+}
+
+// Of a worker that says why it is not ready; nullopt: something else than loading.
+std::optional<int> LoadedPercent(absl::string_view reason) {
+  reason = absl::StripAsciiWhitespace(reason);
+  int percent = 0;
+  if (!absl::ConsumePrefix(&reason, "loading the model, ") || !absl::ConsumeSuffix(&reason, "%") ||
+      !absl::SimpleAtoi(reason, &percent)) {
+    return std::nullopt;
+  }
+  return percent;
 }
 
 std::string Seconds(absl::Duration duration) {
@@ -115,8 +132,8 @@ absl::Status ClusterLauncher::Start() {
   }
   args.insert(args.end(), options_.router_args.begin(), options_.router_args.end());
   SLUICE_RETURN_IF_ERROR(Spawn("router", "sluice-router", std::move(args)));
-  SLUICE_RETURN_IF_ERROR(WaitUntil([&] { return HavePorts(&children_[0]); }, begin + kListenTimeout,
-                                   "the router to listen"));
+  SLUICE_RETURN_IF_ERROR(
+      WaitUntil([&] { return HavePorts(&children_[0]); }, kListenTimeout, "the router to listen"));
   const PortFile& router = children_[0].ports;
   info_.pid = getpid();
   info_.http_address = absl::StrCat(options_.host, ":", router.http_port);
@@ -124,14 +141,17 @@ absl::Status ClusterLauncher::Start() {
   info_.admin_address = absl::StrCat("127.0.0.1:", router.admin_port);
 
   SLUICE_RETURN_IF_ERROR(SpawnWorkers());
-  SLUICE_RETURN_IF_ERROR(WaitUntil([&] { return AllReady(); }, begin + options_.ready_timeout,
-                                   "the cluster to be ready"));
+  const absl::Status ready =
+      WaitUntil([&] { return AllReady(); }, options_.ready_timeout, "the cluster to be ready");
+  printer_->ShowStatus("");
+  SLUICE_RETURN_IF_ERROR(ready);
   printer_->PrintOwn(absl::StrCat("ready after ", Seconds(MonotonicNow() - begin)));
   return absl::OkStatus();
 }
 
 absl::Status ClusterLauncher::WaitUntil(const std::function<absl::StatusOr<bool>()>& done,
-                                        absl::Time deadline, const std::string& what) {
+                                        absl::Duration timeout, const std::string& what) {
+  const absl::Time begin = MonotonicNow();
   while (true) {
     Pump(kProbeInterval);
     if (num_stop_signals_ > 0) return absl::CancelledError("interrupted");
@@ -143,9 +163,9 @@ absl::Status ClusterLauncher::WaitUntil(const std::function<absl::StatusOr<bool>
     }
     SLUICE_ASSIGN_OR_RETURN(const bool is_done, done());
     if (is_done) return absl::OkStatus();
-    if (MonotonicNow() > deadline) {
+    if (MonotonicNow() > std::max(begin, loaded_further_at_) + timeout) {
       return absl::DeadlineExceededError(absl::StrCat(
-          "gave up waiting for ", what, last_progress_.empty() ? "" : ": ", last_progress_));
+          "gave up waiting for ", what, waiting_for_.empty() ? "" : ": ", waiting_for_));
     }
   }
 }
@@ -172,16 +192,20 @@ absl::StatusOr<bool> ClusterLauncher::AllReady() {
         ProbeHttp(child.ports.admin_port, "/readyz", kProbeTimeout);
     if (answer.ok() && answer->http_status == 200) {
       child.ready = true;
-    } else {
-      waiting.push_back(absl::StrCat(
-          name, " (", answer.ok() ? answer->body : std::string(answer.status().message()), ")"));
+      continue;
     }
+    const std::string reason = answer.ok() ? answer->body : std::string(answer.status().message());
+    const std::optional<int> percent = LoadedPercent(reason);
+    if (!percent.has_value()) {
+      waiting.push_back(absl::StrCat(name, " (", reason, ")"));
+      continue;
+    }
+    waiting.push_back(absl::StrCat(name, " loads ", ProgressBar(*percent / 100.0, kBarWidth)));
+    if (*percent > child.loaded_percent) loaded_further_at_ = MonotonicNow();
+    child.loaded_percent = std::max(child.loaded_percent, *percent);
   }
-  const std::string progress = absl::StrJoin(waiting, ", ");
-  if (!waiting.empty() && progress != last_progress_) {
-    printer_->PrintOwn(absl::StrCat("waiting for ", progress));
-  }
-  last_progress_ = progress;
+  waiting_for_ = absl::StrJoin(waiting, ", ");
+  printer_->ShowStatus(waiting.empty() ? "" : absl::StrCat("waiting for ", waiting_for_));
   return waiting.empty();
 }
 

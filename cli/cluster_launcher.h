@@ -31,8 +31,8 @@ struct ClusterOptions {
   std::string kv_cache_per_worker;       // as in configuration: "256MiB"
   std::vector<std::string> router_args;  // appended as they are
   std::vector<std::string> worker_args;
-  absl::Duration ready_timeout = absl::Seconds(120);
-  absl::Duration stop_timeout = absl::Seconds(35);  // longer than the workers' own drain
+  absl::Duration ready_timeout = absl::Seconds(120);  // without any model being loaded further
+  absl::Duration stop_timeout = absl::Seconds(35);    // longer than the workers' own drain
 };
 
 class ClusterLauncher {
@@ -59,6 +59,7 @@ class ClusterLauncher {
     PortFile ports;
     bool is_router = false;
     bool ready = false;
+    int loaded_percent = 0;  // the most that was seen
     bool end_reported = false;
   };
 
@@ -66,8 +67,9 @@ class ClusterLauncher {
                      std::vector<std::string> args);
   absl::Status SpawnWorkers();
   // Pumps until `done` (checked after every event, and every 50 ms) returns true. CANCELLED on a
-  // signal, DEADLINE_EXCEEDED naming `what`, or the error of a child that ended.
-  absl::Status WaitUntil(const std::function<absl::StatusOr<bool>()>& done, absl::Time deadline,
+  // signal, DEADLINE_EXCEEDED naming `what` after `timeout` in which no model was loaded further,
+  // or the error of a child that ended.
+  absl::Status WaitUntil(const std::function<absl::StatusOr<bool>()>& done, absl::Duration timeout,
                          const std::string& what);
   absl::StatusOr<bool> HavePorts(Child* child);
   absl::StatusOr<bool> AllReady();
@@ -85,7 +87,8 @@ class ClusterLauncher {
   std::vector<Child> children_;  // the router first
   ClusterInfo info_;
   int num_stop_signals_ = 0;
-  std::string last_progress_;
+  std::string waiting_for_;
+  absl::Time loaded_further_at_ = absl::InfinitePast();
 };
 
 }  // namespace sluice::cli

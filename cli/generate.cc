@@ -13,6 +13,7 @@
 #include "cli/engine_flags.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/progress_bar.h"
 #include "common/random.h"
 #include "common/status_macros.h"
 #include "engine/runtime/engine.h"
@@ -135,6 +136,7 @@ absl::Status Generate(const GenerateFlags& flags) {
   if (tokenizer.ok()) {
     options.sampleable_vocab_size = std::min<int64_t>(spec.vocab_size, (*tokenizer)->vocab_size());
   }
+  options.on_load_progress = [](double fraction) { ShowProgress("loading", fraction); };
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Engine> engine, Engine::Create(options));
 
   SequenceInput input;

@@ -1,12 +1,14 @@
 // Prints the children's log lines on the terminal, each after its process's name, in its own
-// colour. One thread. Never waits for a reader that does not read: lines are dropped and counted
-// instead, so a stopped terminal cannot stop a cluster.
+// colour, above one line that says what the launcher waits for. One thread. Never waits for a
+// reader that does not read: lines are dropped and counted instead, so a stopped terminal cannot
+// stop a cluster.
 #pragma once
 
 #include <cstdint>
 #include <string>
 
 #include "absl/strings/string_view.h"
+#include "absl/time/time.h"
 
 namespace sluice::cli {
 
@@ -19,14 +21,21 @@ class LogPrinter {
   void PrintLine(int index, absl::string_view name, absl::string_view line);
   // A line of the launcher itself.
   void PrintOwn(absl::string_view line);
+  // On a terminal: the last line, redrawn in place, cut to the terminal's width; "" ends it.
+  // Elsewhere an own line, now and then.
+  void ShowStatus(const std::string& status);
 
  private:
   void Write(const std::string& text);
+  std::string DrawnStatus() const;
 
   const int fd_;
+  const bool is_terminal_;
   const bool colours_;
   const size_t name_width_;
   int64_t num_dropped_lines_ = 0;
+  std::string status_;
+  absl::Time next_status_line_ = absl::InfinitePast();  // where it is not a terminal
 };
 
 // Colours are for terminals, and for nobody who has set NO_COLOR (no-color.org).

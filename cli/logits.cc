@@ -13,6 +13,7 @@
 #include "cli/commands.h"
 #include "cli/engine_flags.h"
 #include "common/log.h"
+#include "common/progress_bar.h"
 #include "common/status_macros.h"
 #include "engine/kv/kv_store.h"
 #include "engine/model/deepseek_model.h"
@@ -80,6 +81,7 @@ absl::Status Logits(const LogitsFlags& flags) {
   load.dtype = DTypeOf(flags.engine);
   load.isa = flags.engine.isa;
   load.num_threads = flags.engine.threads;
+  load.on_progress = [](double fraction) { ShowProgress("loading", fraction); };
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<DeepseekWeights> weights,
                           LoadDeepseekWeights(spec, load));
   const std::string kernels = weights->backend->kernel_family();

@@ -1,7 +1,5 @@
 // sluice make-checkpoint: a model folder of random weights in a real model's geometry, to measure
 // with.
-#include <unistd.h>
-
 #include <CLI/CLI.hpp>
 #include <cstdio>
 #include <filesystem>
@@ -14,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/commands.h"
+#include "common/progress_bar.h"
 #include "common/status_macros.h"
 #include "engine/weights/random_checkpoint.h"
 #include "modelspec/model_spec.h"
@@ -128,16 +127,6 @@ absl::Status CopyTokenizer(const MakeCheckpointFlags& flags) {
 }
 
 // One line, rewritten in place; nothing unless stderr is a terminal.
-void ShowProgress(double fraction) {
-  constexpr int kWidth = 40;
-  const int filled = static_cast<int>(fraction * kWidth);
-  std::fprintf(stderr, "\r[%s%s] %3d %%", std::string(static_cast<size_t>(filled), '#').c_str(),
-               std::string(static_cast<size_t>(kWidth - filled), ' ').c_str(),
-               static_cast<int>(fraction * 100));
-  if (fraction >= 1) std::fputc('\n', stderr);
-  std::fflush(stderr);
-}
-
 absl::Status MakeCheckpoint(const MakeCheckpointFlags& flags) {
   SLUICE_ASSIGN_OR_RETURN(const Json config, Config(flags));
   SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, ParseModelSpec(config.dump()));
@@ -152,7 +141,7 @@ absl::Status MakeCheckpoint(const MakeCheckpointFlags& flags) {
   options.seed = flags.seed;
   options.num_threads =
       flags.threads > 0 ? flags.threads : static_cast<int>(std::thread::hardware_concurrency());
-  if (isatty(STDERR_FILENO) == 1) options.on_progress = ShowProgress;
+  options.on_progress = [](double fraction) { ShowProgress("writing", fraction); };
   SLUICE_RETURN_IF_ERROR(WriteRandomCheckpoint(spec, options));
   SLUICE_RETURN_IF_ERROR(CopyTokenizer(flags));
   // Last, so that an interrupted folder is not mistaken for a model.

@@ -242,7 +242,8 @@ void AddUp(CLI::App* app, int* exit_code) {
   up->add_option("--dtype", flags->dtype, "bf16 or f32")->check(CLI::IsMember({"bf16", "f32"}));
   up->add_option("--isa", flags->isa, "Instruction family: auto, portable, avx2, avx512, amx");
   up->add_option("--log-level", flags->log_level, "debug, info, warning or error");
-  up->add_option("--ready-timeout", flags->ready_timeout_seconds, "Seconds to become ready")
+  up->add_option("--ready-timeout", flags->ready_timeout_seconds,
+                 "Seconds to become ready, without any model being loaded further")
       ->check(CLI::Range(1.0, 86400.0))
       ->capture_default_str();
   up->add_option("--router-arg", flags->router_args, "A further flag of sluice-router; repeatable")

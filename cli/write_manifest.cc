@@ -1,7 +1,5 @@
 #include "cli/write_manifest.h"
 
-#include <unistd.h>
-
 #include <algorithm>
 #include <iostream>
 #include <memory>
@@ -10,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/progress_bar.h"
 #include "common/status_macros.h"
 #include "engine/runtime/answer_check.h"
 #include "engine/runtime/available_memory.h"
@@ -23,18 +22,8 @@ namespace sluice::cli {
 namespace {
 
 constexpr char kGoldenText[] = "Once upon a time there was a small river. It came from";
-constexpr int kBarWidth = 40;
 // Above what the other precision was seen to deviate by, for processors that were not seen.
 constexpr double kToleranceMargin = 4;
-
-void DrawBar(absl::string_view what, double progress) {
-  if (!isatty(STDERR_FILENO)) return;
-  const int filled = static_cast<int>(progress * kBarWidth);
-  std::cerr << "\r" << what << " [" << std::string(filled, '#')
-            << std::string(kBarWidth - filled, '.') << "] "
-            << absl::StrFormat("%3d %%", static_cast<int>(progress * 100));
-  if (progress >= 1) std::cerr << "\n";
-}
 
 // Packed weights, and as much again for what packing and a batch need beside them, within reason.
 bool FitsInMemory(const ModelSpec& spec, DType dtype) {
@@ -58,7 +47,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& model_dir,
   options.verify_weights = false;  // the manifest that may be there is about to be replaced
   options.check_answers = false;
   const std::string what = absl::StrCat("loading as ", DTypeName(dtype));
-  options.on_load_progress = [what](double progress) { DrawBar(what, progress); };
+  options.on_load_progress = [what](double progress) { ShowProgress(what, progress); };
   return Engine::Create(options);
 }
 
@@ -110,7 +99,7 @@ absl::Status WriteModelManifest(const std::string& model_dir) {
   SLUICE_ASSIGN_OR_RETURN(
       Manifest manifest,
       DigestCheckpoint(*checkpoint, static_cast<int>(std::thread::hardware_concurrency()),
-                       [](double progress) { DrawBar("hashing", progress); }));
+                       [](double progress) { ShowProgress("hashing", progress); }));
   SLUICE_RETURN_IF_ERROR(AddGoldenAnswer(model_dir, &manifest));
   SLUICE_RETURN_IF_ERROR(WriteManifest(model_dir, manifest));
   size_t num_tensors = 0;

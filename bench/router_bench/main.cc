@@ -17,6 +17,7 @@
 #include "bench/router_bench/scenario.h"
 #include "bench/router_bench/token_ledger.h"
 #include "common/log.h"
+#include "common/progress_bar.h"
 
 namespace sluice::bench {
 namespace {
@@ -58,13 +59,6 @@ std::string DefaultRouter() {
   return (self.parent_path() / "sluice-router").string();
 }
 
-void ShowProgress(const std::string& what, double share) {
-  constexpr int kWidth = 30;
-  const int filled = static_cast<int>(share * kWidth);
-  std::fprintf(stderr, "\r%-28s [%-*s] %3.0f %%", what.c_str(), kWidth,
-               std::string(static_cast<size_t>(filled), '#').c_str(), share * 100);
-}
-
 std::vector<Scenario> Choose(const Flags& flags) {
   std::vector<Scenario> chosen;
   for (const Scenario& scenario : Scenarios()) {
@@ -89,7 +83,6 @@ absl::Status Run(const Flags& flags) {
   target.model_dir = flags.model_dir;
   target.warm_up = absl::Seconds(flags.warm_up_seconds);
   target.window = absl::Seconds(flags.window_seconds);
-  const bool show_progress = !flags.quiet && isatty(STDERR_FILENO) == 1;
 
   const std::vector<Scenario> scenarios = Choose(flags);
   std::vector<Row> rows;
@@ -98,9 +91,9 @@ absl::Status Run(const Flags& flags) {
     for (int rep = 0; rep < flags.reps; ++rep) {
       const std::string what = absl::StrCat(scenario.name, " ", rep + 1, "/", flags.reps);
       const absl::StatusOr<Figures> figures = RunScenario(target, scenario, [&](double share) {
-        if (show_progress) ShowProgress(what, share);
+        if (!flags.quiet) ShowProgress(what, share);
       });
-      if (show_progress) std::fprintf(stderr, "\r%-72s\r", "");
+      ClearProgress();
       if (!figures.ok()) {
         return absl::Status(figures.status().code(),
                             absl::StrCat(scenario.name, ": ", figures.status().message()));

@@ -27,7 +27,7 @@
 namespace sluice::worker {
 namespace {
 
-constexpr absl::Duration kLoadLogInterval = absl::Seconds(1);
+constexpr absl::Duration kLoadLogInterval = absl::Seconds(5);
 
 LogLevel LevelByName(const std::string& name) {
   if (name == "debug") return LogLevel::kDebug;
@@ -85,7 +85,7 @@ absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const WorkerConfig& config, P
   SLUICE_LOG(Info) << "loading " << config.model;
   EngineOptions options = config.MakeEngineOptions();
   SLUICE_ASSIGN_OR_RETURN(options.sampleable_vocab_size, SampleableVocabSize(config.model));
-  // A line a second: a small model loads without any, a large one shows that it moves.
+  // A line now and then: a small model loads without any, a large one shows that it moves.
   options.on_load_progress = [phase, next_line = MonotonicNow() +
                                                  kLoadLogInterval](double progress) mutable {
     phase->Loading(progress);

@@ -108,6 +108,25 @@ TEST_F(ClusterLauncherTest, GivesUpOnWhoIsNeverReady) {
   launcher.Stop();
 }
 
+TEST_F(ClusterLauncherTest, WaitsForWhoStillLoads) {
+  Prepare("prefill-0:load-slowly");
+  options_.ready_timeout = absl::Seconds(4);  // all of it takes 5 s, each part less
+  ClusterLauncher launcher(options_, printer_.get());
+  const absl::Status started = launcher.Start();
+  EXPECT_TRUE(started.ok()) << started;
+  launcher.Stop();
+}
+
+TEST_F(ClusterLauncherTest, GivesUpOnWhoLoadsNoFurther) {
+  Prepare("prefill-0:load-half");
+  options_.ready_timeout = absl::Seconds(3);
+  ClusterLauncher launcher(options_, printer_.get());
+  const absl::Status started = launcher.Start();
+  EXPECT_EQ(started.code(), absl::StatusCode::kDeadlineExceeded);
+  EXPECT_THAT(std::string(started.message()), HasSubstr("prefill-0 loads"));
+  launcher.Stop();
+}
+
 TEST_F(ClusterLauncherTest, NamesAMissingProgram) {
   Prepare("");
   std::filesystem::remove(programs_->dir() + "/sluice-prefill-worker");

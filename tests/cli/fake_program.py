@@ -2,8 +2,8 @@
 """Stands in for sluice-router and the workers in tests of `sluice up`.
 
 Writes its port file, answers /readyz, and notes what happens to it in $FAKE_EVENTS. What it does wrong comes
-from $FAKE_BEHAVIOUR: "decode-0:die,router:ignore-term" (die, never-ready, ignore-term,
-die-later: once $FAKE_EVENTS.die exists).
+from $FAKE_BEHAVIOUR: "decode-0:die,router:ignore-term" (die, never-ready, ignore-term, load-slowly: 20 % a second,
+load-half: and no further, die-later: once $FAKE_EVENTS.die exists).
 """
 
 import http.server
@@ -20,6 +20,9 @@ behaviour = dict(
     item.split(":") for item in os.environ.get("FAKE_BEHAVIOUR", "").split(",") if item).get(name, "")
 
 
+started = time.monotonic()
+
+
 def note(event):
     with open(os.environ["FAKE_EVENTS"], "a") as events:
         events.write(f"{name} {event} {os.getpid()}\n")
@@ -27,8 +30,11 @@ def note(event):
 
 class Probe(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
-        ready = behaviour != "never-ready"
-        body = b"ok\n" if ready else b"waits for a blessing\n"
+        ready, body = behaviour != "never-ready", b"waits for a blessing\n"
+        if behaviour.startswith("load"):
+            percent = min(int((time.monotonic() - started) / 1.0) * 20, 40 if behaviour == "load-half" else 100)
+            ready, body = percent == 100, b"loading the model, %d%%\n" % percent
+        body = b"ok\n" if ready else body
         self.send_response(200 if ready else 503)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
