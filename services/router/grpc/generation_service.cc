@@ -1,28 +1,21 @@
 #include "services/router/grpc/generation_service.h"
 
-#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <string>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "common/clock.h"
-#include "common/random.h"
 #include "services/router/api/plan.h"
+#include "services/router/api/request_id.h"
 
 namespace sluice::router {
 namespace {
 
-constexpr size_t kMaxRequestIdBytes = 128;
-
 std::string RequestIdOf(const grpc::CallbackServerContext& rpc) {
   const auto sent = rpc.client_metadata().find("x-request-id");
-  if (sent != rpc.client_metadata().end() && !sent->second.empty() &&
-      sent->second.size() <= kMaxRequestIdBytes) {
-    return std::string(sent->second.data(), sent->second.size());
-  }
-  return RandomId128<RequestId>().ToString();
+  if (sent == rpc.client_metadata().end()) return RequestIdOr("");
+  return RequestIdOr({sent->second.data(), sent->second.size()});
 }
 
 // The call's deadline on our monotonic scale; the client's wall clock never matters.

@@ -9,12 +9,10 @@
 #include <chrono>
 #include <utility>
 
-#include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
-#include "common/ids.h"
-#include "common/random.h"
+#include "services/router/api/request_id.h"
 #include "services/router/http/http_routes.h"
 
 namespace sluice::router {
@@ -27,21 +25,10 @@ using boost::system::error_code;
 
 constexpr size_t kReadAheadBytes = 64 * 1024;
 constexpr size_t kReadChunkBytes = 16 * 1024;
-constexpr size_t kMaxRequestIdBytes = 128;
 constexpr absl::Duration kLingerTimeout = absl::Seconds(2);
 // Buffers that grew beyond this for a slow client are given back.
 constexpr size_t kMaxIdleBufferBytes = 16 * 1024;
 constexpr int64_t kLingerBytes = 32 * 1024 * 1024;
-
-// The client's own id if it is short and printable, so that it can go into headers, JSON and logs.
-std::string RequestIdOr(absl::string_view sent) {
-  const bool usable = !sent.empty() && sent.size() <= kMaxRequestIdBytes &&
-                      std::all_of(sent.begin(), sent.end(), [](char c) {
-                        return absl::ascii_isalnum(c) || c == '-' || c == '_' || c == '.' ||
-                               c == ':' || c == '/' || c == '+' || c == '=';
-                      });
-  return usable ? std::string(sent) : RandomId128<RequestId>().ToString();
-}
 
 // "/a/b?c" and "http://host/a/b?c" -> "/a/b".
 std::string PathOf(absl::string_view target) {
