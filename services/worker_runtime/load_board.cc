@@ -42,7 +42,7 @@ void AddTransport(const PeerTransport& peer, const char* direction, uint64_t byt
 
 void RateMeter::Add(double tokens, absl::Duration busy) {
   const double seconds = absl::ToDoubleSeconds(busy);
-  if (tokens <= 0 || seconds <= 0) return;
+  if (tokens < 0 || seconds <= 0) return;
   const double keep = std::exp2(-seconds / kRateHalfLifeSeconds);
   tokens_ = tokens_ * keep + tokens;
   seconds_ = seconds_ * keep + seconds;

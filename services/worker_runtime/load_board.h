@@ -24,7 +24,7 @@ class LoadReport;
 
 namespace sluice::worker {
 
-// Tokens per second while computing, over the last seconds of computing.
+// Tokens per second of work, over the last seconds of it. Work that brought nothing counts too.
 class RateMeter {
  public:
   void Add(double tokens, absl::Duration busy);

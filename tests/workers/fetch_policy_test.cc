@@ -53,6 +53,17 @@ TEST(FetchPolicy, FailuresStopFetchingForAWhile) {
   EXPECT_TRUE(policy.Worthwhile(1000, kNow + absl::Minutes(1)));
 }
 
+TEST(FetchPolicy, FailuresOutweighAnEarlierSuccess) {
+  FetchPolicy policy;
+  policy.Computed(1000, absl::Seconds(1));
+  policy.Fetched(1000, absl::Milliseconds(1), kNow);
+  ASSERT_TRUE(policy.Worthwhile(1000, kNow));
+  for (int i = 1; i <= 3; ++i) {
+    policy.Fetched(0, absl::Seconds(1), kNow + i * absl::Seconds(1));
+  }
+  EXPECT_FALSE(policy.Worthwhile(1000, kNow + absl::Seconds(3)));
+}
+
 TEST(FetchPolicy, AFetchMayTakeAsLongAsComputing) {
   FetchPolicy policy;
   EXPECT_GT(policy.Allowance(1000, absl::Seconds(1)), absl::Seconds(1));
