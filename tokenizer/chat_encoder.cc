@@ -42,7 +42,7 @@ class FormatChatEncoder final : public ChatEncoder {
   Start AnswerStart(const std::vector<ChatMessage>& messages,
                     const ChatOptions& options) const override {
     if (!options.add_generation_prompt) return Start::kInContent;
-    const std::string last_role = messages.empty() ? "" : messages.back().role;
+    const absl::string_view last_role = LastRoleInPlace(messages);
     switch (format_) {
       case ChatFormat::kV2:
       case ChatFormat::kV3:

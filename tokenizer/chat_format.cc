@@ -1,5 +1,6 @@
 #include "tokenizer/chat_format.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -291,6 +292,12 @@ absl::StatusOr<ChatText> RenderChat(ChatFormat format, const Messages& messages,
       break;
   }
   return out;
+}
+
+absl::string_view LastRoleInPlace(const Messages& messages) {
+  const auto last = std::find_if_not(messages.rbegin(), messages.rend(),
+                                     [](const ChatMessage& message) { return IsSystem(message); });
+  return last == messages.rend() ? absl::string_view() : absl::string_view(last->role);
 }
 
 std::vector<absl::string_view> RequiredControlTokens(ChatFormat format) {

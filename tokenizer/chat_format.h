@@ -34,6 +34,10 @@ class ChatText {
 absl::StatusOr<ChatText> RenderChat(ChatFormat format, const std::vector<ChatMessage>& messages,
                                     const ChatOptions& options);
 
+// The role of the last message that stays where it stands; "" without one. (System messages move to
+// the front, so that the prompt ends with another one.)
+absl::string_view LastRoleInPlace(const std::vector<ChatMessage>& messages);
+
 // Control tokens without which no conversation of this format can be rendered.
 std::vector<absl::string_view> RequiredControlTokens(ChatFormat format);
 

@@ -118,5 +118,53 @@ TEST_F(ChatEncoderTest, AnswerStart) {
   EXPECT_EQ(start(ChatFormat::kV31, tool, thinking), Start::kInContent);
 }
 
+// System messages move to the front, so that the last message is not always the one that the prompt
+// ends with.
+TEST_F(ChatEncoderTest, TheAnswerStartsInReasoningExactlyWhenThePromptOpensIt) {
+  const std::vector<ChatMessage> kinds = {{"system", "S", "", {}},
+                                          {"developer", "D", "", {}},
+                                          user_,
+                                          {"assistant", "A", "", {}},
+                                          {"assistant", "", "", {{"1", "function", "f", "{}"}}},
+                                          {"tool", "T", "", {}}};
+  constexpr int kMaxMessages = 4;
+  int num_rendered = 0;
+  for (const ChatFormat format :
+       {ChatFormat::kV2, ChatFormat::kV3, ChatFormat::kR1, ChatFormat::kV31, ChatFormat::kTiny}) {
+    const auto encoder = ChatEncoder::CreateFor(*tokenizer_, format).value();
+    for (const bool thinking : {false, true}) {
+      for (const bool prompt : {false, true}) {
+        ChatOptions options;
+        options.thinking = thinking;
+        options.add_generation_prompt = prompt;
+        // Every sequence of up to kMaxMessages kinds, counted like a number in their base.
+        std::vector<size_t> digits = {0};
+        while (digits.size() <= kMaxMessages) {
+          std::vector<ChatMessage> messages;
+          std::string roles;
+          for (const size_t digit : digits) {
+            messages.push_back(kinds[digit]);
+            roles += kinds[digit].role + (kinds[digit].tool_calls.empty() ? " " : "+calls ");
+          }
+          if (const auto text = encoder->Render(messages, options); text.ok()) {
+            ++num_rendered;
+            const bool opens = testing::Value(
+                *text,
+                testing::AnyOf(testing::EndsWith("<think>"), testing::EndsWith("<think>\n")));
+            EXPECT_EQ(encoder->AnswerStart(messages, options) == ChatEncoder::Start::kInReasoning,
+                      opens)
+                << ChatFormatName(format) << ", thinking " << thinking << ", prompt " << prompt
+                << ": " << roles;
+          }
+          size_t i = 0;
+          while (i < digits.size() && ++digits[i] == kinds.size()) digits[i++] = 0;
+          if (i == digits.size()) digits.push_back(0);
+        }
+      }
+    }
+  }
+  EXPECT_GT(num_rendered, 5 * 1000);
+}
+
 }  // namespace
 }  // namespace sluice
