@@ -10,6 +10,8 @@ namespace {
 
 // A lease is the receiver's to give, within reason.
 constexpr absl::Duration kMaxLease = absl::Hours(1);
+// So that a receiver's short lease does not make us talk without pause.
+constexpr absl::Duration kMinKeepAliveInterval = absl::Milliseconds(10);
 
 absl::Status RefusalStatus(NackCode code) {
   std::string text = absl::StrCat("transfer refused by the receiver: ", NackCodeName(code));
@@ -28,7 +30,11 @@ absl::Status RefusalStatus(NackCode code) {
 }  // namespace
 
 Sender::Sender(const SenderOptions& options, Bind bind, absl::Time now)
-    : options_(options), bind_(std::move(bind)), resend_at_(now), lease_end_(now + options.lease) {}
+    : options_(options),
+      bind_(std::move(bind)),
+      peer_lease_(options.lease),
+      resend_at_(now),
+      lease_end_(now + options.lease) {}
 
 bool Sender::Step(const Event& event, absl::Time now, std::vector<Action>* actions) {
   if (state_ == State::kEnded) return false;
@@ -102,7 +108,8 @@ bool Sender::Step(const Event& event, absl::Time now, std::vector<Action>* actio
 bool Sender::OnAck(const Ack& ack, absl::Time now, std::vector<Action>* actions) {
   // Only what was sent can have arrived: anything else is not an answer to us.
   if (!open() || ack.cumulative > next_new_) return false;
-  lease_end_ = now + std::min(kMaxLease, absl::Milliseconds(ack.lease_milliseconds));
+  peer_lease_ = std::min(kMaxLease, absl::Milliseconds(ack.lease_milliseconds));
+  lease_end_ = now + peer_lease_;
   peer_window_bytes_ = ack.window_bytes;
   uint64_t acked_bytes = acked_bytes_;
   for (uint32_t seq = first_unacked_; seq < ack.cumulative; ++seq) MarkAcked(seq);
@@ -120,7 +127,7 @@ bool Sender::OnAck(const Ack& ack, absl::Time now, std::vector<Action>* actions)
   }
   if (state_ == State::kQueued) {
     state_ = State::kSending;
-    resend_at_ = now + options_.lease / 4;  // Bind becomes the keep-alive
+    resend_at_ = now + KeepAliveInterval();  // Bind becomes the keep-alive
     MaybeSendFinal(now, actions);
   }
   return true;
@@ -204,7 +211,7 @@ void Sender::OnTick(absl::Time now, std::vector<Action>* actions) {
       actions->push_back(SendControl{bind_});
       break;
     case State::kSending:
-      resend_at_ = now + options_.lease / 4;
+      resend_at_ = now + KeepAliveInterval();
       actions->push_back(SendControl{bind_});
       break;
     case State::kFinalSent:
@@ -248,6 +255,10 @@ bool Sender::HasOffer(absl::Time now) const {
   if (!retries_.empty() && retries_.begin()->first <= now) return true;
   return next_new_ < num_offers() && chunks_[next_new_].ready &&
          WindowAllows(chunks_[next_new_].offer.payload_bytes);
+}
+
+absl::Duration Sender::KeepAliveInterval() const {
+  return std::max(std::min(options_.lease, peer_lease_) / 4, kMinKeepAliveInterval);
 }
 
 bool Sender::WindowAllows(uint64_t bytes) const {

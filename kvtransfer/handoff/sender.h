@@ -128,6 +128,8 @@ class Sender {
   void MaybeEnd(absl::Time now, std::vector<Action>* actions);
   bool sendable() const { return state_ == State::kSending || state_ == State::kFinalSent; }
   bool WindowAllows(uint64_t bytes) const;
+  // A quarter of the shorter of both leases: three may be lost.
+  absl::Duration KeepAliveInterval() const;
 
   const SenderOptions options_;
   const Bind bind_;
@@ -145,6 +147,7 @@ class Sender {
   std::optional<FirstToken> first_;  // set by Finish
   absl::Status status_;              // how it ends
   bool answered_ = false;            // while aborting: no CancelAck is awaited
+  absl::Duration peer_lease_;        // of the last Ack; the receiver's may differ from ours
   absl::Time resend_at_;             // of Bind, Final or Cancel
   absl::Time lease_end_;             // renewed by every Ack
   // Renewed by what an Ack acknowledges; infinite while nothing is out.

@@ -204,6 +204,34 @@ TEST_F(SenderTest, BindIsTheKeepAliveWhileThePromptIsComputed) {
   EXPECT_EQ(sender_->state(), State::kSending);
 }
 
+TEST_F(SenderTest, KeepsAShorterLeaseOfTheReceiverAlive) {
+  Ack ack = AckOf(0);
+  ack.lease_milliseconds = 1000;  // a fifth of ours
+  Do(ack);
+  EXPECT_EQ(sender_->NextDeadline(), now_ + absl::Milliseconds(250));
+  for (int i = 0; i < 20; ++i) {
+    EXPECT_THAT(TickAfter(absl::Milliseconds(250)), ElementsAre("Bind"));
+    Do(ack);
+  }
+  EXPECT_EQ(sender_->state(), State::kSending);
+}
+
+TEST_F(SenderTest, ALongerLeaseOfTheReceiverDoesNotSlowTheKeepAlive) {
+  Ack ack = AckOf(0);
+  ack.lease_milliseconds = 60'000;
+  Do(ack);
+  EXPECT_THAT(TickAfter(absl::Seconds(1.25)), ElementsAre("Bind"));
+}
+
+TEST_F(SenderTest, NoReceiverSetsAFranticPace) {
+  Ack ack = AckOf(0);
+  ack.lease_milliseconds = 1;
+  Do(ack);
+  EXPECT_THAT(TickAfter(absl::Microseconds(900)), IsEmpty());
+  Do(ack);
+  EXPECT_THAT(TickAfter(absl::Microseconds(900)), IsEmpty());
+}
+
 TEST_F(SenderTest, SilenceForALeaseEndsIt) {
   Do(AckOf(0));
   Add();
