@@ -243,10 +243,15 @@ void ReadFixedChoices(JsonFields& fields, ModelSpec* spec) {
   }
 }
 
+// NOT_FOUND if there is no such file.
 absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
   errno = 0;
   std::ifstream file(path, std::ios::binary);
-  if (!file) return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
+  if (!file) {
+    const int error = errno;
+    const std::string message = absl::StrCat(path, ": ", std::strerror(error));
+    return error == ENOENT ? absl::NotFoundError(message) : absl::UnavailableError(message);
+  }
   std::string text(kMaxConfigBytes + 1, '\0');
   file.read(text.data(), static_cast<std::streamsize>(text.size()));
   if (file.bad()) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot read"));

@@ -233,7 +233,9 @@ absl::StatusOr<Manifest> ParseManifest(absl::string_view text) {
 absl::StatusOr<Manifest> ReadManifest(const std::string& model_dir) {
   const std::string path = PathOf(model_dir, kManifestFile);
   std::error_code error;
-  if (!fs::exists(path, error)) return absl::NotFoundError(absl::StrCat(path, ": does not exist"));
+  const bool exists = fs::exists(path, error);
+  if (error) return absl::UnavailableError(absl::StrCat(path, ": ", error.message()));
+  if (!exists) return absl::NotFoundError(absl::StrCat(path, ": does not exist"));
   if (fs::file_size(path, error) > kMaxManifestBytes || error) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": is unreadable or above 200 MB"));
   }

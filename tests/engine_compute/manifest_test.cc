@@ -114,6 +114,13 @@ TEST_F(ManifestTest, WithoutOneTheModelLoads) {
   EXPECT_TRUE(Load(DType::kBF16).ok());
 }
 
+TEST_F(ManifestTest, OneThatCannotBeReadIsNotAbsent) {
+  fs::create_symlink(kManifestFile, dir_ / kManifestFile);  // to itself
+  ExpectRefused(ReadManifest(dir_.string()).status(), absl::StatusCode::kUnavailable,
+                {kManifestFile});
+  ExpectRefused(Load(DType::kF32), absl::StatusCode::kUnavailable, {kManifestFile});
+}
+
 TEST_F(ManifestTest, RoundTripAndBothPrecisionsLoad) {
   WriteWithGolden();
   const auto manifest = ReadManifest(dir_.string());

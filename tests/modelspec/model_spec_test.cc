@@ -264,6 +264,16 @@ TEST_F(ModelFolderTest, AbsentGenerationConfigMeansDefaults) {
   EXPECT_EQ(defaults->top_p, 1);
 }
 
+TEST_F(ModelFolderTest, AFileThatCannotBeOpenedIsNotAbsent) {
+  Write("config.json", DeepseekV3Config().dump());
+  std::filesystem::create_symlink("generation_config.json", dir_ + "/generation_config.json");
+  for (const absl::Status& status :
+       {LoadModelSpec(dir_).status(), LoadGenerationDefaults(dir_).status()}) {
+    EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
+    EXPECT_THAT(std::string(status.message()), ::testing::HasSubstr("generation_config.json: "));
+  }
+}
+
 TEST_F(ModelFolderTest, ErrorsNameTheFile) {
   const absl::Status missing = LoadModelSpec(dir_).status();
   EXPECT_EQ(missing.code(), absl::StatusCode::kNotFound);
