@@ -7,6 +7,9 @@ namespace sluice::worker {
 
 void PrefixLender::Lend(const FetchRequested& request, bool wanted) {
   const SendSpec& send = request.send;
+  // The asker names the transfer. One that is being sent already has its answer, whichever
+  // reservation it was asked for first: a second loan would be ended by the first one's send.
+  if (loans_.contains(send.transfer)) return;
   const SequenceKey key{send.request, send.attempt};
   absl::StatusOr<PrefixPin> pin = absl::CancelledError("the reservation is over");
   if (wanted) pin = context_.engine->PinPrefix(key, send.begin_token, send.end_token);

@@ -12,7 +12,8 @@ class PrefixLender {
  public:
   explicit PrefixLender(const HandlerContext& context) : context_(context) {}
 
-  // Sends what was asked for. `wanted` false: the reservation is over, the asker is told so.
+  // Sends what was asked for. `wanted` false: the reservation is over, the asker is told so. A
+  // transfer that is lent already is left alone.
   void Lend(const FetchRequested& request, bool wanted);
   // The attempt is over: nobody needs its prefix any more.
   void Cancel(const SequenceKey& key, const absl::Status& why);
