@@ -171,9 +171,10 @@ class Engine {
   virtual EngineLoad Load() const = 0;
   virtual PrefixCacheChanges TakePrefixCacheChanges() = 0;
   // Who holds which blocks, for people and tests: key, state, number of blocks.
+  static constexpr char kLentState[] = "lent";  // a PrefixPin's
   struct Holder {
     SequenceKey key;
-    std::string state;
+    std::string state;  // of SequencePhaseName, or kLentState
     int num_blocks = 0;
   };
   virtual std::vector<Holder> Holders() const = 0;

@@ -228,7 +228,7 @@ std::vector<Engine::Holder> EngineImpl::Holders() const {
                        static_cast<int>(sequence->block_table.size())});
   }
   for (const auto& [id, pin] : scheduler_.pins()) {
-    holders.push_back({pin.key, "lent", static_cast<int>(pin.blocks.size())});
+    holders.push_back({pin.key, kLentState, static_cast<int>(pin.blocks.size())});
   }
   return holders;
 }

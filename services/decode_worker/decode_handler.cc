@@ -212,6 +212,11 @@ absl::Time DecodeHandler::NextDeadline() const {
   return std::min(held_.NextDeadline(), HandlerBase::NextDeadline());
 }
 
+std::optional<RequestTimes> DecodeHandler::TimesOf(const SequenceKey& key) const {
+  const std::optional<RequestTimes> times = HandlerBase::TimesOf(key);
+  return times.has_value() ? times : lender_.TimesOf(key);
+}
+
 void DecodeHandler::OnStep(const StepResult& result, const StepInterval& interval) {
   TokensByRouter tokens;
   for (const TokenProduced& produced : result.tokens) {

@@ -43,6 +43,7 @@ class DecodeHandler final : public HandlerBase<DecodeRecord> {
   void OnSessionLost(rpc::SessionId session) override;
   void OnTick(absl::Time now) override;
   absl::Time NextDeadline() const override;
+  std::optional<RequestTimes> TimesOf(const SequenceKey& key) const override;
 
  protected:
   void TearDown(DecodeRecord& record) override;

@@ -14,7 +14,7 @@ void PrefixLender::Lend(const FetchRequested& request, bool wanted) {
   absl::StatusOr<PrefixPin> pin = absl::CancelledError("the reservation is over");
   if (wanted) pin = context_.engine->PinPrefix(key, send.begin_token, send.end_token);
   // Started in either case: its end answers the asker.
-  loans_.emplace(send.transfer, Loan{key, pin.ok() ? pin->id : PinId()});
+  loans_.emplace(send.transfer, Loan{key, pin.ok() ? pin->id : PinId(), context_.clock->Now()});
   context_.transfers->StartSend(send);
   if (!pin.ok()) {
     context_.transfers->CancelSend(send.transfer, pin.status());
@@ -38,6 +38,15 @@ bool PrefixLender::OnSendEnded(const SendEnded& event) {
   context_.engine->Unpin(it->second.pin);
   loans_.erase(it);
   return true;
+}
+
+std::optional<RequestTimes> PrefixLender::TimesOf(const SequenceKey& key) const {
+  for (const auto& [transfer, loan] : loans_) {
+    if (loan.key == key) {
+      return RequestTimes{loan.began, absl::InfiniteFuture(), /*ending=*/true};
+    }
+  }
+  return std::nullopt;
 }
 
 }  // namespace sluice::worker

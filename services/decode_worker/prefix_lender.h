@@ -3,7 +3,10 @@
 // become of the reservation meanwhile. Engine thread only.
 #pragma once
 
+#include <optional>
+
 #include "absl/container/flat_hash_map.h"
+#include "absl/time/time.h"
 #include "services/worker_runtime/request_handler.h"
 
 namespace sluice::worker {
@@ -19,11 +22,14 @@ class PrefixLender {
   void Cancel(const SequenceKey& key, const absl::Status& why);
   // True if it was a lent prefix whose send has ended.
   bool OnSendEnded(const SendEnded& event);
+  // Of what is lent for this attempt, which may be over.
+  std::optional<RequestTimes> TimesOf(const SequenceKey& key) const;
 
  private:
   struct Loan {
     SequenceKey key;
     PinId pin;  // none: refused
+    absl::Time began;
   };
 
   const HandlerContext context_;

@@ -115,6 +115,11 @@ absl::Time PrefillHandler::NextDeadline() const {
   return std::min(fetcher_.NextDeadline(), HandlerBase::NextDeadline());
 }
 
+std::optional<RequestTimes> PrefillHandler::TimesOf(const SequenceKey& key) const {
+  const std::optional<RequestTimes> times = HandlerBase::TimesOf(key);
+  return times.has_value() ? times : fetcher_.TimesOf(key);
+}
+
 void PrefillHandler::OnStep(const StepResult& result, const StepInterval& interval) {
   fetcher_.OnComputed(result.num_prefill_tokens, interval.end - interval.begin);
   for (const SequenceKey& key : result.started) {

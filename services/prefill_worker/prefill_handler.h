@@ -36,6 +36,7 @@ class PrefillHandler final : public HandlerBase<PrefillRecord> {
   void OnStep(const StepResult& result, const StepInterval& interval) override;
   void OnTick(absl::Time now) override;
   absl::Time NextDeadline() const override;
+  std::optional<RequestTimes> TimesOf(const SequenceKey& key) const override;
 
  protected:
   void TearDown(PrefillRecord& record) override;

@@ -102,6 +102,12 @@ std::optional<SequenceInput> PrefixFetcher::End(Fetches::iterator it, const absl
   return std::move(fetch.prompt);
 }
 
+std::optional<RequestTimes> PrefixFetcher::TimesOf(const SequenceKey& key) const {
+  const auto it = fetches_.find(key);
+  if (it == fetches_.end()) return std::nullopt;
+  return RequestTimes{it->second.began, absl::InfiniteFuture(), /*ending=*/true};
+}
+
 void PrefixFetcher::OnTick(absl::Time now) {
   for (auto& [key, fetch] : fetches_) {
     if (fetch.give_up_at > now) continue;

@@ -43,6 +43,9 @@ class PrefixFetcher {
   std::optional<SequenceInput> OnReserveAnswer(const ReserveAnswer& answer);
   std::optional<SequenceInput> OnReceiveEnded(const ReceiveEnded& event);
 
+  // Of the fetch of an attempt, which may be over.
+  std::optional<RequestTimes> TimesOf(const SequenceKey& key) const;
+
   void OnComputed(int num_tokens, absl::Duration busy) { policy_.Computed(num_tokens, busy); }
   // Ends fetches that take longer than computing would.
   void OnTick(absl::Time now);

@@ -14,7 +14,7 @@ using Json = nlohmann::ordered_json;
 bool IsTransferring(const std::string& state) {
   return state == SequencePhaseName(SequencePhase::kPinned) ||
          state == SequencePhaseName(SequencePhase::kReserved) ||
-         state == SequencePhaseName(SequencePhase::kQuarantined);
+         state == SequencePhaseName(SequencePhase::kQuarantined) || state == Engine::kLentState;
 }
 
 Json Describe(const BlockHolder& holder, const BlockReportContext& context, absl::Time now) {

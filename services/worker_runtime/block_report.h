@@ -17,9 +17,10 @@ inline constexpr int kMaxReportedHolders = 128;
 
 struct BlockHolder {
   SequenceKey key;
-  std::string state;   // prefilling, decoding, sending, receiving, quarantined
+  std::string state;   // prefilling, decoding, sending, receiving, quarantined, lent
   int num_blocks = 0;  // a block of a shared prefix counts for each of its holders
-  // Null for a sequence whose request this worker does not know: a leak, to be reported as a bug.
+  // Null when neither a request nor a prefix on its way accounts for the blocks: a leak, to be
+  // reported as a bug.
   std::optional<RequestTimes> times;
 };
 

@@ -70,7 +70,7 @@ class RequestHandler {
   // The process is about to end: tells the routers at once.
   virtual void AbortAll(const absl::Status& why) = 0;
   virtual int num_requests() const = 0;
-  // Nullopt: not known here.
+  // Of a live attempt, or of what its end left to the transfer thread. Nullopt: not known here.
   virtual std::optional<RequestTimes> TimesOf(const SequenceKey& key) const = 0;
 };
 

@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include <algorithm>
+#include <nlohmann/json.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/time/clock.h"
@@ -120,6 +122,21 @@ TEST(PrefixFetchWorker, CancelDuringAFetchFreesBothSides) {
     return cluster.Metric("p", "sluice_kv_blocks", "state=\"quarantined\"") == 7 &&
            cluster.Metric("d", "sluice_kv_blocks", "state=\"sending\"") == 7;
   }));
+  // Neither request is here any more, and neither worker takes that for a leak.
+  for (const auto& [id, state] : {std::pair("p", "quarantined"), std::pair("d", "lent")}) {
+    nlohmann::json holders;
+    EXPECT_TRUE(Eventually([&, id = id, state = state] {
+      holders = nlohmann::json::parse(cluster.worker(id).BlocksJson())["holders"];
+      return holders.size() == 1 && holders[0]["state"] == state;
+    }));
+    ASSERT_EQ(holders.size(), 1U) << id;
+    EXPECT_EQ(holders[0]["request_id"], sequence.request.ToString());
+    EXPECT_EQ(holders[0]["blocks"], 7);
+    EXPECT_EQ(holders[0]["known_request"], true) << id;
+    EXPECT_EQ(holders[0]["ending"], true) << id;
+    EXPECT_GE(holders[0]["held_seconds"], 0.0) << id;
+    EXPECT_GT(holders[0]["lease_seconds"], 0.0) << id;
+  }
   cluster.hub().HoldReceives(false);
   cluster.ExpectAllFreed("p");
   cluster.ExpectAllFreed("d");
