@@ -130,8 +130,8 @@ class Engine {
   virtual absl::Status AddRun(SequenceInput input) = 0;
 
   // Takes blocks for all tokens (minus cached prefix) plus expected growth into account;
-  // RESOURCE_EXHAUSTED when they do not fit now. The blocks are `receiving` until Activate or
-  // AbandonReservation.
+  // RESOURCE_EXHAUSTED when they do not fit now, beside the first waiting sequence. The blocks are
+  // `receiving` until Activate or AbandonReservation.
   virtual absl::StatusOr<Reservation> Reserve(SequenceInput input) = 0;
   // All KV of the reservation is in place. `first` was sampled by the prefill worker with index
   // input.num_output_tokens and has been emitted there. May end at once (stop token, max_tokens):

@@ -71,17 +71,22 @@ absl::StatusOr<const Sequence*> Scheduler::Reserve(SequenceInput input) {
     return absl::AlreadyExistsError("scheduler: this request and attempt is in the engine already");
   }
   if (absl::Status fits = CheckCanEverFit(input, SequenceKind::kReserved); !fits.ok()) return fits;
-  if (num_running() + num_reserved_ >= options_.max_num_seqs) {
-    return absl::ResourceExhaustedError(absl::StrCat("scheduler: ", num_running(),
-                                                     " sequences run and ", num_reserved_,
-                                                     " are reserved, of ", options_.max_num_seqs));
+  // Otherwise reservations, which do not queue, could keep a large prompt waiting for ever.
+  const Sequence* first_waiting = waiting_.empty() ? nullptr : *waiting_.begin();
+  const int num_places_kept = first_waiting == nullptr ? 0 : 1;
+  if (num_running() + num_reserved_ + num_places_kept >= options_.max_num_seqs) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat("scheduler: ", num_running(), " sequences run, ", num_reserved_,
+                     " are reserved and ", num_waiting(), " wait, of ", options_.max_num_seqs));
   }
+  const int64_t num_blocks_kept =
+      first_waiting == nullptr ? 0 : DemandOf(*first_waiting).num_allocatable();
   std::unique_ptr<Sequence> sequence = MakeSequence(std::move(input), SequenceKind::kReserved);
-  if (!AcquireBlocks(sequence.get(), BlockUse::kReceiving)) {
+  if (!AcquireBlocks(sequence.get(), BlockUse::kReceiving, num_blocks_kept)) {
     return absl::ResourceExhaustedError(
         absl::StrCat("scheduler: not enough KV blocks for ", sequence->tokens.size(),
                      " tokens and their answer: ", blocks_->num_allocatable(), " allocatable, ",
-                     promised_blocks_, " of them promised"));
+                     promised_blocks_ + num_blocks_kept, " of them promised"));
   }
   sequence->phase = SequencePhase::kReserved;
   ++num_reserved_;
@@ -306,21 +311,27 @@ int Scheduler::MatchedTokens(const Sequence& sequence) const {
   return static_cast<int>(blocks_->MatchPrefix(ReusableChain(sequence)).num_blocks) * kBlockTokens;
 }
 
-bool Scheduler::AcquireBlocks(Sequence* sequence, BlockUse use) {
-  const absl::Span<const BlockHash> chain = ReusableChain(*sequence);
-  const BlockManager::PrefixMatch match = blocks_->MatchPrefix(chain);
-  const int64_t num_needed =
-      BlocksFor(static_cast<int64_t>(sequence->tokens.size())) - match.num_blocks;
-  const int64_t growth = ExpectedGrowthBlocks(*sequence);
-  if (num_needed + match.num_cached + growth + promised_blocks_ > blocks_->num_allocatable()) {
+Scheduler::BlockDemand Scheduler::DemandOf(const Sequence& sequence) const {
+  BlockDemand demand;
+  demand.prefix = blocks_->MatchPrefix(ReusableChain(sequence));
+  demand.num_new =
+      BlocksFor(static_cast<int64_t>(sequence.tokens.size())) - demand.prefix.num_blocks;
+  demand.growth = ExpectedGrowthBlocks(sequence);
+  return demand;
+}
+
+bool Scheduler::AcquireBlocks(Sequence* sequence, BlockUse use, int64_t num_blocks_kept) {
+  const BlockDemand demand = DemandOf(*sequence);
+  const BlockManager::PrefixMatch& match = demand.prefix;
+  if (demand.num_allocatable() + promised_blocks_ + num_blocks_kept > blocks_->num_allocatable()) {
     return false;
   }
   SLUICE_CHECK(sequence->block_table.empty());
-  sequence->block_table.reserve(match.num_blocks + num_needed + growth);
-  blocks_->AcquirePrefix(chain.first(match.num_blocks), &sequence->block_table);
-  SLUICE_CHECK(blocks_->Allocate(num_needed, use, &sequence->block_table));
-  sequence->promised_blocks_left = growth;
-  promised_blocks_ += growth;
+  sequence->block_table.reserve(match.num_blocks + demand.num_new + demand.growth);
+  blocks_->AcquirePrefix(ReusableChain(*sequence).first(match.num_blocks), &sequence->block_table);
+  SLUICE_CHECK(blocks_->Allocate(demand.num_new, use, &sequence->block_table));
+  sequence->promised_blocks_left = demand.growth;
+  promised_blocks_ += demand.growth;
   sequence->num_published_blocks = static_cast<int>(match.num_blocks);
   sequence->num_computed = static_cast<int>(match.num_blocks) * kBlockTokens;
   sequence->num_prefill_tokens = sequence->num_uncomputed();
@@ -333,7 +344,7 @@ bool Scheduler::AcquireBlocks(Sequence* sequence, BlockUse use) {
 
 bool Scheduler::Admit(Sequence* sequence) {
   if (num_running() + num_reserved_ >= options_.max_num_seqs) return false;
-  if (!AcquireBlocks(sequence, BlockUse::kActive)) return false;
+  if (!AcquireBlocks(sequence, BlockUse::kActive, /*num_blocks_kept=*/0)) return false;
   sequence->phase = SequencePhase::kPrefilling;
   AddToRunning(sequence);
   return true;

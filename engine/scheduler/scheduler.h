@@ -59,7 +59,8 @@ class Scheduler {
   // the pool; ALREADY_EXISTS. REQUIRES: 0 < tokens.size() < max_model_len and num_output_tokens <
   // max_tokens.
   absl::Status Add(SequenceInput input, SequenceKind kind);
-  // Takes blocks for a sequence whose KV comes from outside. RESOURCE_EXHAUSTED: not now, or never.
+  // Takes blocks for a sequence whose KV comes from outside. It does not queue, but leaves the
+  // first waiting sequence what that needs. RESOURCE_EXHAUSTED: not now, or never.
   absl::StatusOr<const Sequence*> Reserve(SequenceInput input);
 
   // Leading tokens of `input` that a sequence added now would find in the prefix cache.
@@ -128,8 +129,17 @@ class Scheduler {
   // Leading full blocks whose KV may be taken from the cache.
   absl::Span<const BlockHash> ReusableChain(const Sequence& sequence) const;
 
+  struct BlockDemand {
+    BlockManager::PrefixMatch prefix;
+    int64_t num_new = 0;  // behind the prefix, for the tokens there are
+    int64_t growth = 0;
+    // How many of the allocatable blocks it takes, or has promised to it.
+    int64_t num_allocatable() const { return num_new + prefix.num_cached + growth; }
+  };
+  BlockDemand DemandOf(const Sequence& sequence) const;
   // Gives the sequence its cached prefix and blocks for the rest of its tokens, in the given use.
-  bool AcquireBlocks(Sequence* sequence, BlockUse use);
+  // False: they are not there, beside what is promised and the `num_blocks_kept` for others.
+  bool AcquireBlocks(Sequence* sequence, BlockUse use, int64_t num_blocks_kept);
   bool Admit(Sequence* sequence);
   // Makes room for the token that a decoding sequence computes next, preempting if need be. False
   // when the sequence itself had to go.

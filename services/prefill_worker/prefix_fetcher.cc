@@ -26,7 +26,7 @@ bool PrefixFetcher::Begin(const PrefixSource& source, SequenceInput* prompt) {
   spec.into.request = prefix.key.request;
   spec.into.attempt = prefix.key.attempt;
   const absl::StatusOr<Reservation> reservation = context_.engine->Reserve(std::move(prefix));
-  if (!reservation.ok()) return false;  // no room: the prompt itself has to wait
+  if (!reservation.ok()) return false;  // no room: other prompts wait, and so must this
   fetch.begin = reservation->cached_tokens;
   spec.into.fingerprint = context_.engine->fingerprint().digest;
   spec.into.begin_token = fetch.begin;

@@ -53,12 +53,12 @@ std::string EngineScript::Run() {
       }
     } else if (choice <= 65) {
       CancelSome();
-    } else if (choice <= 68) {
+    } else if (choice <= 70) {
       if (const Request* request =
               Pick([](const Request& r) { return r.pending && r.reservation.cached_tokens > 0; })) {
         PinPrefix(*request);
       }
-    } else if (choice <= 70 && !pins_.empty()) {
+    } else if (choice <= 72 && !pins_.empty()) {
       Unpin();
     } else {
       Step();

@@ -370,6 +370,35 @@ TEST_F(EngineTest, ReservationsCountAgainstMaxNumSeqs) {
             absl::StatusCode::kResourceExhausted);
 }
 
+// A prefill worker reserves for a prefix that it fetches, while prompts wait.
+TEST_F(EngineTest, ReservationsLeaveTheFirstInTheQueueItsBlocks) {
+  Start(SmallOptions(), 8);
+  ASSERT_TRUE(fake_.engine->AddPrefill(Input(1, 300)).ok());
+  StepAll();
+  ASSERT_EQ(Blocks().sending, 5);
+  ASSERT_TRUE(fake_.engine->AddPrefill(Input(2, 400)).ok());  // 7 blocks
+  EXPECT_EQ(fake_.engine->Reserve(Input(3, 100)).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  Step();
+  EXPECT_EQ(fake_.engine->Reserve(Input(3, 100)).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  fake_.engine->Release(MakeKey(1));
+  EXPECT_EQ(fake_.engine->Reserve(Input(3, 100)).status().code(),  // 8 blocks, 2 of them wanted
+            absl::StatusCode::kResourceExhausted);
+  EXPECT_TRUE(fake_.engine->Reserve(Input(4, 60, 1)).ok());  // beside the 7
+  StepAll();
+  EXPECT_EQ(Blocks().sending, 7);
+}
+
+TEST_F(EngineTest, ReservationsLeaveTheFirstInTheQueueItsPlace) {
+  for (int i = 0; i < 7; ++i) ASSERT_TRUE(fake_.engine->Reserve(Input(i, 10)).ok());
+  ASSERT_TRUE(fake_.engine->AddPrefill(Input(7, 10)).ok());
+  EXPECT_EQ(fake_.engine->Reserve(Input(8, 10)).status().code(),
+            absl::StatusCode::kResourceExhausted);
+  StepAll();  // computed, and now only its blocks are here
+  EXPECT_TRUE(fake_.engine->Reserve(Input(8, 10)).ok());
+}
+
 TEST_F(EngineTest, PreemptedRunContinuesIdentically) {
   SchedulerOptions options = SmallOptions();
   options.expected_output_tokens = 0;
