@@ -23,7 +23,7 @@ v1::WorkerRole RoleToWire(const std::string& role) {
   return v1::WORKER_ROLE_BOTH;
 }
 
-// Every address of `host_port` ("name:port"), as "ip:port"; nothing when it does not resolve now.
+// RouterSessionsOptions::resolver's default.
 std::vector<std::string> ResolveAll(const std::string& host_port) {
   const size_t colon = host_port.rfind(':');
   if (colon == std::string::npos) return {};
@@ -110,11 +110,7 @@ void RouterSessions::Stop() {
   absl::btree_map<std::string, std::unique_ptr<Dialer>> dialers;
   {
     absl::MutexLock lock(&mu_);
-    stopping_ = true;
-  }
-  if (resolver_.joinable()) resolver_.join();
-  {
-    absl::MutexLock lock(&mu_);
+    stopping_ = true;  // no dialer is added from now on
     dialers.swap(dialers_);
   }
   // All at once, so that a slow one does not keep the others from saying goodbye.
@@ -123,6 +119,8 @@ void RouterSessions::Stop() {
     stops.emplace_back([client = dialer->client()] { client->Stop(); });
   }
   for (std::thread& stop : stops) stop.join();
+  // Last: in an outage of DNS a lookup takes its time, and no router should wait for it.
+  if (resolver_.joinable()) resolver_.join();
 }
 
 void RouterSessions::ReportLoadNow() {
@@ -302,7 +300,12 @@ void RouterSessions::ResolveLoop() {
         continue;
       }
       const std::string name(absl::StripPrefix(router, kDnsPrefix));
-      const std::vector<std::string> found = ResolveAll(name);
+      const std::vector<std::string> found =
+          options_.resolver ? options_.resolver(name) : ResolveAll(name);
+      {
+        absl::MutexLock lock(&mu_);
+        if (stopping_) return;
+      }
       if (found.empty()) complete = false;  // an outage of DNS must not take routers away
       addresses.insert(found.begin(), found.end());
     }

@@ -43,6 +43,10 @@ struct RouterSessionsOptions {
   // host:port, or dns:host:port to attach to every address the name has (a headless service).
   std::vector<std::string> routers;
   absl::Duration resolve_interval = absl::Seconds(5);
+  // Every address of `host_port` ("name:port"), as "ip:port"; none when it does not resolve now.
+  // May block. Null: the system's resolver.
+  using Resolver = std::function<std::vector<std::string>(const std::string& host_port)>;
+  Resolver resolver;
   rpc::AttachOptions attach;  // router_address is filled in per router
 };
 
@@ -56,7 +60,8 @@ class RouterSessions final : public RouterLink {
 
   // Dials. Commands go to `loop` from then on.
   void Start(EngineLoop* loop);
-  // Sends what is queued, closes every stream and joins. Idempotent.
+  // Sends what is queued, closes every stream and joins. Idempotent. A lookup under way is waited
+  // for, at the very end.
   void Stop();
   void ReportLoadNow();
   int num_attached() const;
