@@ -125,6 +125,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
 
   MetricsRegistry registry({{"role", config.role}});
   AddProcessMetrics(&registry, Version());
+  std::unique_ptr<Worker> worker;  // outlives the admin server, whose probes ask it
   AdminProbes probes;
   probes.live = [] { return std::string(); };
   probes.started = [&phase] { return phase.NotStartedReason(); };
@@ -167,8 +168,8 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   for (const auto& [role, factory] : program.roles) {
     if (role == config.role) make_handler = factory;
   }
-  const std::unique_ptr<Worker> worker = Worker::Start(
-      std::move(options), std::move(engine), std::move(transfer), make_handler, &registry);
+  worker = Worker::Start(std::move(options), std::move(engine), std::move(transfer), make_handler,
+                         &registry);
   phase.Serving(worker.get());
   if (!config.port_file.empty()) {
     SLUICE_RETURN_IF_ERROR(WritePortFile(config.port_file, {{"admin_port", admin->port()}}));
@@ -183,7 +184,6 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   }
   worker->Stop();
   SLUICE_LOG(Info) << "stopped";
-  admin.reset();  // its probes refer to the worker
   return absl::OkStatus();
 }
 

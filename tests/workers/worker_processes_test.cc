@@ -147,6 +147,13 @@ TEST_F(WorkerProcesses, SigtermDrainsAndExitsCleanly) {
   EXPECT_EQ(Tokens(sequence).size(), 200U);
 }
 
+TEST_F(WorkerProcesses, APortFileThatCannotBeWrittenEndsTheProgram) {
+  WorkerProcess worker(SLUICE_DECODE_WORKER,
+                       {kModel, "--routers", router_.address(), "--dtype", "f32", "--threads", "1",
+                        "--num-kv-blocks", "128", "--port-file", "/nonexistent/ports.json"});
+  EXPECT_EQ(worker.Wait(absl::Seconds(60)), 1);
+}
+
 TEST_F(WorkerProcesses, SecondSignalEndsTheProcessAtOnce) {
   const auto decode = StartWorker("d", "decode");
   const rpc::SequenceAttempt sequence = LongSequence(1, 200, 20);
