@@ -194,6 +194,9 @@ void DecodeHandler::OnCancel(rpc::SessionId session, const rpc::CancelOrder& ord
   const HeldReserve* held = held_.Find(order.request);
   if (held != nullptr && held->session == session && held->sequence.attempt == order.attempt) {
     held_.Take(order.request);
+    table_.Remember({order.request, order.attempt});
+    Report(session, {order.request, order.attempt}, Ending::Cancelled());
+    return;
   }
   HandlerBase::OnCancel(session, order);
 }

@@ -63,7 +63,7 @@ class HandlerBase : public RequestHandler {
       // needs to hear; what crosses this message is stale from now on.
       context_.metrics->Ignored(IgnoredReason::kUnknown);
       table_.Remember(key);
-      Report(session, key, Ending::Cancelled());
+      TellRouter(session, key, Ending::Cancelled());
       return;
     }
     if (record->session != session) {
@@ -179,14 +179,14 @@ class HandlerBase : public RequestHandler {
     table_.Erase(record);
   }
 
+  // Counts an attempt's end and tells the router. Once an attempt.
   void Report(rpc::SessionId session, const SequenceKey& key, const Ending& ending) {
     context_.metrics->RequestEnded(ending.reason);
     if (ending.reason == rpc::RequestEndReason::kFailed) {
       SLUICE_LOG(Info) << "request " << key.request << "/" << key.attempt << " failed in "
                        << ending.stage << ": " << ending.status.message();
     }
-    context_.routers->SendEnded(
-        session, {key.request, key.attempt, ending.reason, ending.status, ending.stage});
+    TellRouter(session, key, ending);
   }
 
   // Hands a step's tokens over, one message a router.
@@ -200,6 +200,11 @@ class HandlerBase : public RequestHandler {
   bool draining_ = false;
 
  private:
+  void TellRouter(rpc::SessionId session, const SequenceKey& key, const Ending& ending) {
+    context_.routers->SendEnded(
+        session, {key.request, key.attempt, ending.reason, ending.status, ending.stage});
+  }
+
   void RefuseRole(rpc::SessionId session, const SequenceKey& key, const char* what,
                   const char* stage) {
     context_.metrics->Ignored(IgnoredReason::kWrongRole);

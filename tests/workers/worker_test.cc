@@ -321,6 +321,39 @@ TEST(Worker, CancelOfTheUnknownIsAnswered) {
   EXPECT_EQ(cluster.WaitForEnd("w", sequence).reason(), RequestEnded::REASON_CANCELLED);
 }
 
+TEST(Worker, ACancelThatComesTooLateEndsNothingTwice) {
+  WorkerCluster cluster;
+  cluster.Add("w", "both");
+  const auto sequence = WorkerCluster::MakeSequence(1, 100, 4);
+  cluster.SendRun("w", sequence);
+  EXPECT_EQ(cluster.WaitForEnd("w", sequence).reason(), RequestEnded::REASON_LENGTH);
+  cluster.SendCancel("w", sequence);
+  cluster.router().WaitFor("the answer to the cancel", [](const FakeRouter::Heard& heard) {
+    return heard.message.ended().reason() == RequestEnded::REASON_CANCELLED;
+  });
+  EXPECT_EQ(cluster.Metric("w", "sluice_worker_requests_ended_total", "reason=\"length\""), 1);
+  EXPECT_EQ(cluster.Metric("w", "sluice_worker_requests_ended_total"), 1);
+  EXPECT_EQ(cluster.Metric("w", "sluice_worker_messages_ignored_total", "unknown"), 1);
+}
+
+// A decode worker holds a new attempt back until the old one has let go.
+TEST(Worker, EveryAttemptEndsOnceInTheCounts) {
+  WorkerCluster cluster;
+  cluster.Add("d", "decode");
+  constexpr int kRequests = 20;
+  for (uint64_t request = 1; request <= kRequests; ++request) {
+    const auto first = WorkerCluster::MakeSequence(request, 100, 4);
+    auto second = first;
+    second.attempt = Attempt(2);
+    cluster.SendReserve("d", first);
+    cluster.SendReserve("d", second);
+    cluster.SendCancel("d", second);
+    cluster.WaitForEnd("d", first);
+    cluster.WaitForEnd("d", second);
+  }
+  EXPECT_EQ(cluster.Metric("d", "sluice_worker_requests_ended_total"), 2 * kRequests);
+}
+
 TEST(Worker, GrantThatNobodyUsesEndsByItsLease) {
   ClusterOptions options;
   options.transfer.lease = absl::Milliseconds(500);
