@@ -56,7 +56,8 @@ struct EngineOptions {
 
 // Tokens [begin, end) of the sequence's prompt have their KV in `blocks`; begin is a multiple of
 // kBlockTokens, and so is end unless `last`. Blocks found in the prefix cache are reported too
-// (first call), so a prefill worker can offer everything the decode worker lacks.
+// (first call), so a prefill worker can offer everything the decode worker lacks. Rows behind `end`
+// in the last block are zero: they may have held another request's KV, and the block leaves here.
 struct ChunkComputed {
   SequenceKey key;
   int begin = 0;

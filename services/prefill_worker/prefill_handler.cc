@@ -1,7 +1,6 @@
 #include "services/prefill_worker/prefill_handler.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "common/block_hash.h"
 
@@ -10,20 +9,6 @@ namespace {
 
 constexpr char kStagePrefill[] = "prefill";
 constexpr char kStageTransfer[] = "kv_transfer";
-
-// Rows of a partial block beyond its tokens may still hold another request's KV; they leave this
-// worker as zeros. `block` is [group][layer][block_tokens][row bytes].
-void ZeroTail(const KvLayout& layout, int num_tokens, absl::Span<uint8_t> block) {
-  uint8_t* base = block.data();
-  for (const CacheGroup& group : layout.groups) {
-    const int64_t row = group.bytes_per_token_and_layer;
-    for (int64_t layer = 0; layer < group.num_layers; ++layer) {
-      std::memset(base + num_tokens * row, 0,
-                  static_cast<size_t>((layout.block_tokens - num_tokens) * row));
-      base += layout.block_tokens * row;
-    }
-  }
-}
 
 FirstToken ToFirstToken(const SampledToken& token) {
   FirstToken first;
@@ -163,11 +148,7 @@ void PrefillHandler::OfferChunk(PrefillRecord& record, const ChunkComputed& chun
   std::vector<absl::Span<const uint8_t>> blocks;
   const int first = (begin - chunk.begin) / kBlockTokens;
   for (size_t i = first; i < chunk.blocks.size(); ++i) {
-    const absl::Span<uint8_t> bytes = context_.engine->BlockBytes(chunk.blocks[i]);
-    const int block_begin = chunk.begin + static_cast<int>(i) * kBlockTokens;
-    const int num_tokens = std::min(kBlockTokens, chunk.end - block_begin);
-    if (num_tokens < kBlockTokens) ZeroTail(context_.engine->layout(), num_tokens, bytes);
-    blocks.push_back(bytes);
+    blocks.push_back(context_.engine->BlockBytes(chunk.blocks[i]));
   }
   record.offered = true;
   context_.transfers->Offer(record.transfer, begin, chunk.end, std::move(blocks));
