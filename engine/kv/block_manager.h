@@ -5,12 +5,14 @@
 // A block is in exactly one state, and every change of state goes through one function, so
 //   free + cached + active + receiving + sending + quarantined == total   holds at all times.
 //
+// clang-format off
 //   free         nobody references it, its content means nothing
 //   cached       nobody references it, its content is a full block named by a hash; evictable (LRU)
 //   active       in the block table of at least one sequence
 //   receiving    a reservation's, being filled from outside; exclusive
-//   sending      in a table whose sequence waits for its receiver; may be read by the transfer
-//   thread quarantined  was receiving, the transfer is dead, but a write may still land; exclusive
+//   sending      in a table whose sequence waits for its receiver; the transfer thread may read it
+//   quarantined  was receiving, the transfer is dead, but a write may still land; exclusive
+// clang-format on
 //
 // `active` and `sending` references are shared (a prefix in many tables); a block with both counts
 // as sending. Only full blocks are ever shared, and a shared block is never written, so nothing is

@@ -11,11 +11,9 @@
 //      Otherwise (logit - largest) / temperature.
 //   5. top_k: the k best, lower id first on ties.
 //   6. min_p: of these, those with at least min_p times the probability of the best.
-//   7. top_p: of these, renormalised, the smallest leading set with at least top_p of the
-//   probability.
-//   8. Inverse transform over what is left, in ascending id, with Philox4x32-10 keyed by the seed
-//   and
-//      counting by the token's index.
+//   7. top_p: of these, renormalised, the smallest leading set with at least that probability.
+//   8. Inverse transform over what is left, in ascending id, with Philox4x32-10 that is keyed by
+//      the seed and counts by the token's index.
 // Logprobs are those of the raw logits: nothing of the above shows in them.
 #pragma once
 

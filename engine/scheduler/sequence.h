@@ -40,8 +40,9 @@ enum class SequenceKind : uint8_t {
   kReserved,  // its prompt's KV comes from outside; then computes its answer
 };
 
-// kPrefill: waiting -> prefilling -> pinned.     kRun: waiting -> prefilling -> decoding, and back
-// to waiting when preempted.     kReserved: reserved (-> quarantined) -> decoding.
+// kPrefill: waiting -> prefilling -> pinned.
+// kRun: waiting -> prefilling -> decoding, and back to waiting when preempted.
+// kReserved: reserved (-> quarantined) -> decoding.
 enum class SequencePhase : uint8_t {
   kWaiting,      // holds no blocks
   kPrefilling,   // holds blocks for all of `tokens`; [0, num_computed) are computed

@@ -1,10 +1,12 @@
 // The receiving half of one transfer, sans I/O: Step takes what happened and says what to do;
 // nothing here sleeps, sends or reads a clock. One owner, one thread.
 //
-//             Bind           first Offer            coverage full           Final agrees
-//   RESERVED -----> BOUND ----------------> RECEIVING ------------> VERIFIED ------------> ACTIVE
-//   -> CLOSED
-//        \____________\________________________\_______________________\____> ABORTING -> FREED
+// clang-format off
+//            Bind         first Offer             coverage full            Final agrees
+//   RESERVED -----> BOUND -----------> RECEIVING --------------> VERIFIED ------------> ACTIVE
+//       \_______________\___________________\________________________\                     v
+//                                                FREED <-- ABORTING <-+                CLOSED
+// clang-format on
 //
 // The memory goes back to the owner with Freed only: at FREED when no receive of ours is pending,
 // at CLOSED when every cell is verified (then none can be). Timers only start an abort; they never

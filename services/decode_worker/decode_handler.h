@@ -1,9 +1,13 @@
 // Decode role: grants room for a request's KV, takes it in, and generates. Engine thread only.
 //
+// clang-format off
 // Life of an attempt:
-//   Reserve (-> held while an older attempt lets go) -> reserving (the transfer thread mints the
-//   capability) -> granted -> Received -> active -> ended Cancel, deadline, lost router before
-//   Received: aborting until ReceiveEnded, then freed
+//   Reserve (-> held while an older attempt lets go)
+//           -> reserving (the transfer thread mints the capability) -> granted
+//           -> Received -> active -> ended
+//   Cancel, deadline, lost router before Received
+//           -> aborting until ReceiveEnded, then freed
+// clang-format on
 // Invariant: a reservation's blocks go back to the engine only after ReceiveEnded (or when no
 // transfer was ever opened), because until then the network may write to them.
 #pragma once

@@ -2,10 +2,13 @@
 // the next is computed, samples the first token, and lets go of the blocks when the decode worker
 // has them. Engine thread only.
 //
+// clang-format off
 // Life of an attempt (engine sequence | send):
-//   Prefill -> (fetching its beginning ->) computing | open -> first token | finishing -> SendEnded
-//   -> handed over Cancel, deadline, lost router, engine failure -> | cancelling -> SendEnded ->
-//   ended
+//   Prefill -> (fetching its beginning ->) computing | open
+//           -> first token | finishing -> SendEnded -> handed over
+//   Cancel, deadline, lost router, engine failure
+//           -> | cancelling -> SendEnded -> ended
+// clang-format on
 // Invariant: blocks that were offered stay pinned in the engine until SendEnded, whatever happens.
 #pragma once
 

@@ -4,8 +4,7 @@
 // prompt then finds them like any other. Engine thread only.
 //
 // Invariants:
-//  1. A fetch is over when its reservation has been given back; only then is its prompt returned,
-//  once.
+//  1. A fetch is over when its reservation has been given back; then its prompt is returned, once.
 //  2. The reservation is given back after ReceiveEnded (or when no transfer was opened), because
 //     until then the network may write to its blocks. The fetch therefore lives on when its request
 //     is gone.

@@ -3,8 +3,8 @@
 //
 // Invariants:
 //  1. An attempt is live at most once; after it ended it never becomes live again.
-//  2. Several attempts of one request may be live for a moment: the newest, and older ones being
-//  torn down.
+//  2. Several attempts of one request may be live for a moment: the newest, and older ones that
+//     are being torn down.
 //  3. A deadline is reported by Expired once.
 #pragma once
 
