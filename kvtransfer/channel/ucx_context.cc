@@ -86,8 +86,9 @@ absl::Status Configure(const UcxOptions& options, Config* config) {
   // The receiver reads, or the payload comes in active messages that its own code places. Never a
   // put by the sender: it could not be recalled.
   SLUICE_RETURN_IF_ERROR(config->Set("RNDV_SCHEME", "get_zcopy"));
-  // UCX 1.13 dies in its keep-alive when a peer was gone before its greeting was read: that endpoint
-  // has no transport, and is looked after all the same. The handoff protocol has heartbeats.
+  // UCX 1.13 dies in its keep-alive when a peer was gone before its greeting was read: that
+  // endpoint has no transport, and is looked after all the same. The handoff protocol has
+  // heartbeats.
   SLUICE_RETURN_IF_ERROR(config->Set("KEEPALIVE_INTERVAL", "inf"));
   // Shared memory hides that it can report failures, and mode PEER then falls back to TCP over the
   // loopback.
