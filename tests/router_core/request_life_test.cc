@@ -211,7 +211,8 @@ TEST_F(RequestLifeTest, RefusesEmptyPromptsAndTooLongOnes) {
   EXPECT_EQ(h_.Result(h_.Submit(0, 5)).status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(h_.Result(h_.Submit(5, 0)).status.code(), absl::StatusCode::kInvalidArgument);
   const RequestId too_long = h_.Submit(1000, 5);
-  EXPECT_EQ(h_.Result(too_long).status.code(), absl::StatusCode::kInvalidArgument);
+  // The fronts' context_length_exceeded.
+  EXPECT_EQ(h_.Result(too_long).status.code(), absl::StatusCode::kOutOfRange);
   EXPECT_THAT(std::string(h_.Result(too_long).status.message()),
               HasSubstr("maximum context length is 1000 tokens"));
   EXPECT_FALSE(h_.HasEnded(h_.Submit(999, 5)));

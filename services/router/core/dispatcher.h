@@ -38,7 +38,8 @@ enum class GenerationEnd { kStop, kLength, kCancelled, kFailed };
 struct GenerationResult {
   GenerationEnd end = GenerationEnd::kFailed;
   // With kFailed: RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (no worker, draining),
-  // DEADLINE_EXCEEDED, INTERNAL (worker lost). The message names stage and worker.
+  // DEADLINE_EXCEEDED, OUT_OF_RANGE (longer than the workers' context), INTERNAL (worker lost). The
+  // message names stage and worker.
   absl::Status status;
   std::optional<absl::Duration> retry_after;
   int cached_tokens = 0;

@@ -222,10 +222,10 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
         Plan(ctx);
         return;
       }
-      // One worker cancelled what it had with another. The client did not, and must not read so.
-      const absl::StatusCode code = event.status.code() == absl::StatusCode::kCancelled
-                                        ? absl::StatusCode::kAborted
-                                        : event.status.code();
+      // The codes are of what happened between the router and its workers. To the client they would
+      // mean something else: that it left (CANCELLED), that there is no room (UNAVAILABLE).
+      const absl::StatusCode code =
+          IsCurable(event.status) ? absl::StatusCode::kInternal : event.status.code();
       RetryAfterFailure(ctx, stage, RetryReason::kFailed,
                         absl::Status(code, absl::StrCat(who, ": ", event.status.message(),
                                                         " (stage ", StageName(stage), ")")));
