@@ -56,18 +56,26 @@ void GenerationStream<Response>::Start(int64_t input_bytes, PlanFn plan) {
   shared_->prepares.Add(1);
   const bool posted = shared_->context->prepare_pool().Post(
       [shared = shared_, self = self_, plan = std::move(plan)]() mutable {
-        if (!self->RunOnFront([stream = self.get(), planned = plan()]() mutable {
-              stream->Submit(std::move(planned));
-            })) {
-          self->Refuse(ErrorKind::kQueueFull, kFrontIsFull);
-        }
+        self->Prepare(plan);
         self.reset();  // before the server may go
         shared->prepares.Add(-1);
-      });
+      },
+      input_bytes);
   if (!posted) {
     shared_->prepares.Add(-1);
     Refuse(ErrorKind::kQueueFull, "too many long prompts are waiting");
   }
+}
+
+template <typename Response>
+void GenerationStream<Response>::Prepare(const PlanFn& plan) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (broken_ || finished_) return;  // nobody waits for it any more
+  }
+  const bool posted =
+      RunOnFront([this, planned = plan()]() mutable { Submit(std::move(planned)); });
+  if (!posted) Refuse(ErrorKind::kQueueFull, kFrontIsFull);
 }
 
 template <typename Response>

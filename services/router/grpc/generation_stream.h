@@ -53,6 +53,9 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   void OnCancel() override;
   void OnDone() override;
 
+  // On the prepare pool.
+  void Prepare(const PlanFn& plan);
+
   // In turns.
   void Submit(absl::StatusOr<GenerationPlan> plan);
   void OnDelta(const ChoiceDelta& delta) override;
