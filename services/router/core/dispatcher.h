@@ -41,7 +41,7 @@ struct GenerationResult {
   // DEADLINE_EXCEEDED, OUT_OF_RANGE (longer than the workers' context), INTERNAL (worker lost). The
   // message names stage and worker.
   absl::Status status;
-  std::optional<absl::Duration> retry_after;
+  std::optional<absl::Duration> retry_after;  // when there may be a place; unset: nobody knows
   int cached_tokens = 0;
   TimeStages stages;  // from admission to prefill, kv_transfer to first_step
 };

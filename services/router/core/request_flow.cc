@@ -316,9 +316,8 @@ void RequestFlow::Fail(const FlowContext& ctx, absl::Status status, RejectReason
   DropLegs(ctx, std::string(status.message()));
   GenerationResult result;
   result.end = GenerationEnd::kFailed;
-  if (status.code() == absl::StatusCode::kResourceExhausted ||
-      status.code() == absl::StatusCode::kUnavailable) {
-    result.retry_after = ctx.options.retry_after;
+  if (status.code() == absl::StatusCode::kResourceExhausted) {
+    result.retry_after = ctx.admissions.TimeToAdmit(ctx.num_queued + 1, ctx.now);
   }
   result.status = std::move(status);
   Finish(ctx, std::move(result), reject);
