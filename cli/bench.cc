@@ -63,18 +63,19 @@ absl::StatusOr<ServedModel> AskForModel(const std::string& address) {
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   v1::ListModelsResponse response;
   const grpc::Status status = stub->ListModels(&context, v1::ListModelsRequest(), &response);
-  if (!status.ok()) return ExplainRpcError(status.error_code(), status.error_message(), address);
+  if (!status.ok()) return ExplainRpcError(status, context, address);
   if (response.models_size() == 0) {
     return absl::UnavailableError(absl::StrCat(address, " serves no model yet"));
   }
   return ServedModel{response.models(0).id(), response.models(0).max_model_len()};
 }
 
-// The HTTP port of the cluster whose gRPC port we were given or found.
+// What was asked for, else the HTTP port of the cluster of --run-dir.
 std::string HttpUrl(const BenchFlags& flags) {
   if (!flags.url.empty()) return flags.url;
   const std::string run_dir = flags.server.run_dir.empty() ? DefaultRunDir() : flags.server.run_dir;
-  if (const auto cluster = ReadClusterInfo(run_dir); cluster.ok()) {
+  if (const auto cluster = ReadClusterInfo(run_dir);
+      cluster.ok() && !cluster->http_address.empty()) {
     return absl::StrCat("http://", cluster->http_address);
   }
   return "http://127.0.0.1:8000";
@@ -120,6 +121,11 @@ absl::Status WriteFile(const std::string& path, const std::string& text) {
 }
 
 absl::Status Bench(BenchFlags flags) {
+  if (!flags.server.server.empty() && !flags.grpc) {
+    return absl::InvalidArgumentError(
+        "--server names a router's gRPC: add --grpc to load that, or name its HTTP with --url "
+        "http://HOST:PORT --model NAME");
+  }
   uint64_t& seed = flags.scenario.workload.seed;
   if (seed == 0) seed = static_cast<uint64_t>(absl::ToUnixMillis(absl::Now()));
   const bool own_cluster = flags.url.empty();
@@ -184,7 +190,7 @@ void AddBench(CLI::App* app, int* exit_code) {
   workload.seed = 0;
   AddServerFlags(command, &flags->server);
   command->add_option("--url", flags->url, "Another OpenAI-compatible server, http://host:port");
-  command->add_flag("--grpc", flags->grpc, "gRPC instead of HTTP");
+  command->add_flag("--grpc", flags->grpc, "gRPC instead of HTTP")->excludes("--url");
   command->add_option("--model", flags->model, "Model name; unset: the cluster's");
   command->add_option("--preset", flags->preset, "ttft, concurrency or cached");
   command->add_option("-c,--concurrency", flags->scenario.run.concurrency, "Requests in flight")

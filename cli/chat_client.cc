@@ -77,7 +77,7 @@ absl::StatusOr<AnswerStats> ChatClient::Ask(const std::string& question, const S
   stats.cancelled = status.error_code() == grpc::StatusCode::CANCELLED;
   if (!status.ok() && !stats.cancelled) {
     conversation_.mutable_messages()->RemoveLast();
-    return ExplainRpcError(status.error_code(), status.error_message(), address_);
+    return ExplainRpcError(status, context, address_);
   }
   if (answer.content().empty() && answer.reasoning_content().empty()) {
     conversation_.mutable_messages()->RemoveLast();

@@ -1,5 +1,8 @@
 #include "cli/server_address.h"
 
+#include <grpcpp/client_context.h>
+#include <grpcpp/support/status.h>
+
 #include "absl/strings/str_cat.h"
 #include "cli/run_dir.h"
 
@@ -19,10 +22,12 @@ std::string ServerAddress(const ServerFlags& flags) {
   return info.ok() && !info->grpc_address.empty() ? info->grpc_address : "127.0.0.1:8001";
 }
 
-absl::Status ExplainRpcError(int grpc_code, const std::string& message,
+absl::Status ExplainRpcError(const grpc::Status& status, const grpc::ClientContext& context,
                              const std::string& address) {
-  const auto code = static_cast<absl::StatusCode>(grpc_code);
-  if (code != absl::StatusCode::kUnavailable) return absl::Status(code, message);
+  const auto code = static_cast<absl::StatusCode>(status.error_code());
+  const std::string message = status.error_message();
+  const bool of_router = context.GetServerTrailingMetadata().count("sluice-error-code") > 0;
+  if (code != absl::StatusCode::kUnavailable || of_router) return absl::Status(code, message);
   return absl::UnavailableError(
       absl::StrCat("no answer from ", address, " (", message,
                    "); `sluice up` starts a cluster, --server HOST:PORT names another one"));

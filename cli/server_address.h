@@ -6,6 +6,11 @@
 
 #include "absl/status/status.h"
 
+namespace grpc {
+class ClientContext;
+class Status;
+}  // namespace grpc
+
 namespace sluice::cli {
 
 struct ServerFlags {
@@ -19,7 +24,8 @@ void AddServerFlags(CLI::App* app, ServerFlags* flags);
 // --server; else the cluster that runs in --run-dir; else the default port of this machine.
 std::string ServerAddress(const ServerFlags& flags);
 
-// An RPC's error in words that say what to do.
-absl::Status ExplainRpcError(int grpc_code, const std::string& message, const std::string& address);
+// An ended RPC's error in words that say what to do: the router's own, or that there is none.
+absl::Status ExplainRpcError(const grpc::Status& status, const grpc::ClientContext& context,
+                             const std::string& address);
 
 }  // namespace sluice::cli

@@ -46,7 +46,7 @@ absl::StatusOr<v1::GetStatusResponse> GetStatus(v1::Generation::Stub* stub,
   context.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(5));
   v1::GetStatusResponse response;
   const grpc::Status status = stub->GetStatus(&context, v1::GetStatusRequest(), &response);
-  if (!status.ok()) return ExplainRpcError(status.error_code(), status.error_message(), address);
+  if (!status.ok()) return ExplainRpcError(status, context, address);
   return response;
 }
 

@@ -142,6 +142,8 @@ absl::Status RunCluster(const ClusterOptions& options, int output_fd,
                         const std::function<void(const std::string&)>& on_ready) {
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<RunDirLock> lock,
                           RunDirLock::Take(options.run_dir));
+  // At once, so that `sluice down` can stop what is still loading; the addresses follow.
+  SLUICE_RETURN_IF_ERROR(WriteClusterInfo(options.run_dir, {.pid = getpid()}));
   LogPrinter printer(output_fd, WantsColours(output_fd), std::string("prefill-0").size());
   ClusterLauncher launcher(options, &printer);
   absl::Status status = launcher.Start();

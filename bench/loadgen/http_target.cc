@@ -1,16 +1,11 @@
-#include <sys/socket.h>
-
-#include <boost/asio/connect.hpp>
-#include <boost/asio/io_context.hpp>
-#include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
-#include <optional>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
+#include "bench/loadgen/deadline_socket.h"
 #include "bench/loadgen/target.h"
 #include "common/clock.h"
 #include "simdjson.h"
@@ -31,51 +26,42 @@ class HttpTarget : public Target {
   RequestRecord Run(const PlannedRequest& request, absl::Duration timeout) override {
     RequestRecord record;
     record.first_token = absl::InfiniteFuture();
-    const bool reused = socket_.has_value();
+    const bool reused = socket_.is_open();
+    socket_.set_deadline(MonotonicNow() + timeout);
     record.sent = MonotonicNow();
-    record.status = Exchange(request, timeout, &record);
+    record.status = Exchange(request, &record);
     // A kept connection may have been closed meanwhile; that is no failure of this request.
     if (reused && absl::IsUnavailable(record.status) &&
         record.first_token == absl::InfiniteFuture()) {
       record.sent = MonotonicNow();
-      record.status = Exchange(request, timeout, &record);
+      record.status = Exchange(request, &record);
     }
     return record;
   }
 
  private:
-  absl::Status Connect(absl::Duration timeout) {
-    boost::system::error_code error;
-    asio::ip::tcp::resolver resolver(io_);
-    const auto endpoints = resolver.resolve(host_, port_, error);
-    if (error) return absl::UnavailableError(absl::StrCat(host_, ": ", error.message()));
-    socket_.emplace(io_);
-    asio::connect(*socket_, endpoints, error);
-    if (error) {
-      return absl::UnavailableError(
-          absl::StrCat("cannot connect to ", host_, ":", port_, ": ", error.message()));
+  static absl::Status Failure(const char* what, const boost::system::error_code& error) {
+    if (error == asio::error::timed_out) {
+      return absl::DeadlineExceededError(absl::StrCat(what, ": the request's time is up"));
     }
-    socket_->set_option(asio::ip::tcp::no_delay(true), error);
-    const timeval limit = absl::ToTimeval(timeout);
-    setsockopt(socket_->native_handle(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
-    setsockopt(socket_->native_handle(), SOL_SOCKET, SO_SNDTIMEO, &limit, sizeof(limit));
-    buffer_.clear();
-    return absl::OkStatus();
+    return absl::UnavailableError(absl::StrCat(what, ": ", error.message()));
   }
 
   // A refusal leaves the connection as it is; an answer of which a part is missing does not.
-  absl::Status Exchange(const PlannedRequest& planned, absl::Duration timeout,
-                        RequestRecord* record) {
+  absl::Status Exchange(const PlannedRequest& planned, RequestRecord* record) {
     bool answer_is_whole = false;
-    absl::Status status = Converse(planned, timeout, record, &answer_is_whole);
-    if (!answer_is_whole) socket_.reset();
+    absl::Status status = Converse(planned, record, &answer_is_whole);
+    if (!answer_is_whole) socket_.Close();
     return status;
   }
 
-  absl::Status Converse(const PlannedRequest& planned, absl::Duration timeout,
-                        RequestRecord* record, bool* answer_is_whole) {
-    if (!socket_) {
-      if (absl::Status status = Connect(timeout); !status.ok()) return status;
+  absl::Status Converse(const PlannedRequest& planned, RequestRecord* record,
+                        bool* answer_is_whole) {
+    boost::system::error_code error;
+    if (!socket_.is_open()) {
+      error = socket_.Connect(host_, port_);
+      if (error) return Failure(absl::StrCat("connect to ", host_, ":", port_).c_str(), error);
+      buffer_.clear();
     }
     http::request<http::string_body> request(http::verb::post, "/v1/completions", 11);
     request.set(http::field::host, absl::StrCat(host_, ":", port_));
@@ -86,14 +72,13 @@ class HttpTarget : public Target {
                      ",\"temperature\":0,\"ignore_eos\":true,\"stream\":true,"
                      "\"stream_options\":{\"include_usage\":true}}");
     request.prepare_payload();
-    boost::system::error_code error;
-    http::write(*socket_, request, error);
-    if (error) return absl::UnavailableError(absl::StrCat("send: ", error.message()));
+    http::write(socket_, request, error);
+    if (error) return Failure("send", error);
 
     http::response_parser<http::buffer_body> parser;
     parser.body_limit(boost::none);
-    http::read_header(*socket_, buffer_, parser, error);
-    if (error) return absl::UnavailableError(absl::StrCat("receive: ", error.message()));
+    http::read_header(socket_, buffer_, parser, error);
+    if (error) return Failure("receive", error);
     const unsigned status_code = parser.get().result_int();
     pending_.clear();
     char chunk[16384];
@@ -101,9 +86,9 @@ class HttpTarget : public Target {
       parser.get().body().data = chunk;
       parser.get().body().size = sizeof(chunk);
       parser.get().body().more = true;
-      http::read_some(*socket_, buffer_, parser, error);
+      http::read_some(socket_, buffer_, parser, error);
       if (error == http::error::need_buffer) error = {};
-      if (error) return absl::UnavailableError(absl::StrCat("receive: ", error.message()));
+      if (error) return Failure("receive", error);
       pending_.append(chunk, sizeof(chunk) - parser.get().body().size);
       if (status_code == 200) {
         if (absl::Status status = TakeEvents(MonotonicNow(), record); !status.ok()) return status;
@@ -174,8 +159,7 @@ class HttpTarget : public Target {
   const std::string host_;
   const std::string port_;
   const std::string model_;
-  asio::io_context io_;
-  std::optional<asio::ip::tcp::socket> socket_;
+  DeadlineSocket socket_;
   boost::beast::flat_buffer buffer_;
   std::string pending_;
   simdjson::dom::parser parser_;

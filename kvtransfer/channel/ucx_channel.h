@@ -31,8 +31,6 @@ struct UcxOptions {
   // FAILED_PRECONDITION, so that a slow path is found at the first message. Empty: anything goes.
   std::string expect_transport;
   uint64_t eager_max_bytes = 32 << 10;
-  // UCX's own check of idle endpoints: a second net below the heartbeats of the handoff protocol.
-  absl::Duration keepalive_interval = absl::Seconds(1);
 };
 
 // FAILED_PRECONDITION when UCX has no usable transport under these options.

@@ -71,11 +71,6 @@ class Config {
     return UcxStatus(ucp_config_modify(config_, name, value.c_str()),
                      absl::StrCat("setting ", name, "=", value));
   }
-  // The operator's environment wins.
-  absl::Status SetDefault(const char* name, const std::string& value) {
-    if (std::getenv(absl::StrCat("UCX_", name).c_str()) != nullptr) return absl::OkStatus();
-    return Set(name, value);
-  }
   ucp_config_t* get() const { return config_; }
 
  private:
@@ -91,9 +86,9 @@ absl::Status Configure(const UcxOptions& options, Config* config) {
   // The receiver reads, or the payload comes in active messages that its own code places. Never a
   // put by the sender: it could not be recalled.
   SLUICE_RETURN_IF_ERROR(config->Set("RNDV_SCHEME", "get_zcopy"));
-  SLUICE_RETURN_IF_ERROR(config->SetDefault(
-      "KEEPALIVE_INTERVAL",
-      absl::StrCat(absl::ToInt64Milliseconds(options.keepalive_interval), "ms")));
+  // UCX 1.13 dies in its keep-alive when a peer was gone before its greeting was read: that endpoint
+  // has no transport, and is looked after all the same. The handoff protocol has heartbeats.
+  SLUICE_RETURN_IF_ERROR(config->Set("KEEPALIVE_INTERVAL", "inf"));
   // Shared memory hides that it can report failures, and mode PEER then falls back to TCP over the
   // loopback.
   const char* env_tls = std::getenv("UCX_TLS");

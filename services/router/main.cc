@@ -127,6 +127,7 @@ absl::Status Serve(const RouterConfig& config) {
   http_options.port = config.http_port;
   http_options.max_connections = max_http_connections;
   http_options.max_body_bytes = static_cast<int64_t>(config.max_body.bytes);
+  http_options.cors_allow_origin = config.cors_allow_origin;
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> http,
                           StartHttpServer(http_options, context.get()));
   GrpcOptions grpc_options;

@@ -2,6 +2,8 @@
 
 #include <filesystem>
 
+#include "absl/algorithm/container.h"
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 
 namespace sluice::router {
@@ -45,6 +47,9 @@ void AddRouterConfig(ConfigSchema* schema, RouterConfig* config) {
   schema->Add("request_timeout", &config->request_timeout,
               "A request without an earlier deadline of its own ends after this long.");
   schema->Add("max_body", &config->max_body, "Largest HTTP request body; larger ones get 413.");
+  schema->Add("cors_allow_origin", &config->cors_allow_origin,
+              "Origin of the web pages that may call the HTTP API from a browser, such as "
+              "https://chat.example, or *. Empty: none.");
 
   schema->Add(
       "recovery", &config->recovery,
@@ -95,6 +100,9 @@ absl::Status FinishRouterConfig(RouterConfig* config) {
     return absl::InvalidArgumentError(absl::StrCat("worker_timeout is ",
                                                    absl::FormatDuration(config->worker_timeout),
                                                    ", less than two reports of a worker (400ms)"));
+  }
+  if (absl::c_any_of(config->cors_allow_origin, absl::ascii_iscntrl)) {
+    return absl::InvalidArgumentError("cors_allow_origin holds characters that no header may hold");
   }
   return absl::OkStatus();
 }

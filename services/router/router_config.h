@@ -30,6 +30,7 @@ struct RouterConfig {
   absl::Duration queue_timeout = absl::Seconds(30);
   absl::Duration request_timeout = absl::Minutes(30);
   ByteSize max_body{8 << 20};
+  std::string cors_allow_origin;
 
   bool recovery = true;
   absl::Duration worker_timeout = absl::Milliseconds(1500);

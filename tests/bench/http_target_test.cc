@@ -14,6 +14,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "bench/loadgen/target.h"
+#include "common/clock.h"
 
 namespace sluice::loadgen {
 namespace {
@@ -101,6 +102,33 @@ TEST(HttpTarget, ReconnectsAfterAnAnswerThatIsCutOff) {
   EXPECT_EQ(statuses[0].code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(statuses[1].ok()) << statuses[1];
   EXPECT_EQ(server.JoinAndCountConnections(), 2);
+}
+
+// The system accepts for it; nothing ever answers.
+TEST(HttpTarget, ARequestEndsWithItsTime) {
+  asio::io_context io;
+  tcp::acceptor acceptor(io, tcp::endpoint(asio::ip::address_v4::loopback(), 0));
+  const auto target =
+      (*HttpTargets(absl::StrCat("http://127.0.0.1:", acceptor.local_endpoint().port()), "m"))();
+  const absl::Time start = MonotonicNow();
+  const absl::Status status =
+      target->Run({.prompt = {1, 2}, .max_tokens = 1}, absl::Milliseconds(200)).status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kDeadlineExceeded) << status;
+  EXPECT_GE(MonotonicNow() - start, absl::Milliseconds(200));
+}
+
+TEST(HttpTarget, NobodyListens) {
+  int port = 0;
+  {
+    asio::io_context io;
+    port = tcp::acceptor(io, tcp::endpoint(asio::ip::address_v4::loopback(), 0))
+               .local_endpoint()
+               .port();
+  }
+  const auto target = (*HttpTargets(absl::StrCat("http://127.0.0.1:", port), "m"))();
+  const absl::Status status =
+      target->Run({.prompt = {1}, .max_tokens = 1}, absl::Seconds(5)).status;
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable) << status;
 }
 
 }  // namespace

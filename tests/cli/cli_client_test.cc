@@ -29,6 +29,10 @@ class EchoService final : public v1::Generation::Service {
                     grpc::ServerWriter<v1::ChatResponse>* writer) override {
     requests.push_back(*request);
     const std::string text = request->messages(request->messages_size() - 1).content();
+    if (text == "refuse") {
+      context->AddTrailingMetadata("sluice-error-code", "no_capacity");
+      return {grpc::StatusCode::UNAVAILABLE, "no ready decode worker"};
+    }
     if (text == "fail") return {grpc::StatusCode::RESOURCE_EXHAUSTED, "too many questions"};
     v1::ChatResponse response;
     response.set_reasoning_delta("hm");
@@ -133,8 +137,17 @@ TEST_F(ChatClientTest, AFailedQuestionIsTakenBack) {
   EXPECT_EQ(service_.requests.back().messages_size(), 1);
 }
 
+
+TEST_F(ChatClientTest, ARouterThatRefusesIsNotTakenForNone) {
+  ChatClient client(address_, {}, absl::Seconds(20));
+  const absl::Status status = client.Ask("refuse", Collect()).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_EQ(status.message(), "no ready decode worker");
+}
+
 TEST(ServerAddress, ExplainsWhatToDo) {
-  const absl::Status status = ExplainRpcError(grpc::StatusCode::UNAVAILABLE, "refused", "here:1");
+  const absl::Status status = ExplainRpcError({grpc::StatusCode::UNAVAILABLE, "refused"},
+                                              grpc::ClientContext(), "here:1");
   EXPECT_THAT(std::string(status.message()), HasSubstr("`sluice up` starts a cluster"));
   ServerFlags flags;
   flags.run_dir = "/nonexistent";

@@ -121,6 +121,39 @@ TEST_P(UcxFaultsTest, ConnectsToTheDeadWithPauses) {
   EXPECT_LE(tries, 6);
 }
 
+// As for a process that was stopped: when it goes on, messages of peers that are no more wait for
+// it.
+TEST_P(UcxFaultsTest, WhoGreetedAndDiedBeforeItWasHeardDoesNoHarm) {
+  Node a(Options());
+  for (int round = 0; round < 5; ++round) {
+    {
+      PeerProcess living(GetParam(), a.channel->LocalAddress(), /*greets=*/true);
+      PeerProcess dead(GetParam(), a.channel->LocalAddress(), /*greets=*/true);
+      dead.Kill();
+      a.PollFor(absl::Milliseconds(50));
+    }
+    a.PollFor(absl::Milliseconds(50));
+  }
+  EXPECT_TRUE(CanTalk(&a, GetParam()));
+}
+
+// The same, when we talk to it before we hear that it is gone.
+TEST_P(UcxFaultsTest, WhoGreetedAndDiedIsTalkedTo) {
+  Node a(Options());
+  for (int round = 0; round < 5; ++round) {
+    PeerProcess dead(GetParam(), a.channel->LocalAddress(), /*greets=*/true);
+    absl::StatusOr<PeerId> to_dead = a.channel->Connect(dead.address());
+    ASSERT_TRUE(to_dead.ok()) << to_dead.status();
+    dead.Kill();
+    const std::vector<uint8_t> source(kPayloadBytes, 3);
+    a.channel->Send(*to_dead, "take", {absl::MakeConstSpan(source)}, OperationId(1)).IgnoreError();
+    a.PollFor(absl::Milliseconds(50));
+    a.channel->Disconnect(*to_dead);
+    a.PollFor(absl::Milliseconds(50));
+  }
+  EXPECT_TRUE(CanTalk(&a, GetParam()));
+}
+
 INSTANTIATE_TEST_SUITE_P(Transports, UcxFaultsTest, ::testing::Values("tcp", "shm"),
                          [](const auto& info) { return info.param; });
 

@@ -24,6 +24,7 @@ namespace sluice {
 namespace {
 
 constexpr char kPeerFlag[] = "--peer";
+constexpr char kGreetsFlag[] = "--greets";
 constexpr size_t kFloodWindow = 4;  // payloads of a flood in flight
 
 absl::Span<uint8_t> trapped;
@@ -47,7 +48,7 @@ absl::Span<const uint8_t> Trap(size_t size_bytes, bool stop) {
 // What the other process does with one message after the other.
 class ObedientPeer {
  public:
-  explicit ObedientPeer(const std::string& tls) : node_(OptionsFor(tls)) {}
+  ObedientPeer(const std::string& tls, bool greets) : node_(OptionsFor(tls)), greets_(greets) {}
 
   int Run() {
     std::cout << "ADDRESS " << absl::BytesToHexString(node_.channel->LocalAddress()) << std::endl;
@@ -56,6 +57,12 @@ class ObedientPeer {
     absl::StatusOr<PeerId> parent = node_.channel->Connect(absl::HexStringToBytes(line));
     if (!parent.ok()) return 3;
     parent_ = *parent;
+    if (greets_) {
+      buffers_.push_back(Pattern(1 << 20, 7));  // UCX shakes hands before it offers as much
+      Send("hello", {absl::MakeConstSpan(buffers_.back())});
+      node_.PollFor(absl::Milliseconds(20));
+      std::cout << "GREETED" << std::endl;
+    }
     // No longer than any test waits, should the parent die.
     for (absl::Time end = MonotonicNow() + absl::Seconds(60); MonotonicNow() < end;) {
       node_.Poll();
@@ -119,6 +126,7 @@ class ObedientPeer {
   }
 
   Node node_;
+  const bool greets_;
   PeerId parent_;
   std::deque<std::vector<uint8_t>> buffers_;  // alive until the end
   std::deque<OperationId> flood_;
@@ -190,7 +198,7 @@ bool Node::WaitUntil(const std::function<bool()>& done, Node* other, absl::Durat
   return false;
 }
 
-PeerProcess::PeerProcess(const std::string& tls, const std::string& parent_address) {
+PeerProcess::PeerProcess(const std::string& tls, const std::string& parent_address, bool greets) {
   int to_child[2], from_child[2];
   if (pipe(to_child) != 0 || pipe(from_child) != 0) std::abort();
   pid_ = fork();
@@ -199,7 +207,8 @@ PeerProcess::PeerProcess(const std::string& tls, const std::string& parent_addre
     dup2(from_child[1], STDOUT_FILENO);
     close(to_child[1]);
     close(from_child[0]);
-    execl("/proc/self/exe", "peer", kPeerFlag, tls.c_str(), nullptr);
+    execl("/proc/self/exe", "peer", kPeerFlag, tls.c_str(), greets ? kGreetsFlag : nullptr,
+          nullptr);
     _exit(127);
   }
   close(to_child[0]);
@@ -217,6 +226,9 @@ PeerProcess::PeerProcess(const std::string& tls, const std::string& parent_addre
   std::string answer = absl::BytesToHexString(parent_address) + "\n";
   if (write(to_child[1], answer.data(), answer.size()) < 0) std::abort();
   close(to_child[1]);
+  while (greets && fgets(line, sizeof(line), out) != nullptr &&
+         std::strncmp(line, "GREETED", 7) != 0) {
+  }
 }
 
 PeerProcess::~PeerProcess() {
@@ -238,9 +250,10 @@ void PeerProcess::Kill() {
 }
 
 bool RunAsPeer(int argc, char** argv, int* exit_code) {
-  if (argc != 3 || std::strcmp(argv[1], kPeerFlag) != 0) return false;
+  if (argc < 3 || std::strcmp(argv[1], kPeerFlag) != 0) return false;
   signal(SIGPIPE, SIG_IGN);
-  *exit_code = ObedientPeer(argv[2]).Run();
+  const bool greets = argc > 3 && std::strcmp(argv[3], kGreetsFlag) == 0;
+  *exit_code = ObedientPeer(argv[2], greets).Run();
   return true;
 }
 

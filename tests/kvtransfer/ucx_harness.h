@@ -51,7 +51,8 @@ class Node {
 // N" stops while UCX copies the first of N bytes, "exit".
 class PeerProcess {
  public:
-  PeerProcess(const std::string& tls, const std::string& parent_address);
+  // `greets`: it says "hello" before it is spoken to; the constructor returns once it has tried.
+  PeerProcess(const std::string& tls, const std::string& parent_address, bool greets = false);
   ~PeerProcess();
   PeerProcess(const PeerProcess&) = delete;
   PeerProcess& operator=(const PeerProcess&) = delete;

@@ -554,8 +554,26 @@ TEST_F(TwoThreadsTest, Cors) {
   EXPECT_EQ(reply.status, 204);
   EXPECT_EQ(reply.headers.at("access-control-allow-origin"), "https://ui.example");
   EXPECT_THAT(reply.headers.at("access-control-allow-methods"), HasSubstr("POST"));
+  EXPECT_EQ(reply.headers.at("access-control-allow-headers"), "*, authorization");
   EXPECT_EQ(client.Get("/livez").headers.at("access-control-allow-origin"), "https://ui.example");
 }
 
 }  // namespace
+// fetch() with mode no-cors and a body of bytes sends no Content-Type and asks nobody before.
+TEST_F(TwoThreadsTest, APageCannotPostWithoutContentType) {
+  AnswerWith("hello");
+  const std::string body = CompletionBody().dump();
+  const auto post = [&](const std::string& headers) {
+    HttpClient client(port());
+    client.Send(absl::StrCat("POST /v1/completions HTTP/1.1\r\nHost: t\r\n", headers,
+                             "Content-Length: ", body.size(), "\r\n\r\n", body));
+    return client.ReadReply().status;
+  };
+  EXPECT_EQ(post(""), 200);
+  EXPECT_EQ(post("Origin: https://evil.example\r\n"), 415);
+  EXPECT_EQ(post("Origin: null\r\n"), 415);
+  EXPECT_EQ(post("Origin: null\r\nContent-Type: text/plain\r\n"), 415);
+  EXPECT_EQ(post("Origin: https://ui.example\r\nContent-Type: application/json\r\n"), 200);
+}
+
 }  // namespace sluice::router

@@ -75,6 +75,8 @@ class CoreHarness {
         all_emitted.push_back(*emitted);
       } else if (auto* ended = std::get_if<EndRequest>(&action)) {
         ends[ended->id].push_back(*ended);
+      } else if (auto* change = std::get_if<WorkerChanged>(&action)) {
+        changes.push_back(*change);
       } else {
         sent.push_back(std::move(action));
       }
@@ -140,7 +142,8 @@ class CoreHarness {
   std::vector<EmitTokens> all_emitted;
   absl::Time now = absl::UnixEpoch() + absl::Hours(1);
   RouterCore core;
-  std::vector<Action> sent;
+  std::vector<Action> sent;  // to workers
+  std::vector<WorkerChanged> changes;
   std::map<RequestId, std::vector<TokenId>> emitted_tokens;
   std::map<RequestId, std::vector<EndRequest>> ends;
 

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
 #include "tests/router_core/core_harness.h"
 
 namespace sluice::router {
@@ -230,6 +231,23 @@ TEST_F(RecoveryTest, LostDecodeWorkerIsReplacedAndNoTokenIsLostOrRepeated) {
   h_.PlayEnd(d2_, reserve.sequence.key, AttemptEndReason::kStop);
   EXPECT_THAT(h_.emitted_tokens[id], ElementsAre(100, 101, 102, 103, 104));
   EXPECT_EQ(h_.Result(id).end, GenerationEnd::kStop);
+}
+
+TEST_F(RecoveryTest, WhoComesAndGoesIsReportedByName) {
+  SubmitAndDecode(3);
+  h_.changes.clear();
+  h_.Play(WorkerLeft{d_, "its stream ended"});
+  WorkerInfo other_model = CoreHarness::Info("x", WorkerRole::kDecode);
+  other_model.fingerprint = "another";
+  h_.Join(other_model);
+  h_.Join("d3", WorkerRole::kDecode);
+  std::vector<std::string> changes;
+  for (const WorkerChanged& change : h_.changes) {
+    changes.push_back(absl::StrCat(kMembershipEventNames[static_cast<int>(change.event)], " ",
+                                   change.worker_id, " ", change.num_requests, " ",
+                                   change.reason.empty() ? "" : "why"));
+  }
+  EXPECT_THAT(changes, ElementsAre("leave d 1 why", "incompatible x 0 why", "join d3 0 "));
 }
 
 TEST_F(RecoveryTest, OnlyTheFirstTokensAfterALossAreARecovery) {

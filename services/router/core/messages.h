@@ -18,6 +18,7 @@
 #include "common/block_hash.h"
 #include "common/ids.h"
 #include "common/sampling_params.h"
+#include "services/router/core/core_counters.h"
 #include "services/router/core/dispatcher.h"
 
 namespace sluice::router {
@@ -235,7 +236,16 @@ struct EndRequest {
   std::optional<double> prefix_match_ratio;  // of its prompt, as expected of the prefill worker
 };
 
+// Of the membership, for the log.
+struct WorkerChanged {
+  MembershipEvent event = MembershipEvent::kJoin;
+  std::string worker_id;
+  WorkerRole role = WorkerRole::kBoth;
+  std::string reason;    // empty for a join
+  int num_requests = 0;  // that it had; each goes on elsewhere or ends
+};
+
 using Action = std::variant<SendReserve, SendPrefill, SendRun, SendCancel, SendWelcome,
-                            CloseSession, EmitTokens, EndRequest>;
+                            CloseSession, EmitTokens, EndRequest, WorkerChanged>;
 
 }  // namespace sluice::router

@@ -40,6 +40,8 @@ void RouterCore::Handle(const FlowContext& ctx, WorkerRegistered event) {
   const absl::Status status = membership_.Check(event.info);
   if (!status.ok()) {
     ++counters_.membership_events[role][static_cast<int>(MembershipEvent::kIncompatible)];
+    ctx.actions.push_back(WorkerChanged{MembershipEvent::kIncompatible, event.info.worker_id,
+                                        event.info.role, std::string(status.message())});
     ctx.actions.push_back(SendWelcome{event.session, std::string(status.message())});
     return;
   }
@@ -51,6 +53,8 @@ void RouterCore::Handle(const FlowContext& ctx, WorkerRegistered event) {
     RemoveWorker(ctx, *old, reason, MembershipEvent::kLeave);
   }
   ++counters_.membership_events[role][static_cast<int>(MembershipEvent::kJoin)];
+  ctx.actions.push_back(
+      WorkerChanged{MembershipEvent::kJoin, event.info.worker_id, event.info.role, ""});
   membership_.Add(event.session, std::move(event.info), ctx.now);
   ctx.actions.push_back(SendWelcome{event.session, ""});
 }
@@ -74,6 +78,7 @@ void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const s
   if (member == nullptr) return;
   ++counters_.membership_events[static_cast<int>(member->info.role)][static_cast<int>(event)];
   if (MissingRole(membership_.View(ctx.now)).empty()) could_serve_at_ = ctx.now;
+  WorkerChanged change{event, member->info.worker_id, member->info.role, reason};
   membership_.Remove(session);
   prefixes_.Forget(session);
   if (Planted(RouterMutant::kIgnoreLostWorker)) return;
@@ -82,6 +87,8 @@ void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const s
     if (entry.flow->Involves(session)) affected.push_back(id);
   }
   std::sort(affected.begin(), affected.end());
+  change.num_requests = static_cast<int>(affected.size());
+  ctx.actions.push_back(std::move(change));
   for (const RequestId& id : affected) {
     Entry& entry = flows_.at(id);
     entry.flow->OnWorkerLost(ctx, session, reason);

@@ -32,6 +32,29 @@ GenerationResult Refusal(absl::Status status, std::optional<absl::Duration> retr
   return result;
 }
 
+void LogChange(const WorkerChanged& change) {
+  const std::string worker =
+      absl::StrCat("worker ", change.worker_id, " (", WorkerRoleName(change.role), ")");
+  switch (change.event) {
+    case MembershipEvent::kJoin:
+      SLUICE_LOG(Info) << worker << " joined";
+      break;
+    case MembershipEvent::kIncompatible:
+      SLUICE_LOG(Warning) << worker << " refused: " << change.reason;
+      break;
+    case MembershipEvent::kLeave:
+    case MembershipEvent::kExpire:
+    case MembershipEvent::kNumEvents:
+      if (change.num_requests == 0) {
+        SLUICE_LOG(Info) << worker << " left: " << change.reason;
+      } else {
+        SLUICE_LOG(Warning) << worker << " left: " << change.reason << "; it had "
+                            << change.num_requests << " requests";
+      }
+      break;
+  }
+}
+
 }  // namespace
 
 DispatcherThread::DispatcherThread(DispatcherOptions options, DispatcherObserver* observer)
@@ -307,6 +330,8 @@ void DispatcherThread::CarryOutActions() {
         sinks_.erase(it);
         touched_.back()->OnEnd(ended->result);
       }
+    } else if (const auto* change = std::get_if<WorkerChanged>(&action)) {
+      LogChange(*change);
     } else {
       port_->Send(std::move(action));
     }

@@ -83,8 +83,6 @@ class FleetServerImpl final : public FleetServer, public v1::Fleet::CallbackServ
     const std::shared_ptr<FleetSession> session = Find(Destination(action));
     if (session == nullptr) return;
     if (const auto* close = std::get_if<CloseSession>(&action)) {
-      SLUICE_LOG(Warning) << "closing the stream of worker session " << close->session << ": "
-                          << close->reason;
       session->Abort(close->reason);
       return;
     }
@@ -93,7 +91,6 @@ class FleetServerImpl final : public FleetServer, public v1::Fleet::CallbackServ
     const std::string refusal = message.has_welcome() ? message.welcome().error() : "";
     session->Send(std::move(message));
     if (!refusal.empty()) {
-      SLUICE_LOG(Warning) << "refused: " << refusal;
       session->Close(grpc::Status(grpc::StatusCode::FAILED_PRECONDITION, refusal));
     }
   }

@@ -226,7 +226,8 @@ SessionId Destination(const Action& action) {
         using T = std::decay_t<decltype(a)>;
         if constexpr (std::is_same_v<T, CloseSession>) {
           return a.session;
-        } else if constexpr (std::is_same_v<T, EmitTokens> || std::is_same_v<T, EndRequest>) {
+        } else if constexpr (std::is_same_v<T, EmitTokens> || std::is_same_v<T, EndRequest> ||
+                             std::is_same_v<T, WorkerChanged>) {
           return SessionId();
         } else {
           return a.to;

@@ -147,6 +147,7 @@ void HttpConnection::TakeRequest() {
   request_.method = std::string(View(message.method_string()));
   request_.path = PathOf(View(message.target()));
   request_.content_type = std::string(View(message[http::field::content_type]));
+  request_.has_origin = message.find(http::field::origin) != message.end();
   request_.request_id = RequestIdOr(View(message["x-request-id"]));
   request_.received_at = MonotonicNow();
   request_.body = std::move(message.body());
@@ -194,7 +195,7 @@ std::string HttpConnection::HeaderBlock(int status, absl::string_view content_ty
   if (!content_type.empty()) absl::StrAppend(&block, "Content-Type: ", content_type, "\r\n");
   if (!shared_->options.cors_allow_origin.empty()) {
     absl::StrAppend(&block, "Access-Control-Allow-Origin: ", shared_->options.cors_allow_origin,
-                    "\r\n");
+                    "\r\nAccess-Control-Expose-Headers: x-request-id, retry-after\r\n");
   }
   for (const HttpHeader& header : headers) {
     absl::StrAppend(&block, header.name, ": ", header.value, "\r\n");

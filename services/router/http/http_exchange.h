@@ -20,6 +20,7 @@ struct HttpRequest {
   std::string method;        // "GET"
   std::string path;          // still percent-encoded, without query
   std::string content_type;  // as sent, or ""
+  bool has_origin = false;   // a browser's page sent it
   std::string request_id;    // the client's x-request-id, or ours
   std::string body;
   absl::Time received_at;  // MonotonicNow() scale: when its headers were complete

@@ -43,13 +43,14 @@ std::string PercentDecode(absl::string_view text) {
   return decoded;
 }
 
-// A missing Content-Type is taken for JSON; browsers' form types are refused, so that a foreign
-// page cannot post without a preflight.
+// A missing Content-Type is taken for JSON, but not from a browser (Origin): a foreign page can
+// send one without a preflight, and forms with their own types too.
 bool HasJsonBody(HttpExchange* exchange) {
   const std::string& type = exchange->request().content_type;
   const absl::string_view essence =
       absl::StripAsciiWhitespace(absl::string_view(type).substr(0, type.find(';')));
-  if (essence.empty() || absl::EqualsIgnoreCase(essence, "application/json") ||
+  const bool may_be_missing = !exchange->request().has_origin;
+  if ((essence.empty() && may_be_missing) || absl::EqualsIgnoreCase(essence, "application/json") ||
       absl::EndsWithIgnoreCase(essence, "+json")) {
     return true;
   }
@@ -80,7 +81,7 @@ void StartGeneration(const RouteContext& route, ApiKind kind) {
   if (!HasJsonBody(route.exchange)) return;
   HttpRequest& request = route.exchange->request();
   const int64_t body_bytes = static_cast<int64_t>(request.body.size());
-  auto work = [context = route.context, exchange = route.exchange, options = &route.options, kind,
+  auto work = [context = route.context, exchange = route.exchange, kind,
                body = std::make_shared<std::string>(std::move(request.body)),
                request_id = request.request_id, received_at = request.received_at] {
     auto prepared = std::make_shared<absl::StatusOr<Prepared>>(
@@ -89,7 +90,7 @@ void StartGeneration(const RouteContext& route, ApiKind kind) {
                                      PlanChat)
             : ParseAndPlan<CompletionBody>(context, *body, request_id, received_at,
                                            ParseCompletionBody, PlanCompletion));
-    return [context, exchange, options, kind, request_id, prepared] {
+    return [context, exchange, kind, request_id, prepared] {
       if (!prepared->ok()) {
         RespondError(exchange, prepared->status());
         return;
@@ -100,7 +101,6 @@ void StartGeneration(const RouteContext& route, ApiKind kind) {
       format.request_id = request_id;
       format.system_fingerprint = absl::StrCat("sluice-", context->options().version);
       format.created_unix_seconds = std::time(nullptr);
-      format.also_send_reasoning_field = options->also_send_reasoning_field;
       GenerationAnswer::Start(context, exchange, std::move((*prepared)->plan), std::move(format));
     };
   };
@@ -284,11 +284,12 @@ void HandleHttpRequest(const HttpOptions& options, ApiContext* context, HttpExch
   }
   exchange->SetRoute(route->label);
   if (request.method == "OPTIONS" && !options.cors_allow_origin.empty()) {
-    exchange->Respond(
-        204, "", "",
-        {{"Access-Control-Allow-Methods", absl::StrCat(route->method, ", OPTIONS")},
-         {"Access-Control-Allow-Headers", "authorization, content-type, x-request-id"},
-         {"Access-Control-Max-Age", "86400"}});
+    exchange->Respond(204, "", "",
+                      {{"Access-Control-Allow-Methods", absl::StrCat(route->method, ", OPTIONS")},
+                       // The wildcard (OpenAI's client for browsers sends a dozen of its own)
+                       // leaves out this one.
+                       {"Access-Control-Allow-Headers", "*, authorization"},
+                       {"Access-Control-Max-Age", "86400"}});
     return;
   }
   const bool head_of_get = request.method == "HEAD" && absl::string_view(route->method) == "GET";

@@ -35,8 +35,6 @@ struct HttpOptions {
 
   // Value of Access-Control-Allow-Origin for browser pages; "" sends no CORS headers.
   std::string cors_allow_origin;
-  // Sends reasoning also as `reasoning` (beside DeepSeek's `reasoning_content`).
-  bool also_send_reasoning_field = false;
 };
 
 class HttpServer {

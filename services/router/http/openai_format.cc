@@ -185,7 +185,6 @@ std::string OpenAiFormatter::Full(const RequestSummary& summary) {
 void OpenAiFormatter::AppendReasoning(const std::string& reasoning, JsonWriter* json) const {
   if (reasoning.empty()) return;
   json->Key("reasoning_content").String(reasoning);
-  if (options_.also_send_reasoning_field) json->Key("reasoning").String(reasoning);
 }
 
 void OpenAiFormatter::AppendChatChoice(const ChoiceDelta& delta, bool chunk, JsonWriter* json) {

@@ -25,7 +25,6 @@ struct FormatOptions {
   std::string request_id;
   std::string system_fingerprint;
   int64_t created_unix_seconds = 0;
-  bool also_send_reasoning_field = false;
 };
 
 class OpenAiFormatter {
