@@ -1,5 +1,6 @@
 #include "tokenizer/tokenizer.h"
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <fstream>
@@ -49,6 +50,7 @@ class BpeTokenizer final : public Tokenizer {
   std::vector<TokenId> Encode(absl::string_view text, AddedTokens added) const override;
   std::vector<TokenId> EncodePrompt(absl::string_view text) const override;
   absl::string_view TokenBytes(TokenId id) const override;
+  size_t max_token_bytes() const override { return max_token_bytes_; }
   std::string Decode(absl::Span<const TokenId> ids, bool skip_special_tokens) const override;
   bool IsSpecial(TokenId id) const override { return HasFlag(id, kSpecial); }
   bool IsAdded(TokenId id) const override { return HasFlag(id, kAdded); }
@@ -78,6 +80,7 @@ class BpeTokenizer final : public Tokenizer {
   const PreTokenizer pre_tokenizer_;
   const Bpe bpe_;
   std::vector<Token> tokens_;  // by id
+  size_t max_token_bytes_ = 1;
   AddedTokenMatcher added_tokens_;
   absl::flat_hash_map<std::string, TokenId> added_token_ids_;
   std::optional<TokenId> bos_token_id_;
@@ -91,6 +94,9 @@ void BpeTokenizer::DefineToken(TokenId id, absl::string_view text, uint8_t flags
   Token& token = tokens_[id];
   token.bytes = BytesFromAlphabet(text).value_or(std::string(text));
   token.flags |= flags;
+  // Added tokens are found in the text as they are written, not by the bytes they decode to.
+  max_token_bytes_ =
+      std::max(max_token_bytes_, (flags & kAdded) != 0 ? text.size() : token.bytes.size());
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> BpeTokenizer::Create(

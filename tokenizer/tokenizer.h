@@ -38,6 +38,9 @@ class Tokenizer {
 
   // The token's raw bytes; may be part of a character. Unknown ids: empty.
   virtual absl::string_view TokenBytes(TokenId id) const = 0;
+  // The most bytes of text that one token can stand for: no text of n bytes gives fewer than
+  // n / max_token_bytes() tokens, whatever is in it.
+  virtual size_t max_token_bytes() const = 0;
   // Whole-sequence decode; each maximal invalid UTF-8 subpart becomes U+FFFD. Ids outside the
   // vocabulary add nothing.
   virtual std::string Decode(absl::Span<const TokenId> ids, bool skip_special_tokens) const = 0;

@@ -2,7 +2,6 @@
 // serves until SIGTERM or SIGINT, drains and exits. A second signal ends the process at once.
 #include <pthread.h>
 #include <signal.h>
-#include <sys/resource.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -23,6 +22,7 @@
 #include "metrics/metrics.h"
 #include "modelspec/model_spec.h"
 #include "services/router/api/api_context.h"
+#include "services/router/file_limit.h"
 #include "services/router/fleet/dispatcher_thread.h"
 #include "services/router/fleet/fleet_server.h"
 #include "services/router/grpc/grpc_server.h"
@@ -83,20 +83,6 @@ absl::StatusOr<ApiOptions> MakeApiOptions(const RouterConfig& config) {
   return options;
 }
 
-// Shells start programs with fewer files than max_connections needs, though more are allowed.
-void RaiseFileLimit(int max_connections) {
-  constexpr rlim_t kOtherFiles = 512;  // workers, gRPC clients, logs
-  const rlim_t needed = static_cast<rlim_t>(max_connections) + kOtherFiles;
-  rlimit limit{};
-  if (getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur >= needed) return;
-  limit.rlim_cur = std::min(limit.rlim_max, needed);
-  setrlimit(RLIMIT_NOFILE, &limit);
-  if (limit.rlim_cur < needed) {
-    SLUICE_LOG(Warning) << "max_connections " << max_connections << " needs " << needed
-                        << " open files; the hard limit is " << limit.rlim_max;
-  }
-}
-
 // Both fronts finish what runs, side by side, within `timeout` in all.
 void Drain(DispatcherThread* dispatcher, HttpServer* http, GrpcServer* grpc,
            absl::Duration timeout) {
@@ -112,7 +98,7 @@ void Drain(DispatcherThread* dispatcher, HttpServer* http, GrpcServer* grpc,
 }
 
 absl::Status Serve(const RouterConfig& config) {
-  RaiseFileLimit(config.max_connections);
+  const int max_http_connections = RaiseFileLimit(config.max_connections);
   MetricsRegistry registry;
   AddProcessMetrics(&registry, Version());
   SLUICE_ASSIGN_OR_RETURN(ApiOptions api_options, MakeApiOptions(config));
@@ -139,7 +125,7 @@ absl::Status Serve(const RouterConfig& config) {
   HttpOptions http_options;
   http_options.host = config.http_host;
   http_options.port = config.http_port;
-  http_options.max_connections = config.max_connections;
+  http_options.max_connections = max_http_connections;
   http_options.max_body_bytes = static_cast<int64_t>(config.max_body.bytes);
   http_options.cors_allow_origin = config.cors_allow_origin;
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<HttpServer> http,

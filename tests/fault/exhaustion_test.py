@@ -56,7 +56,7 @@ def descriptors_left(process, count):
 
 
 def router_without_descriptors(cluster):
-    """A running stream goes on; new connections wait and are served when there is room."""
+    """A running stream goes on; new connections wait and are served when there is room; so are gRPC and workers after it."""
     ask(cluster)
     before = num_fds(cluster.router)
     pieces, failed = [], []
@@ -89,6 +89,13 @@ def router_without_descriptors(cluster):
     thread.join(120)
     assert not thread.is_alive() and not failed, f"the running stream was disturbed: {failed}"
     assert len(pieces) > 1 and pieces[-1]["choices"][0]["finish_reason"] == "length", pieces[-1]
+    ask(cluster)
+    cluster.status()  # over gRPC
+    worker = cluster.workers[0]
+    worker.popen.kill()
+    worker.popen.wait()
+    cluster.restart_worker(worker)
+    wait_for(lambda: len(cluster.ready_workers()) == len(cluster.workers), 30, "the restarted worker to be ready")
     ask(cluster)
     wait_for(lambda: num_fds(cluster.router) <= before + 2, 20, "the router to hold no more descriptors than before")
     assert share < MAX_CPU_SHARE, f"the router used {share:.0%} of a core while it waited"

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "services/router/api/api_context.h"
+#include "tests/support/counting_tokenizer.h"
 #include "tests/support/fake_dispatcher.h"
 
 namespace sluice::router {
@@ -23,6 +24,10 @@ class ApiFixture : public testing::Test {
       ADD_FAILURE() << model.status();
       std::abort();
     }
+    auto tokenizer = std::make_unique<CountingTokenizer>(std::move(model->tokenizer));
+    tokenizer_ = tokenizer.get();
+    model->tokenizer = std::move(tokenizer);
+    model->chat_encoder = ChatEncoder::Create(*model->tokenizer).value();
     options.served_model_names = {"deepseek-tiny", "org/deepseek-tiny"};
     options.max_model_len = kTestMaxModelLen;
     auto context =
@@ -54,6 +59,7 @@ class ApiFixture : public testing::Test {
   MetricsRegistry registry_;
   FakeDispatcher dispatcher_;
   std::unique_ptr<ApiContext> context_;
+  const CountingTokenizer* tokenizer_ = nullptr;  // the context's
 };
 
 }  // namespace sluice::router

@@ -78,6 +78,7 @@ TEST(ErrorTable, ForeignStatusesMapByCode) {
   EXPECT_EQ(ToApiError(absl::DeadlineExceededError("")).kind, ErrorKind::kDeadline);
   EXPECT_EQ(ToApiError(absl::InternalError("")).kind, ErrorKind::kWorkerLost);
   EXPECT_EQ(ToApiError(absl::InvalidArgumentError("")).kind, ErrorKind::kInvalidRequest);
+  EXPECT_EQ(ToApiError(absl::OutOfRangeError("")).kind, ErrorKind::kContextLength);
   EXPECT_EQ(ToApiError(absl::UnknownError("")).kind, ErrorKind::kInternal);
 }
 

@@ -271,5 +271,55 @@ TEST_F(PlanTest, TokenizeAndDetokenizeAreInverse) {
   EXPECT_EQ(ToApiError(Detokenize(*context_, detokenize).status()).param, "tokens");
 }
 
+TEST_F(PlanTest, WhatCannotFitIsRefusedWithoutTokenizing) {
+  const int64_t before = tokenizer_->encoded_bytes();
+  EXPECT_EQ(Refusal(Prompt(std::string(8 << 20, ' '))),
+            std::make_pair(ErrorKind::kContextLength, std::string("prompt")));
+  ChatRequest chat = Hello();
+  chat.messages[0].content = std::string(8 << 20, 'a');
+  const auto plan = PlanChat(*context_, chat);
+  ASSERT_FALSE(plan.ok());
+  EXPECT_EQ(ToApiError(plan.status()).kind, ErrorKind::kContextLength);
+  EXPECT_EQ(ToApiError(plan.status()).param, "messages");
+  EXPECT_THAT(std::string(plan.status().message()),
+              HasSubstr("maximum context length is 512 tokens"));
+  EXPECT_EQ(tokenizer_->encoded_bytes(), before);
+}
+
+// The longest prompts there are: nothing but the longest token, which is an added one.
+TEST_F(PlanTest, WhatFitsIsNeverRefusedForItsBytes) {
+  std::string longest;
+  for (TokenId id = 0; id < tokenizer().vocab_size(); ++id) {
+    const std::string bytes(tokenizer().TokenBytes(id));
+    if (bytes.size() > longest.size()) longest = bytes;
+  }
+  ASSERT_EQ(longest.size(), tokenizer().max_token_bytes());
+  std::string text;
+  for (int i = 0; i < kTestMaxModelLen - 2; ++i) text += longest;
+  CompletionRequest request = Prompt(text);
+  request.sampling.max_tokens = 1;
+  const auto plan = PlanCompletion(*context_, request);
+  ASSERT_TRUE(plan.ok()) << plan.status();
+  EXPECT_EQ(plan->prompts[0].size(), static_cast<size_t>(kTestMaxModelLen - 1));  // with BOS
+}
+
+// The format drops what earlier answers thought, however much it was.
+TEST_F(PlanTest, TextThatTheFormatLeavesOutDoesNotCount) {
+  ChatRequest chat = Hello();
+  chat.messages.push_back(
+      {"assistant", "<think>" + std::string(1 << 20, 'a') + "</think>Yes.", "", {}});
+  chat.messages.push_back({"user", "And?", "", {}});
+  const auto plan = PlanChat(*context_, chat);
+  EXPECT_TRUE(plan.ok()) << plan.status();
+}
+
+TEST_F(PlanTest, ARequestWhoseDeadlineHasPassedIsNotTokenized) {
+  const int64_t before = tokenizer_->encoded_bytes();
+  CompletionRequest request = Prompt("late");
+  request.deadline = MonotonicNow() - absl::Milliseconds(1);
+  EXPECT_EQ(Refusal(request).first, ErrorKind::kDeadline);
+  EXPECT_EQ(tokenizer_->encoded_bytes(), before);
+}
+
 }  // namespace
 }  // namespace sluice::router

@@ -133,7 +133,7 @@ TEST_F(RequestLifeTest, NoWorkerIsUnavailableAtOnce) {
   const RequestId id = h_.Submit();
   EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kUnavailable);
   EXPECT_THAT(std::string(h_.Result(id).status.message()), HasSubstr("no ready prefill worker"));
-  EXPECT_TRUE(h_.Result(id).retry_after.has_value());
+  EXPECT_EQ(h_.Result(id).retry_after, std::nullopt);  // nobody knows when one comes
   p_ = h_.Join("p", WorkerRole::kPrefill);
   const RequestId second = h_.Submit();
   EXPECT_THAT(std::string(h_.Result(second).status.message()), HasSubstr("no ready decode worker"));
@@ -211,10 +211,40 @@ TEST_F(RequestLifeTest, RefusesEmptyPromptsAndTooLongOnes) {
   EXPECT_EQ(h_.Result(h_.Submit(0, 5)).status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(h_.Result(h_.Submit(5, 0)).status.code(), absl::StatusCode::kInvalidArgument);
   const RequestId too_long = h_.Submit(1000, 5);
-  EXPECT_EQ(h_.Result(too_long).status.code(), absl::StatusCode::kInvalidArgument);
+  // The fronts' context_length_exceeded.
+  EXPECT_EQ(h_.Result(too_long).status.code(), absl::StatusCode::kOutOfRange);
   EXPECT_THAT(std::string(h_.Result(too_long).status.message()),
               HasSubstr("maximum context length is 1000 tokens"));
   EXPECT_FALSE(h_.HasEnded(h_.Submit(999, 5)));
+}
+
+// Refused clients are told how long the queue takes at the rate at which it moves.
+TEST_F(RequestLifeTest, RetryAfterFollowsTheQueueAndItsRate) {
+  CoreOptions options;
+  options.max_running_requests = 1;
+  options.max_queued_requests = 19;
+  options.queue_timeout = absl::Hours(1);
+  const auto retry_after = [&](absl::Duration per_request) {
+    CoreHarness h(options);
+    const SessionId b = h.Join("b", WorkerRole::kBoth);
+    h.Submit();
+    const absl::Time end = h.now + absl::Minutes(2);
+    while (h.now < end) {
+      while (h.core.num_queued() < options.max_queued_requests) h.Submit();
+      h.AdvanceAlive(per_request);
+      const AttemptKey key = h.Take<SendRun>().at(0).sequence.key;
+      h.PlayToken(b, key, 0, 1);
+      h.PlayEnd(b, key, AttemptEndReason::kLength);
+    }
+    h.Submit();
+    const RequestId refused = h.Submit();
+    EXPECT_TRUE(h.HasEnded(refused));
+    return absl::ToDoubleSeconds(h.Result(refused).retry_after.value());
+  };
+  EXPECT_NEAR(retry_after(absl::Seconds(1)), 20, 3);
+  EXPECT_NEAR(retry_after(absl::Milliseconds(200)), 4, 1);
+  EXPECT_EQ(retry_after(absl::Milliseconds(20)), 1);
+  EXPECT_EQ(retry_after(absl::Seconds(5)), 30);
 }
 
 TEST_F(RequestLifeTest, QueueIsBoundedAndFirstComeFirstServed) {
@@ -229,7 +259,7 @@ TEST_F(RequestLifeTest, QueueIsBoundedAndFirstComeFirstServed) {
   const RequestId refused = h.Submit();
   EXPECT_EQ(h.Result(refused).status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(h.Result(refused).status.message()), HasSubstr("queue full"));
-  EXPECT_EQ(h.Result(refused).retry_after, options.retry_after);
+  EXPECT_EQ(h.Result(refused).retry_after, AdmissionRate::kMaxWait);  // of one admission so far
   EXPECT_EQ(h.ends.at(refused)[0].reject, RejectReason::kQueueFull);
 
   EXPECT_EQ(h.Take<SendRun>().at(0).sequence.key.request, first);

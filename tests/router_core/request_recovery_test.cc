@@ -206,7 +206,7 @@ TEST_F(NoRecoveryTest, WhatOneWorkerCancelledAtAnotherIsNotTheClientsDoing) {
   h_.PlayEnd(d_, key, AttemptEndReason::kFailed,
              absl::CancelledError("cancelled by the prefill worker: cancelled"), "kv_transfer");
   EXPECT_EQ(h_.Result(id).end, GenerationEnd::kFailed);
-  EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kAborted);
+  EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kInternal);
   EXPECT_THAT(Message(id), HasSubstr("cancelled by the prefill worker"));
 }
 
@@ -455,15 +455,28 @@ TEST_F(RecoveryTest, PreemptionsAreBounded) {
   EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kResourceExhausted);
 }
 
-TEST_F(RecoveryTest, FailedAttemptsAreRetriedAFewTimes) {
+// Whatever code a worker fails with, its client reads that a worker failed: not that the router has
+// no room (UNAVAILABLE), does not know the model (NOT_FOUND) or is defective (FAILED_PRECONDITION).
+class FailureCodeTest : public RecoveryTest,
+                        public ::testing::WithParamInterface<absl::StatusCode> {
+ protected:
+  absl::Status Failure() const { return absl::Status(GetParam(), "it broke"); }
+};
+
+INSTANTIATE_TEST_SUITE_P(
+    Codes, FailureCodeTest,
+    ::testing::Values(absl::StatusCode::kInternal, absl::StatusCode::kUnavailable,
+                      absl::StatusCode::kFailedPrecondition, absl::StatusCode::kNotFound,
+                      absl::StatusCode::kDeadlineExceeded, absl::StatusCode::kCancelled));
+
+TEST_P(FailureCodeTest, FailedAttemptsAreRetriedAFewTimes) {
   const RequestId id = h_.Submit();
   std::vector<SessionId> tried;
   for (int i = 0; i < 20 && !h_.HasEnded(id); ++i) {
     const AttemptKey key = Grant();
     for (const SendPrefill& prefill : h_.Take<SendPrefill>()) {
       tried.push_back(prefill.to);
-      h_.PlayEnd(prefill.to, key, AttemptEndReason::kFailed,
-                 absl::InternalError("checksum mismatch"), "kv_transfer");
+      h_.PlayEnd(prefill.to, key, AttemptEndReason::kFailed, Failure(), "kv_transfer");
     }
     h_.AdvanceAlive(absl::Seconds(1));
   }
@@ -471,8 +484,23 @@ TEST_F(RecoveryTest, FailedAttemptsAreRetriedAFewTimes) {
   EXPECT_EQ(tried[0], p_);
   EXPECT_EQ(tried[1], p2_);  // another one first
   EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kInternal);
-  EXPECT_THAT(Message(id), HasSubstr("checksum mismatch (stage kv_transfer)"));
+  EXPECT_EQ(h_.Result(id).retry_after, std::nullopt);
+  EXPECT_THAT(Message(id), HasSubstr("it broke (stage kv_transfer)"));
   EXPECT_EQ(Retries(Stage::kKvTransfer, RetryReason::kFailed), tried.size() - 1);
+}
+
+// Full pools count as no failure only before the first token.
+TEST_F(NoRecoveryTest, AFailureAmidTheAnswerIsAWorkersFailure) {
+  for (const absl::StatusCode code :
+       {absl::StatusCode::kUnavailable, absl::StatusCode::kResourceExhausted}) {
+    const RequestId id = h_.Submit();
+    const AttemptKey key = Grant();
+    h_.PlayToken(h_.Take<SendPrefill>().at(0).to, key, 0, 100);
+    h_.PlayEnd(granted_by_, key, AttemptEndReason::kFailed, absl::Status(code, "draining"),
+               "decode");
+    EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kInternal);
+    EXPECT_THAT(Message(id), HasSubstr("draining (stage decode)"));
+  }
 }
 
 TEST_F(RecoveryTest, FailedTransferAvoidsBothEnds) {

@@ -23,7 +23,7 @@ void FakeDispatcher::Generation::Sampled(const std::vector<SampledToken>& tokens
       sink = found->second;
     }
     sink->OnTokens(tokens);
-    sink->Flush(/*alone=*/true);
+    sink->Flush(/*alone=*/!dispatcher->crowded_);
   });
 }
 
@@ -173,7 +173,7 @@ void FakeDispatcher::Finish(RequestId id, const GenerationResult& result) {
     sinks_.erase(found);
   }
   sink->OnEnd(result);
-  sink->Flush(/*alone=*/true);
+  sink->Flush(/*alone=*/!crowded_);
 }
 
 }  // namespace sluice::router

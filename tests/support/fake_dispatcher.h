@@ -2,6 +2,7 @@
 // Thread-safe. Sinks are called on its own thread, as the real one does.
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -48,6 +49,8 @@ class FakeDispatcher : public Dispatcher {
   int num_submitted() const;
   int num_unfinished() const;
 
+  // From now on as if each turn reached many sinks: none is served on the dispatcher's thread.
+  void SetCrowded() { crowded_ = true; }
   void SetNotReadyReason(const std::string& reason);
   void SetSnapshot(const ClusterSnapshot& snapshot);
 
@@ -61,6 +64,8 @@ class FakeDispatcher : public Dispatcher {
   void Post(std::function<void()> task);
   void Finish(RequestId id, const GenerationResult& result);
   void EndEarly(RequestId id, GenerationEnd end);
+
+  std::atomic<bool> crowded_{false};
 
   mutable absl::Mutex mu_;
   std::function<void(const Generation&)> script_ ABSL_GUARDED_BY(mu_);

@@ -65,7 +65,8 @@ ApiContext::ApiContext(ApiOptions options, ServedModel model, Dispatcher* dispat
       registry_(registry),
       metrics_(std::make_unique<ApiMetrics>(registry)),
       prepare_pool_(std::make_unique<TaskPool>("router-prepare", options_.prepare_threads,
-                                               options_.prepare_queue_tasks)),
+                                               options_.prepare_queue_tasks,
+                                               options_.prepare_queue_bytes)),
       created_unix_seconds_(std::time(nullptr)) {}
 
 bool ApiContext::ServesModel(absl::string_view name) const {

@@ -41,6 +41,7 @@ struct ApiOptions {
   int64_t inline_prepare_bytes = 8 * 1024;
   int prepare_threads = 1;
   int prepare_queue_tasks = 256;
+  int64_t prepare_queue_bytes = 256 * 1024 * 1024;  // of bodies, parsed or not
 };
 
 // What a checkpoint contributes; from its files, or made by hand in tests.

@@ -72,8 +72,9 @@ const ErrorRow kTable[] = {
 ErrorKind KindOfCode(absl::StatusCode code) {
   switch (code) {
     case Code::kInvalidArgument:
-    case Code::kOutOfRange:
       return ErrorKind::kInvalidRequest;
+    case Code::kOutOfRange:
+      return ErrorKind::kContextLength;
     case Code::kUnimplemented:
       return ErrorKind::kUnsupported;
     case Code::kNotFound:

@@ -184,6 +184,36 @@ absl::Status FillMaxTokens(const ApiContext& context, const SamplingRequest& req
   return absl::OkStatus();
 }
 
+// Refuses what cannot fit before time is spent on tokenizing it: a text of so many bytes has more
+// tokens than the context, whatever they are. REQUIRES: the tokens will stand for all the bytes.
+absl::Status CheckTextBytes(const ApiContext& context, absl::string_view param, size_t bytes) {
+  const int64_t max_token_bytes = static_cast<int64_t>(context.tokenizer().max_token_bytes());
+  const int64_t least_tokens =
+      (static_cast<int64_t>(bytes) + max_token_bytes - 1) / max_token_bytes;
+  const int64_t max_model_len = context.MaxModelLen();
+  if (least_tokens <= max_model_len) return absl::OkStatus();
+  return MakeError(
+      ErrorKind::kContextLength,
+      absl::StrCat("This model's maximum context length is ", max_model_len,
+                   " tokens. However, the ", bytes, " bytes of the prompt are at least ",
+                   least_tokens, " tokens. Please reduce the length of the prompt."),
+      param);
+}
+
+absl::Status CheckChatBytes(const ApiContext& context, const std::vector<ChatMessage>& messages,
+                            const ChatOptions& options, size_t answer_prefix_bytes) {
+  size_t bytes = answer_prefix_bytes;
+  for (const ChatMessage& message : messages) {
+    bytes += message.content.size();
+    for (const ChatToolCall& call : message.tool_calls) bytes += call.arguments.size();
+  }
+  if (CheckTextBytes(context, "messages", bytes).ok()) return absl::OkStatus();
+  // The format may leave out some of it, such as the reasoning of earlier answers.
+  const absl::StatusOr<std::string> text = context.chat_encoder()->Render(messages, options);
+  if (!text.ok()) return absl::OkStatus();  // Encode says why
+  return CheckTextBytes(context, "messages", text->size() + answer_prefix_bytes);
+}
+
 absl::Status FillCommon(const ApiContext& context, const RequestCommon& request,
                         GenerationPlan* plan) {
   SLUICE_RETURN_IF_ERROR(CheckModel(context, request.model));
@@ -196,6 +226,10 @@ absl::Status FillCommon(const ApiContext& context, const RequestCommon& request,
       request.received_at == absl::InfinitePast() ? plan->parsed_at : request.received_at;
   plan->deadline =
       std::min(request.deadline, plan->received_at + context.options().request_timeout);
+  if (plan->deadline <= plan->parsed_at) {
+    return MakeError(ErrorKind::kDeadline,
+                     "the request's deadline passed before it was tokenized (stage tokenize)");
+  }
   SLUICE_RETURN_IF_ERROR(FillSampling(context, request.sampling, plan));
   plan->output.return_token_ids = request.return_token_ids;
   return absl::OkStatus();
@@ -220,12 +254,11 @@ absl::Status CheckNumChoices(const ApiContext& context, size_t num_prompts, int 
                                        context.options().max_choices, ", got ", choices));
 }
 
-std::vector<ChatMessage> WithKnownRoles(const std::vector<ChatMessage>& messages) {
-  std::vector<ChatMessage> result = messages;
-  for (ChatMessage& message : result) {
+std::vector<ChatMessage> WithKnownRoles(std::vector<ChatMessage> messages) {
+  for (ChatMessage& message : messages) {
     if (message.role == "developer") message.role = "system";
   }
-  return result;
+  return messages;
 }
 
 absl::Status NamedMessages(const absl::Status& status) {
@@ -233,10 +266,11 @@ absl::Status NamedMessages(const absl::Status& status) {
   return InvalidParameter("messages", status.message());
 }
 
+// `must_fit`: refuses at once what is longer than the context.
 absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
                                                 std::vector<ChatMessage> messages,
                                                 const ChatOptions& options,
-                                                bool continue_final_message) {
+                                                bool continue_final_message, bool must_fit) {
   if (context.chat_encoder() == nullptr) {
     return MakeError(ErrorKind::kUnsupported, "this model has no chat format; use completions");
   }
@@ -259,8 +293,11 @@ absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
                        "messages");
     }
   }
-  absl::StatusOr<std::vector<TokenId>> tokens =
-      context.chat_encoder()->Encode(WithKnownRoles(messages), options);
+  messages = WithKnownRoles(std::move(messages));
+  if (must_fit) {
+    SLUICE_RETURN_IF_ERROR(CheckChatBytes(context, messages, options, answer_prefix.size()));
+  }
+  absl::StatusOr<std::vector<TokenId>> tokens = context.chat_encoder()->Encode(messages, options);
   if (!tokens.ok()) return NamedMessages(tokens.status());
   const std::vector<TokenId> prefix =
       context.tokenizer().Encode(answer_prefix, AddedTokens::kIgnore);
@@ -294,6 +331,7 @@ absl::StatusOr<GenerationPlan> PlanCompletion(const ApiContext& context,
   }
   for (const PromptInput& prompt : request.prompts) {
     if (const auto* text = std::get_if<std::string>(&prompt)) {
+      SLUICE_RETURN_IF_ERROR(CheckTextBytes(context, "prompt", text->size()));
       plan.prompts.push_back(context.tokenizer().EncodePrompt(*text));
       if (request.echo) plan.echo_texts.push_back(*text);
       continue;
@@ -319,7 +357,8 @@ absl::StatusOr<GenerationPlan> PlanChat(const ApiContext& context, const ChatReq
   options.thinking = request.thinking;
   SLUICE_ASSIGN_OR_RETURN(
       std::vector<TokenId> tokens,
-      EncodeChat(context, request.messages, options, request.continue_final_message));
+      EncodeChat(context, request.messages, options, request.continue_final_message,
+                 /*must_fit=*/true));
   plan.prompts.push_back(std::move(tokens));
   plan.output.reasoning_start =
       request.continue_final_message
@@ -340,7 +379,7 @@ absl::StatusOr<std::vector<TokenId>> Tokenize(const ApiContext& context,
   options.add_generation_prompt = request.add_generation_prompt;
   options.thinking = request.thinking;
   return EncodeChat(context, std::get<std::vector<ChatMessage>>(request.input), options,
-                    /*continue_final_message=*/false);
+                    /*continue_final_message=*/false, /*must_fit=*/false);
 }
 
 absl::StatusOr<std::string> Detokenize(const ApiContext& context,

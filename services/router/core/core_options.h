@@ -60,8 +60,6 @@ struct CoreOptions {
   int max_prefix_blocks_per_worker = 262'144;
   // Used until a worker has reported its own.
   double default_prefill_tokens_per_second = 1000;
-  // Suggested to refused clients.
-  absl::Duration retry_after = absl::Seconds(1);
 };
 
 }  // namespace sluice::router

@@ -38,9 +38,10 @@ enum class GenerationEnd { kStop, kLength, kCancelled, kFailed };
 struct GenerationResult {
   GenerationEnd end = GenerationEnd::kFailed;
   // With kFailed: RESOURCE_EXHAUSTED (queue full), UNAVAILABLE (no worker, draining),
-  // DEADLINE_EXCEEDED, INTERNAL (worker lost). The message names stage and worker.
+  // DEADLINE_EXCEEDED, OUT_OF_RANGE (longer than the workers' context), INTERNAL (worker lost). The
+  // message names stage and worker.
   absl::Status status;
-  std::optional<absl::Duration> retry_after;
+  std::optional<absl::Duration> retry_after;  // when there may be a place; unset: nobody knows
   int cached_tokens = 0;
   TimeStages stages;  // from admission to prefill, kv_transfer to first_step
 };

@@ -222,10 +222,10 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
         Plan(ctx);
         return;
       }
-      // One worker cancelled what it had with another. The client did not, and must not read so.
-      const absl::StatusCode code = event.status.code() == absl::StatusCode::kCancelled
-                                        ? absl::StatusCode::kAborted
-                                        : event.status.code();
+      // The codes are of what happened between the router and its workers. To the client they would
+      // mean something else: that it left (CANCELLED), that there is no room (UNAVAILABLE).
+      const absl::StatusCode code =
+          IsCurable(event.status) ? absl::StatusCode::kInternal : event.status.code();
       RetryAfterFailure(ctx, stage, RetryReason::kFailed,
                         absl::Status(code, absl::StrCat(who, ": ", event.status.message(),
                                                         " (stage ", StageName(stage), ")")));
@@ -316,9 +316,8 @@ void RequestFlow::Fail(const FlowContext& ctx, absl::Status status, RejectReason
   DropLegs(ctx, std::string(status.message()));
   GenerationResult result;
   result.end = GenerationEnd::kFailed;
-  if (status.code() == absl::StatusCode::kResourceExhausted ||
-      status.code() == absl::StatusCode::kUnavailable) {
-    result.retry_after = ctx.options.retry_after;
+  if (status.code() == absl::StatusCode::kResourceExhausted) {
+    result.retry_after = ctx.admissions.TimeToAdmit(ctx.num_queued + 1, ctx.now);
   }
   result.status = std::move(status);
   Finish(ctx, std::move(result), reject);

@@ -26,6 +26,7 @@
 #include "absl/status/status.h"
 #include "absl/time/time.h"
 #include "common/block_hash.h"
+#include "services/router/core/admission_rate.h"
 #include "services/router/core/core_counters.h"
 #include "services/router/core/core_options.h"
 #include "services/router/core/journal.h"
@@ -43,7 +44,9 @@ struct FlowContext {
   Membership& membership;
   const PrefixIndex& prefixes;
   RetryBudget& retries;
+  const AdmissionRate& admissions;
   int num_running;
+  int num_queued;
   CoreCounters& counters;
   std::vector<Action>& actions;
   absl::Time now;

@@ -44,7 +44,7 @@ void RequestFlow::Plan(const FlowContext& ctx) {
 void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
   if (why == NoRoute::kTooLong) {
     Fail(ctx,
-         absl::InvalidArgumentError(absl::StrCat(
+         absl::OutOfRangeError(absl::StrCat(
              "This model's maximum context length is ", ctx.membership.MaxModelLen(ctx.now),
              " tokens, but the request has ", num_tokens(), " before its next token")),
          RejectReason::kTooLong);

@@ -21,8 +21,8 @@ std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
 }
 
 void RouterCore::Step(Event event, absl::Time now, std::vector<Action>* actions) {
-  const FlowContext ctx{options_,      membership_, prefixes_, retries_,
-                        num_running(), counters_,   *actions,  now};
+  const FlowContext ctx{options_,      membership_,  prefixes_, retries_, admissions_,
+                        num_running(), num_queued(), counters_, *actions, now};
   std::visit([&](auto& e) { Handle(ctx, std::move(e)); }, event);
   ResumeRetries(ctx);
   AdmitQueued(ctx);
@@ -218,6 +218,7 @@ void RouterCore::AdmitQueued(const FlowContext& ctx) {
     Entry& entry = flows_.at(id);
     queue_.erase(queue_.begin());
     entry.ticket = 0;
+    admissions_.Count(ctx.now);
     entry.flow->Admit(ctx);
     Settle(id, entry);
   }

@@ -14,6 +14,7 @@
 #include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
 #include "absl/time/time.h"
+#include "services/router/core/admission_rate.h"
 #include "services/router/core/core_counters.h"
 #include "services/router/core/core_options.h"
 #include "services/router/core/dispatcher.h"
@@ -45,6 +46,10 @@ class RouterCore {
 
   int num_queued() const { return static_cast<int>(queue_.size()); }
   int num_running() const { return static_cast<int>(flows_.size() - queue_.size()); }
+  // When a request that finds no place now may find one.
+  absl::Duration RetryAfter(absl::Time now) const {
+    return admissions_.TimeToAdmit(num_queued() + 1, now);
+  }
   // Requests in each RequestFlow::Phase.
   std::vector<int> CountPhases() const;
   bool draining() const { return draining_; }
@@ -96,6 +101,7 @@ class RouterCore {
   Membership membership_;
   PrefixIndex prefixes_;
   RetryBudget retries_;
+  AdmissionRate admissions_;
   CoreCounters counters_;
   bool draining_ = false;
   absl::Time could_serve_at_ = absl::InfinitePast();  // when no role was last seen missing

@@ -266,7 +266,7 @@ void DispatcherThread::HandleMail(Mailbox mail, absl::Time now) {
     EndRequest ended;
     ended.api = api;
     ended.result = Refusal(absl::ResourceExhaustedError("queue full (stage admission)"),
-                           options_.core.retry_after);
+                           core_.RetryAfter(now));
     ended.reject = RejectReason::kQueueFull;
     if (observer_ != nullptr) observer_->OnEnd(ended);
     sink->OnEnd(ended.result);

@@ -70,15 +70,19 @@ grpc::ServerWriteReactor<v1::ChatResponse>* GenerationService::Chat(
 }
 
 grpc::ServerUnaryReactor* GenerationService::RunOnPool(grpc::CallbackServerContext* rpc,
-                                                       const char* method,
+                                                       const char* method, size_t input_bytes,
                                                        std::function<absl::Status()> work) {
   grpc::ServerUnaryReactor* const reactor = rpc->DefaultReactor();
   shared_->prepares.Add(1);
   const bool posted = shared_->context->prepare_pool().Post(
-      [shared = shared_, reactor, method, work = std::move(work)] {
-        EndUnary(shared->context, reactor, method, work());
+      [shared = shared_, rpc, reactor, method, work = std::move(work)] {
+        // Valid until the call is finished, here.
+        const absl::Status status =
+            rpc->IsCancelled() ? absl::CancelledError("the client left") : work();
+        EndUnary(shared->context, reactor, method, status);
         shared->prepares.Add(-1);
-      });
+      },
+      static_cast<int64_t>(input_bytes));
   if (!posted) {
     shared_->prepares.Add(-1);
     EndUnary(shared_->context, reactor, method,
@@ -91,25 +95,28 @@ grpc::ServerUnaryReactor* GenerationService::Tokenize(grpc::CallbackServerContex
                                                       const v1::TokenizeRequest* request,
                                                       v1::TokenizeResponse* response) {
   // Request and response live until the call is finished.
-  return RunOnPool(rpc, "Tokenize", [context = shared_->context, request, response] {
-    const absl::StatusOr<std::vector<TokenId>> tokens =
-        sluice::router::Tokenize(*context, FromProto(*request));
-    if (!tokens.ok()) return tokens.status();
-    response->mutable_token_ids()->Add(tokens->begin(), tokens->end());
-    response->set_max_model_len(context->MaxModelLen());
-    return absl::OkStatus();
-  });
+  return RunOnPool(rpc, "Tokenize", request->ByteSizeLong(),
+                   [context = shared_->context, request, response] {
+                     const absl::StatusOr<std::vector<TokenId>> tokens =
+                         sluice::router::Tokenize(*context, FromProto(*request));
+                     if (!tokens.ok()) return tokens.status();
+                     response->mutable_token_ids()->Add(tokens->begin(), tokens->end());
+                     response->set_max_model_len(context->MaxModelLen());
+                     return absl::OkStatus();
+                   });
 }
 
 grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerContext* rpc,
                                                         const v1::DetokenizeRequest* request,
                                                         v1::DetokenizeResponse* response) {
-  return RunOnPool(rpc, "Detokenize", [context = shared_->context, request, response] {
-    absl::StatusOr<std::string> text = sluice::router::Detokenize(*context, FromProto(*request));
-    if (!text.ok()) return text.status();
-    response->set_text(*std::move(text));
-    return absl::OkStatus();
-  });
+  return RunOnPool(rpc, "Detokenize", request->ByteSizeLong(),
+                   [context = shared_->context, request, response] {
+                     absl::StatusOr<std::string> text =
+                         sluice::router::Detokenize(*context, FromProto(*request));
+                     if (!text.ok()) return text.status();
+                     response->set_text(*std::move(text));
+                     return absl::OkStatus();
+                   });
 }
 
 grpc::ServerUnaryReactor* GenerationService::ListModels(grpc::CallbackServerContext* rpc,

@@ -34,9 +34,10 @@ class GenerationService final : public v1::Generation::CallbackService {
                                       v1::GetStatusResponse* response) override;
 
  private:
-  // Runs `work` on the prepare pool and ends the call with what it returns.
+  // Runs `work` on the prepare pool, unless the client has left by then, and ends the call with
+  // what it returns. `input_bytes`: of the request.
   grpc::ServerUnaryReactor* RunOnPool(grpc::CallbackServerContext* rpc, const char* method,
-                                      std::function<absl::Status()> work);
+                                      size_t input_bytes, std::function<absl::Status()> work);
 
   GrpcServerShared* const shared_;
 };

@@ -8,6 +8,8 @@
 namespace sluice::router {
 namespace {
 
+constexpr char kFrontIsFull[] = "too many streams have work waiting";
+
 int64_t SizeOf(const google::protobuf::Message& message) {
   // An empty message still occupies a frame and our bookkeeping.
   constexpr int64_t kOverheadBytes = 64;
@@ -39,38 +41,53 @@ template <typename Response>
 void GenerationStream<Response>::Start(int64_t input_bytes, PlanFn plan) {
   self_ = this->shared_from_this();
   if (shared_->draining) {
-    return EndWith(
-        ToGrpcStatus(ToApiError(MakeError(ErrorKind::kNoCapacity, "the router is draining"))));
+    return Refuse(ErrorKind::kNoCapacity, "the router is draining");
   }
   if (shared_->streams.Get() > shared_->options.max_streams) {
-    return EndWith(
-        ToGrpcStatus(ToApiError(MakeError(ErrorKind::kQueueFull, "too many streams are open"))));
+    return Refuse(ErrorKind::kQueueFull, "too many streams are open");
   }
+  accepted_ = true;
   if (input_bytes <= shared_->context->options().inline_prepare_bytes) {
-    RunOnFront([this, plan = std::move(plan)] { Submit(plan()); });
+    if (!RunOnFront([this, plan = std::move(plan)] { Submit(plan()); })) {
+      Refuse(ErrorKind::kQueueFull, kFrontIsFull);
+    }
     return;
   }
   shared_->prepares.Add(1);
   const bool posted = shared_->context->prepare_pool().Post(
       [shared = shared_, self = self_, plan = std::move(plan)]() mutable {
-        self->RunOnFront([stream = self.get(), planned = plan()]() mutable {
-          stream->Submit(std::move(planned));
-        });
+        self->Prepare(plan);
         self.reset();  // before the server may go
         shared->prepares.Add(-1);
-      });
+      },
+      input_bytes);
   if (!posted) {
     shared_->prepares.Add(-1);
-    EndWith(ToGrpcStatus(
-        ToApiError(MakeError(ErrorKind::kQueueFull, "too many long prompts are waiting"))));
+    Refuse(ErrorKind::kQueueFull, "too many long prompts are waiting");
   }
 }
 
 template <typename Response>
+void GenerationStream<Response>::Prepare(const PlanFn& plan) {
+  {
+    absl::MutexLock lock(&mu_);
+    if (broken_ || finished_) return;  // nobody waits for it any more
+  }
+  const bool posted =
+      RunOnFront([this, planned = plan()]() mutable { Submit(std::move(planned)); });
+  if (!posted) Refuse(ErrorKind::kQueueFull, kFrontIsFull);
+}
+
+template <typename Response>
 void GenerationStream<Response>::Post(std::weak_ptr<GenerationCall> call) {
-  RunOnFront([call = std::move(call)] {
+  const bool posted = RunOnFront([call = std::move(call)] {
     if (const std::shared_ptr<GenerationCall> alive = call.lock()) alive->HandleEvents();
   });
+  if (posted) return;
+  // The call waits for this turn before it asks for another: without it the stream would hang.
+  SLUICE_LOG(Error) << "grpc front: queue full, a stream is cut off";
+  absl::MutexLock lock(&mu_);
+  if (!finished_) BreakLocked();
 }
 
 template <typename Response>
@@ -82,17 +99,16 @@ bool GenerationStream<Response>::TryRun(GenerationCall* call) {
 }
 
 template <typename Response>
-void GenerationStream<Response>::RunOnFront(std::function<void()> task) {
-  const bool posted =
-      shared_->front->Post([self = this->shared_from_this(), task = std::move(task)] {
-        absl::MutexLock turn(&self->turn_mu_);
-        task();
-      });
-  // The queue holds what all streams together can have on their way (GrpcServerShared), so it is
-  // never full while they are bounded.
-  if (!posted) {
-    SLUICE_LOG(Error) << "grpc front: queue full, a stream's event was dropped";
-  }
+bool GenerationStream<Response>::RunOnFront(std::function<void()> task) {
+  return shared_->front->Post([self = this->shared_from_this(), task = std::move(task)] {
+    absl::MutexLock turn(&self->turn_mu_);
+    task();
+  });
+}
+
+template <typename Response>
+void GenerationStream<Response>::Refuse(ErrorKind kind, absl::string_view message) {
+  OnError(ToApiError(MakeError(kind, message)));
 }
 
 // ---- In turns ----
@@ -140,16 +156,20 @@ void GenerationStream<Response>::Abandon() {
 }
 
 template <typename Response>
+void GenerationStream<Response>::AbandonOnFront() {
+  // A refused stream has no call, and there may be any number of them. With a full queue the call
+  // goes with the stream, which is soon.
+  if (accepted_) static_cast<void>(RunOnFront([this] { Abandon(); }));
+}
+
+template <typename Response>
 void GenerationStream<Response>::Enqueue(Response response) {
   absl::MutexLock lock(&mu_);
   if (finished_ || ending_ || broken_) return;
   const int64_t bytes = SizeOf(response);
   if (outbox_bytes_ + bytes > shared_->options.max_stream_buffer_bytes) {
-    // The message being written waits for the client's window and blocks even a status: only a
-    // reset of the stream gets through. OnCancel follows.
-    broken_ = true;
     shared_->context->metrics().slow_client_evictions(Front::kGrpc)->Increment();
-    rpc_->TryCancel();
+    BreakLocked();
     return;
   }
   outbox_bytes_ += bytes;
@@ -179,6 +199,14 @@ void GenerationStream<Response>::WriteNextLocked() {
   finished_ = true;
   shared_->context->metrics().CountGrpcRequest(method_, final_status_.error_code());
   this->Finish(final_status_);
+}
+
+template <typename Response>
+void GenerationStream<Response>::BreakLocked() {
+  // The message being written may wait for the client's window and block even a status: only a
+  // reset of the stream gets through. OnCancel follows.
+  broken_ = true;
+  rpc_->TryCancel();
 }
 
 template <typename Response>
@@ -219,14 +247,14 @@ void GenerationStream<Response>::OnCancel() {
     shared_->context->metrics().CountDisconnect(had_output ? DisconnectPhase::kStreaming
                                                            : DisconnectPhase::kBeforeFirstToken);
   }
-  RunOnFront([this] { Abandon(); });
+  AbandonOnFront();
   EndWith(late ? grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "the call's deadline passed")
                : grpc::Status::CANCELLED);
 }
 
 template <typename Response>
 void GenerationStream<Response>::OnDone() {
-  RunOnFront([this] { Abandon(); });  // holds this until then
+  AbandonOnFront();  // holds this until then
   self_.reset();
 }
 

@@ -53,6 +53,9 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   void OnCancel() override;
   void OnDone() override;
 
+  // On the prepare pool.
+  void Prepare(const PlanFn& plan);
+
   // In turns.
   void Submit(absl::StatusOr<GenerationPlan> plan);
   void OnDelta(const ChoiceDelta& delta) override;
@@ -64,17 +67,24 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   void Post(std::weak_ptr<GenerationCall> call) override;
   bool TryRun(GenerationCall* call) override;
 
-  // A turn on the front thread.
-  void RunOnFront(std::function<void()> task);
+  // A turn on the front thread. False, and no turn, if its queue is full: it holds what
+  // max_streams accepted streams can have on their way, so it should not be.
+  [[nodiscard]] bool RunOnFront(std::function<void()> task);
+  void AbandonOnFront();
+  // Any thread.
+  void Refuse(ErrorKind kind, absl::string_view message);
   void Enqueue(Response response);
   // Ends the call with `status` once everything queued was written.
   void EndWith(const grpc::Status& status);
   void WriteNextLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // Resets the stream. REQUIRES: !finished_.
+  void BreakLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropOutboxLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
   GrpcServerShared* const shared_;
   grpc::CallbackServerContext* const rpc_;  // valid until OnDone
   const char* const method_;
+  bool accepted_ = false;  // constant after Start
 
   absl::Mutex turn_mu_;  // before mu_
 

@@ -29,7 +29,8 @@ class GrpcServerImpl : public GrpcServer {
   GrpcServerImpl(const GrpcOptions& options, ApiContext* context) : service_(&shared_) {
     shared_.options = options;
     shared_.context = context;
-    // A stream has at most a start, a wake-up, a cancel and an end on their way.
+    // An accepted stream has at most a start, a wake-up, a cancel and an end on their way; refused
+    // ones, which nothing bounds, have nothing.
     shared_.front = std::make_unique<TaskPool>("router-grpc", 1,
                                                static_cast<size_t>(options.max_streams) * 8 + 1024);
   }

@@ -324,6 +324,13 @@ void CallTask::operator()() const {
   to->RunCorked(alive.get());
 }
 
+bool HttpConnection::IsAwaited(const std::weak_ptr<HttpConnection>& connection) {
+  const std::shared_ptr<HttpConnection> self = connection.lock();
+  if (self == nullptr) return false;
+  absl::MutexLock turn(&self->turn_mu_);
+  return !self->client_gone_;
+}
+
 void HttpConnection::Prepare(int64_t input_bytes, std::function<std::function<void()>()> work) {
   if (input_bytes <= shared_->context->options().inline_prepare_bytes) {
     work()();
@@ -333,14 +340,17 @@ void HttpConnection::Prepare(int64_t input_bytes, std::function<std::function<vo
   const bool posted = shared_->context->prepare_pool().Post(
       [shared = shared_, weak = weak_from_this(), executor = socket_.get_executor(),
        work = std::move(work)] {
-        asio::post(executor, [weak, finish = work()] {
-          const std::shared_ptr<HttpConnection> self = weak.lock();
-          if (self == nullptr) return;
-          absl::MutexLock turn(&self->turn_mu_);
-          if (!self->client_gone_) finish();
-        });
+        if (IsAwaited(weak)) {
+          asio::post(executor, [weak, finish = work()] {
+            const std::shared_ptr<HttpConnection> self = weak.lock();
+            if (self == nullptr) return;
+            absl::MutexLock turn(&self->turn_mu_);
+            if (!self->client_gone_) finish();
+          });
+        }
         shared->prepares.Add(-1);
-      });
+      },
+      input_bytes);
   if (!posted) {
     shared_->prepares.Add(-1);
     RespondError(this, MakeError(ErrorKind::kQueueFull, "too many long prompts are waiting"));

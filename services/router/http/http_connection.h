@@ -132,6 +132,8 @@ class HttpConnection : public HttpExchange,
   void DropOutbox();
   void EvictIfSlow();
   void CompleteAnswer();
+  // Whether anybody still wants the answer. Any thread; takes a turn.
+  static bool IsAwaited(const std::weak_ptr<HttpConnection>& connection);
   void CountAnswer(int status);
   void Watch();
   void OnClientGone();

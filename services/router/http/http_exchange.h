@@ -58,7 +58,7 @@ class HttpExchange {
 
   virtual void SetPending(std::unique_ptr<PendingAnswer> pending) = 0;
   // Runs `work` (on the prepare pool, or here if `input_bytes` is small), then what it returned in
-  // a turn of the connection, unless the client has gone by then. A full pool answers 429.
+  // a turn of the connection; neither if the client has gone by then. A full pool answers 429.
   virtual void Prepare(int64_t input_bytes, std::function<std::function<void()>()> work) = 0;
   // For a call behind the answer; expires with the connection.
   virtual std::weak_ptr<CallExecutor> Executor() = 0;
