@@ -1,41 +1,75 @@
 #include "kvtransfer/channel/ucx_address.h"
 
+#include <xxhash.h>
+
 #include <cstring>
+
+#include "absl/strings/str_cat.h"
 
 namespace sluice {
 namespace {
 
-// Magic, channel id, length of the name (u8), name, worker address.
-constexpr absl::string_view kMagic = "SLU1";
-constexpr size_t kIdBytes = sizeof(uint64_t);
+constexpr absl::string_view kMagic = "SLU2";
+constexpr size_t kFixedBytes =
+    kMagic.size() + sizeof(uint32_t) + sizeof(uint64_t) + 1 + sizeof(uint64_t);
+
+// The low half of a worker address' first byte is its version, counted from 0: UCX knows two.
+constexpr uint8_t kVersionMask = 0x0f;
+constexpr uint8_t kLastVersion = 1;
+
+template <typename T>
+void Append(T value, std::string* bytes) {
+  bytes->append(reinterpret_cast<const char*>(&value), sizeof(value));
+}
+
+// REQUIRES: so many bytes are there.
+template <typename T>
+T Take(absl::string_view* bytes) {
+  T value;
+  std::memcpy(&value, bytes->data(), sizeof(value));
+  bytes->remove_prefix(sizeof(value));
+  return value;
+}
 
 }  // namespace
 
 std::string EncodeUcxAddress(const UcxAddress& address) {
-  std::string bytes(kMagic);
-  bytes.append(reinterpret_cast<const char*>(&address.channel_id), kIdBytes);
   const std::string name = address.name.substr(0, kMaxUcxNameBytes);
-  bytes.push_back(static_cast<char>(name.size()));
+  std::string bytes(kMagic);
+  Append(static_cast<uint32_t>(kFixedBytes + name.size() + address.worker.size()), &bytes);
+  Append(address.channel_id, &bytes);
+  Append(static_cast<uint8_t>(name.size()), &bytes);
   bytes += name;
   bytes += address.worker;
+  Append(static_cast<uint64_t>(XXH3_64bits(bytes.data(), bytes.size())), &bytes);
   return bytes;
 }
 
 absl::StatusOr<UcxAddress> ParseUcxAddress(absl::string_view bytes) {
-  if (bytes.size() < kMagic.size() + kIdBytes + 1 || bytes.substr(0, kMagic.size()) != kMagic) {
+  if (bytes.size() < kFixedBytes || bytes.substr(0, kMagic.size()) != kMagic) {
     return absl::InvalidArgumentError("not the address of a UCX channel");
   }
-  bytes.remove_prefix(kMagic.size());
-  UcxAddress address;
-  std::memcpy(&address.channel_id, bytes.data(), kIdBytes);
-  bytes.remove_prefix(kIdBytes);
-  const size_t name_bytes = static_cast<uint8_t>(bytes[0]);
-  bytes.remove_prefix(1);
-  if (name_bytes > kMaxUcxNameBytes || bytes.size() <= name_bytes) {
-    return absl::InvalidArgumentError("UCX address cut short");
+  const absl::string_view checked = bytes.substr(0, bytes.size() - sizeof(uint64_t));
+  absl::string_view check = bytes.substr(checked.size());
+  absl::string_view rest = checked.substr(kMagic.size());
+  if (Take<uint32_t>(&rest) != bytes.size()) {
+    return absl::InvalidArgumentError("UCX address cut short or with bytes left over");
   }
-  address.name = std::string(bytes.substr(0, name_bytes));
-  address.worker = std::string(bytes.substr(name_bytes));
+  if (Take<uint64_t>(&check) != XXH3_64bits(checked.data(), checked.size())) {
+    return absl::InvalidArgumentError("UCX address damaged");
+  }
+  UcxAddress address;
+  address.channel_id = Take<uint64_t>(&rest);
+  const size_t name_bytes = Take<uint8_t>(&rest);
+  if (name_bytes > kMaxUcxNameBytes || rest.size() <= name_bytes) {
+    return absl::InvalidArgumentError("UCX address without a worker");
+  }
+  address.name = std::string(rest.substr(0, name_bytes));
+  address.worker = std::string(rest.substr(name_bytes));
+  const uint8_t version = static_cast<uint8_t>(address.worker[0]) & kVersionMask;
+  if (version > kLastVersion) {
+    return absl::InvalidArgumentError(absl::StrCat("UCX worker address of version ", version));
+  }
   return address;
 }
 

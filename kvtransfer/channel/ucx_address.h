@@ -1,5 +1,11 @@
 // Address of a UCX channel: who it is, a name for people, and where UCX finds its worker. Pure; any
 // thread.
+//
+// On the wire, numbers in this machine's byte order:
+//   magic [4], size u32 of the whole address, channel id u64, size u8 of the name, name,
+//   worker address, check u64: XXH3-64 over everything before it
+// UCX reads a worker address without knowing its length and aborts the process on a version that it
+// does not know, so nothing damaged may reach it. The check finds damage, not malice.
 #pragma once
 
 #include <cstdint>
@@ -15,7 +21,7 @@ inline constexpr size_t kMaxUcxNameBytes = 128;
 struct UcxAddress {
   uint64_t channel_id = 0;  // random, of one UCX worker's life
   std::string name;         // at most kMaxUcxNameBytes
-  std::string worker;       // as UCX packs it; opaque
+  std::string worker;       // as UCX packs it; opaque but for its version
 };
 
 std::string EncodeUcxAddress(const UcxAddress& address);

@@ -16,6 +16,7 @@
 #include "common/clock.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "kvtransfer/channel/ucx_address.h"
 #include "kvtransfer/channel/ucx_lanes.h"
 #include "tests/kvtransfer/ucx_harness.h"
 
@@ -140,6 +141,28 @@ TEST_P(UcxChannelTest, RefusesWhatIsNotItsOwn) {
   ASSERT_TRUE(a.channel->Send(to_b, longest, {}, OperationId(2)).ok());
   ASSERT_TRUE(b.WaitForMessages(1, &a));
   EXPECT_EQ(b.messages[0].header, longest);
+}
+
+TEST_P(UcxChannelTest, RefusesDamagedAddresses) {
+  Node a(Options()), b(Options());
+  const std::string good = b.channel->LocalAddress();
+  const auto code = [&](const std::string& address) {
+    return a.channel->Connect(address).status().code();
+  };
+  for (size_t size = 0; size < good.size(); ++size) {
+    EXPECT_EQ(code(good.substr(0, size)), absl::StatusCode::kInvalidArgument) << size;
+  }
+  EXPECT_EQ(code(good + "x"), absl::StatusCode::kInvalidArgument);
+  for (size_t at = 0; at < good.size(); ++at) {
+    std::string bad = good;
+    bad[at] = static_cast<char>(~bad[at]);
+    EXPECT_EQ(code(bad), absl::StatusCode::kInvalidArgument) << at;
+  }
+  for (const char* magic : {"SLU1", "SLU2"}) {
+    EXPECT_EQ(code(magic + std::string(200, '\xff')), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(code(magic + std::string(200, '\0')), absl::StatusCode::kInvalidArgument);
+  }
+  EXPECT_EQ(code(good), absl::StatusCode::kOk);
 }
 
 // The heart of receiver-driven transfer: once our receive has ended, nobody writes to its memory,
@@ -392,6 +415,22 @@ TEST(UcxChannel, RefusesImpossibleOptions) {
   options.tls = "tcp";
   options.expect_transport = "pigeon";
   EXPECT_EQ(CreateUcxChannel(options).status().code(), absl::StatusCode::kInvalidArgument);
+}
+
+TEST(UcxAddress, RoundTripOfVersionsThatUcxKnows) {
+  for (int first = 0; first < 256; ++first) {
+    UcxAddress address{0x0123456789abcdef, "node:7", std::string(40, static_cast<char>(first))};
+    const absl::StatusOr<UcxAddress> read = ParseUcxAddress(EncodeUcxAddress(address));
+    if ((first & 0x0f) > 1) {
+      EXPECT_EQ(read.status().code(), absl::StatusCode::kInvalidArgument) << first;
+      continue;
+    }
+    ASSERT_TRUE(read.ok()) << read.status();
+    EXPECT_EQ(read->channel_id, address.channel_id);
+    EXPECT_EQ(read->name, address.name);
+    EXPECT_EQ(read->worker, address.worker);
+  }
+  EXPECT_FALSE(ParseUcxAddress(EncodeUcxAddress({1, "node:7", ""})).ok());
 }
 
 TEST(UcxLanes, ReadsThePrint) {
