@@ -10,6 +10,9 @@
 
 namespace sluice {
 
+// Bounds what a token costs to rank, to keep and to send; a handoff carries as many.
+inline constexpr int32_t kMaxNumTopLogprobs = 256;
+
 struct SamplingParams {
   float temperature = 1;  // 0: greedy, lowest id on ties
   float top_p = 1;        // (0, 1]
@@ -23,7 +26,7 @@ struct SamplingParams {
   std::vector<TokenId> stop_token_ids;  // end of sequence included, unless ignore_eos
   int32_t min_tokens = 0;               // stop tokens are masked before this many output tokens
   int32_t max_tokens = 16;
-  int32_t num_top_logprobs = -1;  // -1: no logprobs; 0: the chosen token's only
+  int32_t num_top_logprobs = -1;  // -1: none; 0: the chosen token's; to kMaxNumTopLogprobs
 };
 
 struct TokenLogprob {

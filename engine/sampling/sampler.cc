@@ -34,6 +34,9 @@ absl::Status ValidateSamplingParams(const SamplingParams& params, int64_t vocab_
   }
   if (!std::isfinite(params.presence_penalty)) return invalid("presence_penalty must be finite");
   if (!std::isfinite(params.frequency_penalty)) return invalid("frequency_penalty must be finite");
+  if (params.num_top_logprobs < -1 || params.num_top_logprobs > kMaxNumTopLogprobs) {
+    return invalid("num_top_logprobs must be in [-1, ", kMaxNumTopLogprobs, "]");
+  }
   for (const auto& [token, bias] : params.logit_bias) {
     if (token < 0 || token >= vocab_size) {
       return invalid("logit_bias of token ", token, ", the vocabulary has ", vocab_size);

@@ -179,6 +179,10 @@ absl::StatusOr<SamplingParams> Decode(const v1::WorkerSampling& proto) {
       return absl::InvalidArgumentError(absl::StrCat("sampling.logit_bias[", token, "] is ", bias));
     }
   }
+  if (sampling.num_top_logprobs < -1 || sampling.num_top_logprobs > kMaxNumTopLogprobs) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("sampling.num_top_logprobs is ", sampling.num_top_logprobs));
+  }
   if (sampling.max_tokens < 1) {
     return absl::InvalidArgumentError(absl::StrCat("sampling.max_tokens is ", sampling.max_tokens));
   }

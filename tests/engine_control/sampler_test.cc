@@ -240,6 +240,13 @@ TEST(SamplerTest, ValidationNamesTheField) {
                 p.logit_bias = {{10, 1}};
               }),
               HasSubstr("logit_bias"));
+  for (const int32_t count : {-1, 0, kMaxNumTopLogprobs}) {
+    EXPECT_EQ(message([&](SamplingParams& p) { p.num_top_logprobs = count; }), "");
+  }
+  for (const int32_t count : {-2, kMaxNumTopLogprobs + 1, std::numeric_limits<int32_t>::max()}) {
+    EXPECT_THAT(message([&](SamplingParams& p) { p.num_top_logprobs = count; }),
+                HasSubstr("num_top_logprobs"));
+  }
 }
 
 }  // namespace

@@ -71,6 +71,18 @@ TEST(FleetCodec, ReserveRoundTrip) {
   ExpectEqual(*decoded, sequence);
 }
 
+TEST(FleetCodec, TopLogprobsWithinTheirBound) {
+  for (const int32_t count : {-1, 0, kMaxNumTopLogprobs}) {
+    SequenceAttempt sequence = MakeSequence();
+    sequence.sampling.num_top_logprobs = count;
+    v1::Run proto;
+    Encode(sequence, &proto);
+    const absl::StatusOr<SequenceAttempt> decoded = Decode(proto);
+    ASSERT_TRUE(decoded.ok()) << decoded.status();
+    EXPECT_EQ(decoded->sampling.num_top_logprobs, count);
+  }
+}
+
 TEST(FleetCodec, NoDeadlineStaysNone) {
   SequenceAttempt sequence = MakeSequence();
   sequence.time_left.reset();
@@ -201,6 +213,10 @@ INSTANTIATE_TEST_SUITE_P(
             "logit_bias",
             [](v1::Prefill* p) { (*p->mutable_sampling()->mutable_logit_bias())[1] = INFINITY; }},
         Damage{"max_tokens", [](v1::Prefill* p) { p->mutable_sampling()->set_max_tokens(1); }},
+        Damage{"num_top_logprobs",
+               [](v1::Prefill* p) { p->mutable_sampling()->set_num_top_logprobs(-2); }},
+        Damage{"num_top_logprobs",
+               [](v1::Prefill* p) { p->mutable_sampling()->set_num_top_logprobs(257); }},
         Damage{"transfer_id", [](v1::Prefill* p) { p->mutable_grant()->clear_transfer_id(); }},
         Damage{"cached_tokens", [](v1::Prefill* p) { p->mutable_grant()->set_cached_tokens(63); }},
         Damage{"cached_tokens", [](v1::Prefill* p) { p->mutable_grant()->set_cached_tokens(64); }},
