@@ -32,8 +32,6 @@ class Series {
  public:
   virtual ~Series() = default;
   virtual void Collect(prometheus::ClientMetric* metric) const = 0;
-
-  bool exported = true;  // guarded by the registry's mutex
 };
 
 class AtomicCounter final : public Counter, public Series {
@@ -148,7 +146,6 @@ struct MetricsRegistry::Impl {
     }
     std::unique_ptr<Series>& series = family.series[labels];
     if (series == nullptr) series = make();
-    series->exported = true;
     return static_cast<T*>(series.get());
   }
 
@@ -199,8 +196,7 @@ void MetricsRegistry::RemoveGauge(const std::string& name, const MetricLabels& l
   absl::MutexLock lock(&impl_->mu);
   const auto family = impl_->families.find(name);
   if (family == impl_->families.end()) return;
-  const auto series = family->second.series.find(labels);
-  if (series != family->second.series.end()) series->second->exported = false;
+  family->second.series.erase(labels);
 }
 
 void MetricsRegistry::OnCollect(std::function<void()> callback) {
@@ -224,7 +220,6 @@ std::string MetricsRegistry::ExportText() {
       out.help = family.help;
       out.type = family.type;
       for (const auto& [labels, series] : family.series) {
-        if (!series->exported) continue;
         prometheus::ClientMetric& metric = out.metric.emplace_back();
         for (const MetricLabels* set : {&impl_->constant_labels, &labels}) {
           for (const auto& [label, value] : *set) metric.label.push_back({label, value});

@@ -63,8 +63,7 @@ class MetricsRegistry {
                   const MetricLabels& labels = {});
   Histogram* AddHistogram(const std::string& name, const std::string& help,
                           const std::vector<double>& buckets, const MetricLabels& labels = {});
-  // Drops a gauge's series (a worker that left). The object stays valid but is no longer exported,
-  // until AddGauge asks for it again.
+  // Ends a gauge's series (a worker that left), and the gauge: nobody may use it any more.
   void RemoveGauge(const std::string& name, const MetricLabels& labels);
   // Runs before each export, to refresh gauges that are read from elsewhere. Must be quick, must
   // not export, and what it captures must outlive the registry.

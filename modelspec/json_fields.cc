@@ -3,42 +3,11 @@
 #include <algorithm>
 #include <limits>
 #include <nlohmann/json.hpp>
-#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 
 namespace sluice {
-
-absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text) {
-  using Json = nlohmann::json;
-  // The library keeps the last of two equal keys; a reader of the file may have meant the first.
-  std::vector<std::set<std::string>> open_objects;
-  std::string duplicate;
-  const Json::parser_callback_t watch = [&](int /*depth*/, Json::parse_event_t event, Json& value) {
-    if (event == Json::parse_event_t::object_start) {
-      open_objects.emplace_back();
-    } else if (event == Json::parse_event_t::object_end) {
-      open_objects.pop_back();
-    } else if (event == Json::parse_event_t::key) {
-      const auto& key = value.get_ref<const std::string&>();
-      if (!open_objects.back().insert(key).second && duplicate.empty()) duplicate = key;
-    }
-    return true;
-  };
-
-  Json object;
-  try {
-    object = Json::parse(text.begin(), text.end(), watch);
-  } catch (const Json::exception& error) {
-    return absl::InvalidArgumentError(absl::StrCat("not valid JSON: ", error.what()));
-  }
-  if (!object.is_object()) return absl::InvalidArgumentError("not a JSON object");
-  if (!duplicate.empty()) {
-    return absl::InvalidArgumentError(absl::StrCat("field '", duplicate, "' is given twice"));
-  }
-  return object;
-}
 
 JsonFields::JsonFields(const nlohmann::json& object, std::string prefix)
     : object_(object), prefix_(std::move(prefix)) {}

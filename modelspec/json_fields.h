@@ -15,9 +15,6 @@
 
 namespace sluice {
 
-// Parses an object; a key given twice anywhere in it is refused by name.
-absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text);
-
 class JsonFields {
  public:
   // `object` must be a JSON object and outlive this. `prefix` ("rope_scaling.") precedes its

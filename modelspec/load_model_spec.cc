@@ -9,6 +9,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "modelspec/json_fields.h"
+#include "modelspec/json_object.h"
 #include "modelspec/model_spec.h"
 
 namespace sluice {

@@ -18,6 +18,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "engine/weights/sha256.h"
+#include "modelspec/json_object.h"
 
 namespace sluice {
 namespace {
@@ -214,9 +215,9 @@ std::vector<std::string> ManifestFileNames() {
 }
 
 absl::StatusOr<Manifest> ParseManifest(absl::string_view text) {
+  SLUICE_ASSIGN_OR_RETURN(const Json json, ParseJsonObject(text));
   Manifest manifest;
   try {
-    const Json json = Json::parse(text.begin(), text.end());
     if (json.at("format") != kFormat) {
       return absl::InvalidArgumentError(
           absl::StrCat("format ", json.at("format").dump(-1, ' ', true), ", this program knows ",

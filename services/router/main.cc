@@ -34,6 +34,8 @@
 namespace sluice::router {
 namespace {
 
+constexpr absl::Duration kSameSignal = absl::Milliseconds(300);
+
 sigset_t StopSignals() {
   sigset_t signals;
   sigemptyset(&signals);
@@ -157,6 +159,11 @@ absl::Status Serve(const RouterConfig& config) {
   const sigset_t signals = StopSignals();
   int signal = 0;
   sigwait(&signals, &signal);
+  // A terminal and a supervisor may both deliver one Ctrl-C; the next signal ends us at once.
+  for (const absl::Time end = MonotonicNow() + kSameSignal; MonotonicNow() < end;) {
+    const timespec left = absl::ToTimespec(end - MonotonicNow());
+    sigtimedwait(&signals, nullptr, &left);
+  }
   pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   SLUICE_LOG(Info) << "signal " << signal << ": draining for up to "
                    << absl::FormatDuration(config.drain_timeout);

@@ -137,7 +137,6 @@ TEST_F(ChatClientTest, AFailedQuestionIsTakenBack) {
   EXPECT_EQ(service_.requests.back().messages_size(), 1);
 }
 
-
 TEST_F(ChatClientTest, ARouterThatRefusesIsNotTakenForNone) {
   ChatClient client(address_, {}, absl::Seconds(20));
   const absl::Status status = client.Ask("refuse", Collect()).status();
@@ -146,8 +145,8 @@ TEST_F(ChatClientTest, ARouterThatRefusesIsNotTakenForNone) {
 }
 
 TEST(ServerAddress, ExplainsWhatToDo) {
-  const absl::Status status = ExplainRpcError({grpc::StatusCode::UNAVAILABLE, "refused"},
-                                              grpc::ClientContext(), "here:1");
+  const absl::Status status =
+      ExplainRpcError({grpc::StatusCode::UNAVAILABLE, "refused"}, grpc::ClientContext(), "here:1");
   EXPECT_THAT(std::string(status.message()), HasSubstr("`sluice up` starts a cluster"));
   ServerFlags flags;
   flags.run_dir = "/nonexistent";

@@ -100,6 +100,18 @@ class FailuresTest(unittest.TestCase):
             for worker in cluster.workers:
                 self.assertEqual(worker.popen.wait(15), 0)
 
+    def test_two_signals_at_once_are_one(self):
+        with Cluster() as cluster:
+            sock, received = self.start_stream(cluster, {**LONG, "max_tokens": 300})
+            cluster.router.signal(signal.SIGINT)  # a terminal's
+            cluster.router.signal(signal.SIGTERM)  # and a supervisor's
+            while b"[DONE]" not in received:
+                piece = sock.recv(65536)
+                self.assertTrue(piece, "closed without a final event")
+                received += piece
+            self.assertNotIn(b'"error"', received)
+            self.assertEqual(cluster.router.popen.wait(15), 0)
+
     def test_overload_is_refused_early(self):
         with Cluster(router_args=["--max-running-requests", "2", "--max-queued-requests", "2"]) as cluster:
             def ask():

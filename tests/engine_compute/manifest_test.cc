@@ -219,6 +219,8 @@ TEST_F(ManifestTest, AWrongAnswerDoesNotComeUp) {
   EXPECT_TRUE(Load(DType::kF32).ok());
 }
 
+std::string Nested(size_t levels) { return std::string(levels, '[') + std::string(levels, ']'); }
+
 TEST_F(ManifestTest, DamagedManifestsAreRefusedByField) {
   WriteWithGolden();
   const std::string good = Read(kManifestFile);
@@ -236,6 +238,7 @@ TEST_F(ManifestTest, DamagedManifestsAreRefusedByField) {
       {good.substr(0, good.size() / 2), "parse error"},
       {"[]", "sluice-manifest.json"},
       {"{}", "format"},
+      {absl::StrCat("{\"format\":", Nested(500'000), "}"), "levels"},
       {replaced("\"format\": 1", "\"format\": 2"), "this program knows 1"},
       {replaced("\"shards\"", "\"shard\""), "shards"},
       {replaced("\"config.json\"", "\"../config.json\""), "not a plain file name"},

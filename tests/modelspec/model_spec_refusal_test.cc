@@ -219,6 +219,21 @@ TEST(ParseModelSpecTest, TextThatIsNoObject) {
   }
 }
 
+// Half a megabyte of brackets overflows the stack of whoever copies or prints them.
+TEST(ParseModelSpecTest, NestingIsBounded) {
+  const auto nested = [](size_t levels) {
+    return std::string(levels, '[') + std::string(levels, ']');
+  };
+  for (const char* before :
+       {"{\"eos_token_id\":", "{\"quantization_config\":{\"weight_block_size\":"}) {
+    const std::string text = before + nested(500'000) + (before[2] == 'q' ? "}}" : "}");
+    EXPECT_THAT(std::string(ParseModelSpec(text).status().message()), HasSubstr("64 levels"));
+  }
+  std::string deep = DeepseekV3Config().dump();
+  deep.insert(1, "\"unused\":" + nested(64) + ",");
+  EXPECT_TRUE(ParseModelSpec(deep).ok()) << ParseModelSpec(deep).status();
+}
+
 TEST(ParseModelSpecTest, DuplicateFieldsAtAnyDepth) {
   std::string top = DeepseekV3Config().dump();
   top.insert(1, "\"hidden_size\": 1,");

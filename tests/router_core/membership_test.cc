@@ -56,6 +56,8 @@ TEST_F(MembershipTest, RefusesOtherModelProtocolAndNonsense) {
   info = CoreHarness::Info("d", WorkerRole::kDecode);
   info.protocol_version = "9";
   EXPECT_THAT(Register(3, info), HasSubstr("speaks fleet protocol \"9\""));
+  info = CoreHarness::Info(std::string(300, 'd'), WorkerRole::kDecode);
+  EXPECT_THAT(Register(9, info), HasSubstr("worker_id of 300 bytes; at most 256"));
   info = CoreHarness::Info("d", WorkerRole::kDecode);
   info.max_num_seqs = 0;
   EXPECT_THAT(Register(4, info), HasSubstr("must be positive"));

@@ -55,8 +55,12 @@ const char* Membership::StateName(State state) {
 }
 
 absl::Status Membership::Check(const WorkerInfo& info) const {
-  const std::string who = absl::StrCat("worker ", info.worker_id);
+  const std::string who = absl::StrCat("worker ", info.worker_id.substr(0, kMaxWorkerIdBytes));
   if (info.worker_id.empty()) return absl::InvalidArgumentError("worker_id is empty");
+  if (info.worker_id.size() > kMaxWorkerIdBytes) {
+    return absl::InvalidArgumentError(absl::StrCat("worker_id of ", info.worker_id.size(),
+                                                   " bytes; at most ", kMaxWorkerIdBytes));
+  }
   if (info.protocol_version != options_.protocol_version) {
     return absl::FailedPreconditionError(absl::StrCat(who, " speaks fleet protocol \"",
                                                       info.protocol_version, "\", this router \"",

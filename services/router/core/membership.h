@@ -23,6 +23,7 @@ namespace sluice::router {
 class Membership {
  public:
   enum class State { kStarting, kReady, kDraining, kUnreachable };
+  static constexpr size_t kMaxWorkerIdBytes = 256;  // it is a label of metrics and stands in logs
 
   struct Member {
     SessionId session;

@@ -40,8 +40,10 @@ void RouterCore::Handle(const FlowContext& ctx, WorkerRegistered event) {
   const absl::Status status = membership_.Check(event.info);
   if (!status.ok()) {
     ++counters_.membership_events[role][static_cast<int>(MembershipEvent::kIncompatible)];
-    ctx.actions.push_back(WorkerChanged{MembershipEvent::kIncompatible, event.info.worker_id,
-                                        event.info.role, std::string(status.message())});
+    ctx.actions.push_back(
+        WorkerChanged{MembershipEvent::kIncompatible,
+                      event.info.worker_id.substr(0, Membership::kMaxWorkerIdBytes),
+                      event.info.role, std::string(status.message())});
     ctx.actions.push_back(SendWelcome{event.session, std::string(status.message())});
     return;
   }
