@@ -2,7 +2,7 @@
 
 #include <cstdint>
 
-#include "tokenizer/utf8.h"
+#include "common/utf8.h"
 
 namespace sluice {
 namespace {

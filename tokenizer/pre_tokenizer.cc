@@ -4,8 +4,8 @@
 #include <cstdint>
 #include <iterator>
 
+#include "common/utf8.h"
 #include "tokenizer/unicode_classes.h"
-#include "tokenizer/utf8.h"
 
 namespace sluice {
 namespace {

@@ -5,6 +5,7 @@
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
+#include "common/utf8.h"
 
 namespace sluice {
 namespace {
@@ -34,7 +35,7 @@ T Take(absl::string_view* bytes) {
 }  // namespace
 
 std::string EncodeUcxAddress(const UcxAddress& address) {
-  const std::string name = address.name.substr(0, kMaxUcxNameBytes);
+  const std::string name = BoundedUtf8(address.name, kMaxUcxNameBytes);
   std::string bytes(kMagic);
   Append(static_cast<uint32_t>(kFixedBytes + name.size() + address.worker.size()), &bytes);
   Append(address.channel_id, &bytes);
@@ -64,7 +65,7 @@ absl::StatusOr<UcxAddress> ParseUcxAddress(absl::string_view bytes) {
   if (name_bytes > kMaxUcxNameBytes || rest.size() <= name_bytes) {
     return absl::InvalidArgumentError("UCX address without a worker");
   }
-  address.name = std::string(rest.substr(0, name_bytes));
+  address.name = BoundedUtf8(rest.substr(0, name_bytes), kMaxUcxNameBytes);
   address.worker = std::string(rest.substr(name_bytes));
   const uint8_t version = static_cast<uint8_t>(address.worker[0]) & kVersionMask;
   if (version > kLastVersion) {

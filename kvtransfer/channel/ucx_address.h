@@ -20,8 +20,8 @@ inline constexpr size_t kMaxUcxNameBytes = 128;
 
 struct UcxAddress {
   uint64_t channel_id = 0;  // random, of one UCX worker's life
-  std::string name;         // at most kMaxUcxNameBytes
-  std::string worker;       // as UCX packs it; opaque but for its version
+  std::string name;    // valid UTF-8, at most kMaxUcxNameBytes: what is not is replaced, or cut
+  std::string worker;  // as UCX packs it; opaque but for its version
 };
 
 std::string EncodeUcxAddress(const UcxAddress& address);

@@ -13,6 +13,7 @@
 
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "common/utf8.h"
 
 namespace sluice::handoff {
 namespace {
@@ -152,7 +153,7 @@ void WriteBody(const Commit&, Writer*) {}
 void WriteBody(const Cancel& body, Writer* writer) {
   writer->Number(static_cast<uint8_t>(body.to));
   writer->Number(static_cast<uint8_t>(body.code));
-  writer->String(absl::string_view(body.reason).substr(0, kMaxReasonBytes));
+  writer->String(BoundedUtf8(body.reason, kMaxReasonBytes));
 }
 void WriteBody(const CancelAck& body, Writer* writer) {
   writer->Number(static_cast<uint8_t>(body.to));
@@ -231,7 +232,8 @@ Cancel ReadCancel(Reader* reader) {
   Cancel body;
   body.to = reader->Enum<Side>(0, 1);
   body.code = reader->Enum<absl::StatusCode>(1, 16);
-  body.reason = reader->String(kMaxReasonBytes);
+  // It ends up in messages to the router, whose strings must be valid.
+  body.reason = BoundedUtf8(reader->String(kMaxReasonBytes), kMaxReasonBytes);
   return body;
 }
 Fetch ReadFetch(Reader* reader) {

@@ -7,6 +7,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "common/utf8.h"
 
 namespace sluice::worker {
 namespace {
@@ -151,6 +152,11 @@ absl::Status WorkerConfig::Finish() {
     if (path.filename().empty()) path = path.parent_path();
     served_model_name = path.filename().string();
   }
+  // They go to routers as protobuf strings.
+  if (!IsValidUtf8(served_model_name)) {
+    return absl::InvalidArgumentError("served_model_name: not UTF-8");
+  }
+  if (!IsValidUtf8(worker_id)) return absl::InvalidArgumentError("worker_id: not UTF-8");
   return absl::OkStatus();
 }
 

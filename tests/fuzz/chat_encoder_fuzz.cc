@@ -7,9 +7,9 @@
 
 #include "absl/strings/str_replace.h"
 #include "common/check.h"
+#include "common/utf8.h"
 #include "tests/fuzz/byte_source.h"
 #include "tokenizer/chat_encoder.h"
-#include "tokenizer/utf8.h"
 
 namespace sluice {
 namespace {

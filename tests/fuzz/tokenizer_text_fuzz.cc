@@ -3,9 +3,9 @@
 #include <cstring>
 
 #include "common/check.h"
+#include "common/utf8.h"
 #include "tokenizer/detokenizer.h"
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/utf8.h"
 
 namespace sluice {
 namespace {

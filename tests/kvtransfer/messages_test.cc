@@ -94,6 +94,26 @@ std::string Sealed(std::string bytes) {
   return bytes;
 }
 
+TEST(Messages, ReasonsAreValidUtf8) {
+  const auto read = [](const std::string& bytes) {
+    return std::get<Cancel>(Decode(bytes)->body).reason;
+  };
+  const auto written = [](const std::string& reason) {
+    return Encode({Incarnation(1),
+                   Incarnation(2),
+                   {},
+                   Cancel{Side::kSender, absl::StatusCode::kInternal, reason}});
+  };
+  EXPECT_EQ(read(written("caf\xC3")), "caf\uFFFD");
+  // Cut at a character's end.
+  EXPECT_EQ(read(written(std::string(kMaxReasonBytes - 1, 'r') + "é")), std::string(255, 'r'));
+  // A peer that does not keep to it.
+  std::string bytes = written("reason");
+  bytes.resize(bytes.size() - 4);
+  bytes[bytes.size() - 1] = '\xFF';
+  EXPECT_EQ(read(Sealed(bytes)), "reaso\uFFFD");
+}
+
 TEST(Messages, HostileBodiesNeverCrash) {
   std::mt19937_64 random(1);
   size_t accepted = 0;

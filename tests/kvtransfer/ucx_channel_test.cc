@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/resource.h>
 #include <unistd.h>
+#include <xxhash.h>
 
 #include <algorithm>
 #include <atomic>
@@ -431,6 +432,23 @@ TEST(UcxAddress, RoundTripOfVersionsThatUcxKnows) {
     EXPECT_EQ(read->worker, address.worker);
   }
   EXPECT_FALSE(ParseUcxAddress(EncodeUcxAddress({1, "node:7", ""})).ok());
+}
+
+TEST(UcxAddress, NamesAreValidUtf8) {
+  const auto name = [](const std::string& given) {
+    return ParseUcxAddress(EncodeUcxAddress({1, given, std::string(1, '\0')}))->name;
+  };
+  EXPECT_EQ(name("n\xFFode"), "n\uFFFDode");
+  // Cut at a character's end.
+  EXPECT_EQ(name(std::string(kMaxUcxNameBytes - 1, 'n') + "é"), std::string(127, 'n'));
+  EXPECT_EQ(name(std::string(kMaxUcxNameBytes, '\xFF')).size(), 126u);
+  // A peer that does not keep to it.
+  std::string bytes = EncodeUcxAddress({1, "node", std::string(1, '\0')});
+  bytes[bytes.find("node")] = '\xFF';
+  bytes.resize(bytes.size() - sizeof(uint64_t));
+  const uint64_t check = XXH3_64bits(bytes.data(), bytes.size());
+  bytes.append(reinterpret_cast<const char*>(&check), sizeof(check));
+  EXPECT_EQ(ParseUcxAddress(bytes)->name, "\uFFFDode");
 }
 
 TEST(UcxLanes, ReadsThePrint) {

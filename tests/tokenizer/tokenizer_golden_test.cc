@@ -7,12 +7,12 @@
 #include <string>
 #include <vector>
 
+#include "common/utf8.h"
 #include "tests/tokenizer/golden_files.h"
 #include "tokenizer/detokenizer.h"
 #include "tokenizer/pre_tokenizer.h"
 #include "tokenizer/tokenizer.h"
 #include "tokenizer/unicode_classes.h"
-#include "tokenizer/utf8.h"
 
 namespace sluice {
 namespace {

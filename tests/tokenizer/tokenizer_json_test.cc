@@ -9,11 +9,11 @@
 #include <string>
 #include <vector>
 
+#include "common/utf8.h"
 #include "tests/tokenizer/golden_files.h"
 #include "tokenizer/byte_alphabet.h"
 #include "tokenizer/pre_tokenizer.h"
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/utf8.h"
 
 namespace sluice {
 namespace {

@@ -10,13 +10,13 @@
 #include <string>
 #include <vector>
 
+#include "common/utf8.h"
 #include "tokenizer/bpe.h"
 #include "tokenizer/chat_encoder.h"
 #include "tokenizer/detokenizer.h"
 #include "tokenizer/reasoning_parser.h"
 #include "tokenizer/stop_matcher.h"
 #include "tokenizer/tokenizer.h"
-#include "tokenizer/utf8.h"
 
 namespace sluice {
 namespace {

@@ -61,16 +61,17 @@ TEST_P(WorkerConfigRefusal, NamesTheKey) {
 
 INSTANTIATE_TEST_SUITE_P(
     All, WorkerConfigRefusal,
-    ::testing::Values(Bad{{}, "model"}, Bad{{"m", "--role", "prefill"}, "role"},
-                      Bad{{"m", "--routers", "nohost"}, "routers"},
-                      Bad{{"m", "--routers", "h:99999"}, "routers"},
-                      Bad{{"m", "--dtype", "fp4"}, "dtype"},
-                      Bad{{"m", "--transfer.lease", "1ms"}, "transfer.lease"},
-                      Bad{{"m", "--transfer.peer-timeout", "100ms"}, "transfer.peer_timeout"},
-                      Bad{{"m", "--transfer.window", "1KiB"}, "transfer.window"},
-                      Bad{{"m", "--scheduler.max-num-batched-tokens", "8"},
-                          "scheduler.max_num_batched_tokens"},
-                      Bad{{"m", "--kv_blocks", "8"}, "kv"}));
+    ::testing::Values(
+        Bad{{}, "model"}, Bad{{"m", "--role", "prefill"}, "role"},
+        Bad{{"m", "--routers", "nohost"}, "routers"}, Bad{{"m", "--routers", "h:99999"}, "routers"},
+        Bad{{"m", "--dtype", "fp4"}, "dtype"},
+        Bad{{"m", "--transfer.lease", "1ms"}, "transfer.lease"},
+        Bad{{"m", "--transfer.peer-timeout", "100ms"}, "transfer.peer_timeout"},
+        Bad{{"m", "--transfer.window", "1KiB"}, "transfer.window"},
+        Bad{{"m", "--scheduler.max-num-batched-tokens", "8"}, "scheduler.max_num_batched_tokens"},
+        Bad{{"m", "--worker-id", "w\xFF"}, "worker_id"},
+        Bad{{"m", "--served-model-name", "m\xC3"}, "served_model_name"},
+        Bad{{"models/m\xFF"}, "served_model_name"}, Bad{{"m", "--kv_blocks", "8"}, "kv"}));
 
 }  // namespace
 }  // namespace sluice::worker

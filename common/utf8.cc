@@ -1,4 +1,4 @@
-#include "tokenizer/utf8.h"
+#include "common/utf8.h"
 
 #include <cstdint>
 
@@ -106,6 +106,15 @@ void AppendUtf8Lossy(absl::string_view bytes, std::string* text) {
     text->append(kReplacement);
     bytes.remove_prefix(next.size_bytes);
   }
+}
+
+std::string BoundedUtf8(absl::string_view bytes, size_t max_bytes) {
+  std::string text;
+  AppendUtf8Lossy(bytes, &text);
+  if (text.size() > max_bytes) {
+    text.resize(CompleteUtf8Prefix(absl::string_view(text).substr(0, max_bytes)));
+  }
+  return text;
 }
 
 }  // namespace sluice

@@ -1,6 +1,7 @@
-// UTF-8 as the tokenizer needs it: code points one by one, and the lossy decoding of token bytes.
-// Ill-formed input is split into maximal subparts (Unicode chapter 3, table 3-8; WHATWG and Rust's
-// from_utf8_lossy do the same): each becomes one U+FFFD. Pure functions, any thread.
+// UTF-8: code points one by one, and the lossy decoding of bytes that may be anything, such as
+// those of a token or of a peer. A protobuf `string` must be valid, or its reader refuses the
+// message. Ill-formed input is split into maximal subparts (Unicode chapter 3, table 3-8; WHATWG
+// and Rust's from_utf8_lossy do the same): each becomes one U+FFFD. Pure functions, any thread.
 #pragma once
 
 #include <string>
@@ -31,5 +32,8 @@ size_t CompleteUtf8Prefix(absl::string_view bytes);
 
 // Appends `bytes` to *text, each maximal ill-formed subpart as U+FFFD.
 void AppendUtf8Lossy(absl::string_view bytes, std::string* text);
+
+// `bytes` as valid UTF-8 of at most `max_bytes`: decoded as above, then cut at a character's end.
+std::string BoundedUtf8(absl::string_view bytes, size_t max_bytes);
 
 }  // namespace sluice
