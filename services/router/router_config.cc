@@ -34,9 +34,11 @@ void AddRouterConfig(ConfigSchema* schema, RouterConfig* config) {
               "Where to write the process id and the ports in use, as JSON, once all of them "
               "listen. Empty: nowhere.");
 
-  schema->Add("max_connections", &config->max_connections,
-              "Open HTTP connections; more are answered 503. Each needs a file descriptor.", 1,
-              1'000'000);
+  schema->Add(
+      "max_connections", &config->max_connections,
+      "Open HTTP connections; more are answered 503. Each needs a file descriptor; fewer are "
+      "served where the hard limit of those is too low.",
+      1, 1'000'000);
   schema->Add("max_queued_requests", &config->max_queued_requests,
               "Requests that may wait for a place; more are answered 429.", 0, 1'000'000);
   schema->Add("max_running_requests", &config->max_running_requests,

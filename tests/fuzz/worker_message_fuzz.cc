@@ -187,7 +187,7 @@ class Script {
       for (WorkerSlot& worker : workers_) {
         if (worker.session == closed->session) Attach(&worker);
       }
-    } else {
+    } else if (!std::holds_alternative<WorkerChanged>(action)) {
       CheckOrder(std::move(action));
     }
   }

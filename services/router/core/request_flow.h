@@ -13,8 +13,7 @@
 //   1. A leg (decode_, prefill_) is set exactly while that worker may hold something of the current
 //      attempt. Whoever drops a leg that the worker has not ended itself sends it Cancel.
 //   2. Tokens reach the client through journal_ only, so each index goes out once and in order,
-//   whatever
-//      the number of attempts.
+//      whatever the number of attempts.
 //   3. Each phase but kPrefill..kDecode has a timer of its own; all have the request's deadline.
 #pragma once
 

@@ -107,8 +107,8 @@ class HttpConnection : public HttpExchange,
   // The life of a connection; each step starts one asynchronous operation and the next follows from
   // its completion. Callbacks rather than coroutines: GCC 12 lays out some coroutine frames
   // wrongly.
-  //   ReadNext -> ReadHeader -> ReadBody -> Answer -> WriteMore ... -> EndAnswer -> ReadNext |
-  //   Finish
+  //   ReadNext -> ReadHeader -> ReadBody -> Answer -> WriteMore ... -> EndAnswer
+  // and from there back to ReadNext, or to Finish.
   void ReadNext();
   void ReadHeader();
   void ReadBody();
