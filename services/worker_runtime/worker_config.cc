@@ -45,9 +45,10 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
   schema->Add("admin_host", &admin_host,
               "Address of /livez /readyz /startupz /metrics. 0.0.0.0 to let Prometheus in.");
   schema->Add("admin_port", &admin_port, "Port of the admin server. 0: any free one.", 0, 65535);
-  schema->Add("port_file", &port_file,
-              "File that gets the ports in use as 'name: port' lines once the worker serves, for "
-              "scripts that start it with port 0.");
+  schema->Add(
+      "port_file", &port_file,
+      "Where to write the process id and the admin port, as JSON, once that listens: before "
+      "the model is loaded, so that /readyz can tell how far it is. Empty: nowhere.");
 
   schema->AddChoice("dtype", &dtype, {"bf16", "f32"},
                     "Precision of weights, activations and KV. Workers of one cluster must agree.");

@@ -135,6 +135,9 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<AdminServer> admin,
                           AdminServer::Start({config.admin_host, config.admin_port}, &registry,
                                              std::move(probes), std::move(pages)));
+  if (!config.port_file.empty()) {  // now: who waits for us may ask how far the loading is
+    SLUICE_RETURN_IF_ERROR(WritePortFile(config.port_file, {{"admin_port", admin->port()}}));
+  }
 
   const absl::Time load_began = MonotonicNow();
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, LoadEngine(config, &phase));
@@ -171,9 +174,6 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   worker = Worker::Start(std::move(options), std::move(engine), std::move(transfer), make_handler,
                          &registry);
   phase.Serving(worker.get());
-  if (!config.port_file.empty()) {
-    SLUICE_RETURN_IF_ERROR(WritePortFile(config.port_file, {{"admin_port", admin->port()}}));
-  }
 
   stop.WaitForNotification();
   SLUICE_LOG(Info) << "draining " << worker->num_requests() << " requests, at most "

@@ -58,11 +58,24 @@ class Process:
             if self.popen.poll() is not None:
                 raise AssertionError(
                     f"{self.name} exited with {self.popen.returncode}:\n{self.log_path.read_text()}")
-            return self.port_file.exists()
+            if not self.port_file.exists():
+                return False
+            self.ports = json.loads(self.port_file.read_text())
+            return self._has_started()
 
-        wait_for(ready, timeout_seconds, f"{self.name} to listen")
-        self.ports = json.loads(self.port_file.read_text())
+        wait_for(ready, timeout_seconds, f"{self.name} to start")
         return self
+
+    def _has_started(self):
+        """A worker listens before it has loaded its model."""
+        connection = http.client.HTTPConnection(self.host, self.ports["admin_port"], timeout=5)
+        try:
+            connection.request("GET", "/startupz")
+            return connection.getresponse().status == 200
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
 
     def signal(self, number):
         self.popen.send_signal(number)
