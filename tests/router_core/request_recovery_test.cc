@@ -107,50 +107,46 @@ TEST(RetryBudgetTest, AFifthOfTheRunningRequestsStartsAnewAtOnce) {
   EXPECT_EQ(h.core.retries().num_places_taken(), 0u);
 }
 
+RequestId Id(int number) {
+  RequestId id;
+  id.bytes[0] = static_cast<uint8_t>(number);
+  return id;
+}
+
 // A request that waits for a slow worker does not keep the others from starting.
 TEST(RetryBudgetTest, APlaceIsHeldForALimitedTime) {
   RetryBudget budget(0.2, absl::Milliseconds(500));
   const absl::Time now = absl::UnixEpoch();
-  const auto id = [](int number) {
-    RequestId id;
-    id.bytes[0] = static_cast<uint8_t>(number);
-    return id;
-  };
-  EXPECT_TRUE(budget.Acquire(id(1), false, 5, now));
-  EXPECT_FALSE(budget.Acquire(id(2), false, 5, now));
-  EXPECT_FALSE(budget.Acquire(id(3), false, 5, now));
+  EXPECT_TRUE(budget.Acquire(Id(1), false, 5, now));
+  EXPECT_FALSE(budget.Acquire(Id(2), false, 5, now));
+  EXPECT_FALSE(budget.Acquire(Id(3), false, 5, now));
   EXPECT_EQ(budget.NextChange(), now + absl::Milliseconds(500));
   EXPECT_EQ(budget.TakeNext(5, now + absl::Milliseconds(499)), std::nullopt);
-  EXPECT_EQ(budget.TakeNext(5, now + absl::Milliseconds(500)), id(2));
-  EXPECT_TRUE(budget.Acquire(id(1), false, 5, now + absl::Seconds(1)))
+  EXPECT_EQ(budget.TakeNext(5, now + absl::Milliseconds(500)), Id(2));
+  EXPECT_TRUE(budget.Acquire(Id(1), false, 5, now + absl::Seconds(1)))
       << "it stays one that may go on";
   EXPECT_EQ(budget.num_places_taken(), 1u);
-  budget.Release(id(2));
-  EXPECT_EQ(budget.TakeNext(5, now + absl::Seconds(1)), id(3));
+  budget.Release(Id(2));
+  EXPECT_EQ(budget.TakeNext(5, now + absl::Seconds(1)), Id(3));
   EXPECT_EQ(budget.NextChange(), absl::InfiniteFuture()) << "nobody waits";
 }
 
 TEST(RetryBudgetTest, AnswersThatHaveBegunGoFirst) {
   RetryBudget budget(0.2, absl::Milliseconds(500));
   const absl::Time now = absl::UnixEpoch();
-  const auto id = [](int number) {
-    RequestId id;
-    id.bytes[0] = static_cast<uint8_t>(number);
-    return id;
-  };
-  EXPECT_TRUE(budget.Acquire(id(1), false, 5, now));
-  EXPECT_FALSE(budget.Acquire(id(2), /*mid_answer=*/false, 5, now));
-  EXPECT_FALSE(budget.Acquire(id(3), /*mid_answer=*/true, 5, now));
-  EXPECT_FALSE(budget.Acquire(id(4), /*mid_answer=*/true, 5, now));
-  EXPECT_FALSE(budget.Acquire(id(5), /*mid_answer=*/true, 5, now));
-  budget.Release(id(4));
+  EXPECT_TRUE(budget.Acquire(Id(1), false, 5, now));
+  EXPECT_FALSE(budget.Acquire(Id(2), /*mid_answer=*/false, 5, now));
+  EXPECT_FALSE(budget.Acquire(Id(3), /*mid_answer=*/true, 5, now));
+  EXPECT_FALSE(budget.Acquire(Id(4), /*mid_answer=*/true, 5, now));
+  EXPECT_FALSE(budget.Acquire(Id(5), /*mid_answer=*/true, 5, now));
+  budget.Release(Id(4));
   EXPECT_EQ(budget.num_waiting(), 3u);
   std::vector<RequestId> order;
-  for (RequestId last = id(1); budget.num_waiting() > 0; last = order.back()) {
+  for (RequestId last = Id(1); budget.num_waiting() > 0; last = order.back()) {
     budget.Release(last);
     order.push_back(budget.TakeNext(5, now).value());
   }
-  EXPECT_THAT(order, ElementsAre(id(3), id(5), id(2)));
+  EXPECT_THAT(order, ElementsAre(Id(3), Id(5), Id(2)));
 }
 
 // While no worker is there, nobody holds a place: all give up in their own time, not one after the
