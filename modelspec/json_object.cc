@@ -24,10 +24,9 @@ absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text) {
   const Json::parser_callback_t watch = [&](int depth, Json::parse_event_t event, Json& value) {
     const bool is_container =
         event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start;
-    if (is_container && depth > kMaxDepth) {
-      is_too_deep = true;
-      return false;  // not kept: its end is not told
-    }
+    is_too_deep = is_too_deep || (is_container && depth > kMaxDepth);
+    // What is not kept has no end in `open_objects`, but its keys are told: nothing counts any more.
+    if (is_too_deep) return false;
     if (event == Json::parse_event_t::object_start) {
       open_objects.emplace_back();
     } else if (event == Json::parse_event_t::object_end) {

@@ -34,6 +34,7 @@ def write_json(target, name, value):
 def depth_bombs(target):
     write(target, "depth_lists", "[" * 3000)
     write(target, "depth_objects", '{"a":' * 3000)
+    write(target, "depth_keys_below", "[" * 100 + '{"a":1}' + "]" * 100)
     write(target, "depth_inside", '{"messages":' + "[" * 200 + "]" * 200 + "}")
 
 

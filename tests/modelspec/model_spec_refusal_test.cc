@@ -229,6 +229,8 @@ TEST(ParseModelSpecTest, NestingIsBounded) {
     const std::string text = before + nested(500'000) + (before[2] == 'q' ? "}}" : "}");
     EXPECT_THAT(std::string(ParseModelSpec(text).status().message()), HasSubstr("64 levels"));
   }
+  const std::string keys_below = std::string(100, '[') + "{\"a\":1}" + std::string(100, ']');
+  EXPECT_THAT(std::string(ParseModelSpec(keys_below).status().message()), HasSubstr("64 levels"));
   std::string deep = DeepseekV3Config().dump();
   deep.insert(1, "\"unused\":" + nested(64) + ",");
   EXPECT_TRUE(ParseModelSpec(deep).ok()) << ParseModelSpec(deep).status();
