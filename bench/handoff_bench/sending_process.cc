@@ -11,11 +11,13 @@
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/types/span.h"
+#include "bench/handoff_bench/slots.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
 #include "kvtransfer/agent/transfer_agent.h"
@@ -69,9 +71,7 @@ class Sender {
     ucx.tls = options_.tls;
     SLUICE_ASSIGN_OR_RETURN(channel_, CreateUcxChannel(ucx));
     agent_ = TransferAgent::Create(TransferOptions(), kSender, channel_.get(), &RealClock());
-    slot_bytes_ = static_cast<size_t>(options_.blocks_per_transfer) * options_.block_bytes;
-    memory_.resize(static_cast<size_t>(options_.num_transfers_at_once) * slot_bytes_);
-    for (size_t i = 0; i < memory_.size(); ++i) memory_[i] = static_cast<uint8_t>(i >> 6);
+    SLUICE_ASSIGN_OR_RETURN(slots_, Slots::Create(options_));
     return absl::OkStatus();
   }
 
@@ -97,10 +97,7 @@ class Sender {
       const int end = std::min(begin + options_.chunk_blocks, options_.blocks_per_transfer);
       std::vector<absl::Span<const uint8_t>> blocks;
       for (int block = begin; block < end; ++block) {
-        blocks.push_back(absl::MakeConstSpan(memory_).subspan(
-            static_cast<size_t>(sending.order.slot) * slot_bytes_ +
-                static_cast<size_t>(block) * options_.block_bytes,
-            options_.block_bytes));
+        blocks.push_back(slots_->Block(sending.order.slot, block));
       }
       SLUICE_RETURN_IF_ERROR(agent_->Offer(sending.order.transfer, begin * kBlockTokens,
                                            end * kBlockTokens, std::move(blocks)));
@@ -121,8 +118,7 @@ class Sender {
   std::string receiver_address_;
   std::unique_ptr<KvChannel> channel_;
   std::unique_ptr<TransferAgent> agent_;
-  size_t slot_bytes_ = 0;
-  std::vector<uint8_t> memory_;
+  std::optional<Slots> slots_;
   std::vector<Sending> sendings_;
 };
 

@@ -3,11 +3,12 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "absl/types/span.h"
+#include "bench/handoff_bench/slots.h"
 #include "common/clock.h"
 #include "common/status_macros.h"
 #include "kvtransfer/agent/transfer_agent.h"
@@ -28,12 +29,10 @@ absl::Duration Median(std::vector<absl::Duration> values) {
 class Receiver {
  public:
   Receiver(const PairOptions& options, SendingProcess* sender)
-      : options_(options),
-        sender_(sender),
-        slot_bytes_(static_cast<size_t>(options.blocks_per_transfer) * options.block_bytes),
-        memory_(static_cast<size_t>(options.num_transfers_at_once) * slot_bytes_) {}
+      : options_(options), sender_(sender) {}
 
   absl::StatusOr<PairResult> Run(int num_warm_up, int num_counted) {
+    SLUICE_ASSIGN_OR_RETURN(slots_, Slots::Create(options_));
     UcxOptions ucx;
     ucx.tls = options_.tls;
     SLUICE_ASSIGN_OR_RETURN(channel_, CreateUcxChannel(ucx));
@@ -57,7 +56,7 @@ class Receiver {
       for (const TransferEvent& event : events) {
         if (const auto* end = std::get_if<ReceiveEnded>(&event)) {
           if (!end->status.ok()) return end->status;
-          const int slot = slots_.extract(end->transfer).mapped();
+          const int slot = slot_of_.extract(end->transfer).mapped();
           if (num_begun_ < num_all) SLUICE_RETURN_IF_ERROR(Begin(slot));
         }
         const auto* received = std::get_if<Received>(&event);
@@ -76,8 +75,8 @@ class Receiver {
     }
     for (const PeerTransport& transport : agent_->Transports())
       result.transport = transport.transport;
-    result.bytes_per_second =
-        static_cast<double>(slot_bytes_) * num_counted / absl::ToDoubleSeconds(ended - began);
+    result.bytes_per_second = static_cast<double>(slots_->slot_bytes()) * num_counted /
+                              absl::ToDoubleSeconds(ended - began);
     result.median_duration = Median(std::move(durations));
     result.median_exposed = Median(std::move(exposed));
     return result;
@@ -93,23 +92,19 @@ class Receiver {
     spec.end_token = options_.blocks_per_transfer * kBlockTokens;
     spec.block_bytes = options_.block_bytes;
     for (int block = 0; block < options_.blocks_per_transfer; ++block) {
-      spec.blocks.push_back(
-          absl::MakeSpan(memory_).subspan(static_cast<size_t>(slot) * slot_bytes_ +
-                                              static_cast<size_t>(block) * options_.block_bytes,
-                                          options_.block_bytes));
+      spec.blocks.push_back(slots_->Block(slot, block));
     }
     SLUICE_ASSIGN_OR_RETURN(const TransferId transfer, agent_->Reserve(spec));
-    slots_[transfer] = slot;
+    slot_of_[transfer] = slot;
     return sender_->Order({transfer, spec.request, slot});
   }
 
   const PairOptions options_;
   SendingProcess* const sender_;
-  const size_t slot_bytes_;
-  std::vector<uint8_t> memory_;
+  std::optional<Slots> slots_;
   std::unique_ptr<KvChannel> channel_;
   std::unique_ptr<TransferAgent> agent_;
-  std::map<TransferId, int> slots_;
+  std::map<TransferId, int> slot_of_;
   int num_begun_ = 0;
 };
 

@@ -13,6 +13,8 @@ namespace {
 
 // One Poll's share: while one message's checksum is computed, those before it move.
 constexpr uint64_t kChecksumBytesPerPoll = 1 << 20;
+// So that one can move while the next is checksummed.
+constexpr uint32_t kMinAheadMessages = 2;
 constexpr int kMessagesPerPoll = 64;
 constexpr size_t kMaxBlocksPerMessage = 256;
 
@@ -119,9 +121,9 @@ absl::Status SendSide::Offer(const TransferId& id, int begin, int end,
     handoff::Sender::Add add{message.begin_token, static_cast<uint32_t>(end_token),
                              message.payload_bytes};
     transfer.messages.push_back(std::move(message));
-    unchecksummed_.push_back(*key);
     Step(*key, add, now);
   }
+  QueueChecksum(*key, &transfer);
   return absl::OkStatus();
 }
 
@@ -178,6 +180,15 @@ void SendSide::OnSendDone(OperationId id, const absl::Status& status, absl::Time
   if (it == operations_.end()) return;
   Operation operation = it->second;
   operations_.erase(it);
+  if (auto found = transfers_.find(operation.key); found != transfers_.end()) {
+    Transfer& transfer = found->second;
+    Message& message = transfer.messages[operation.seq];
+    if (std::exchange(message.ahead, false)) {
+      --transfer.num_ahead;
+      transfer.ahead_bytes -= message.payload_bytes;
+      QueueChecksum(operation.key, &transfer);
+    }
+  }
   Step(operation.key, handoff::Sender::SendDone{operation.seq, status}, now);
 }
 
@@ -217,14 +228,19 @@ bool SendSide::PumpChecksums(absl::Time now) {
     auto it = transfers_.find(key);
     if (it == transfers_.end()) continue;
     Transfer& transfer = it->second;
+    transfer.unchecksummed = false;
     uint32_t seq = transfer.num_checksummed++;
-    const Message& message = transfer.messages[seq];
+    Message& message = transfer.messages[seq];
+    message.ahead = true;
+    ++transfer.num_ahead;
+    transfer.ahead_bytes += message.payload_bytes;
     handoff::PayloadChecksum checksum(transfer.spec.transfer, message.begin_token);
     for (const absl::Span<const uint8_t>& block : message.blocks) {
       checksum.Update(block.data(), block.size());
     }
     bytes += message.payload_bytes;
     moved = true;
+    QueueChecksum(key, &transfer);
     bool finished =
         transfer.finish.has_value() && transfer.num_checksummed == transfer.messages.size();
     Step(key, handoff::Sender::Checksummed{seq, checksum.Finish()}, now);
@@ -233,6 +249,14 @@ bool SendSide::PumpChecksums(absl::Time now) {
     }
   }
   return moved;
+}
+
+void SendSide::QueueChecksum(Key key, Transfer* transfer) {
+  const bool may_run_ahead =
+      transfer->num_ahead < kMinAheadMessages || transfer->ahead_bytes < core_->options.ahead_bytes;
+  if (!may_run_ahead || transfer->num_checksummed == transfer->messages.size()) return;
+  if (std::exchange(transfer->unchecksummed, true)) return;
+  unchecksummed_.push_back(key);
 }
 
 bool SendSide::SendNext(Key key, absl::Time now) {

@@ -47,6 +47,7 @@ class SendSide {
     std::vector<absl::Span<const uint8_t>> blocks;
     uint32_t begin_token = 0;
     uint64_t payload_bytes = 0;
+    bool ahead = false;  // checksummed, and not given back by the channel since
   };
   struct Transfer {
     Transfer(const SendSpec& s, const handoff::SenderOptions& options, handoff::Bind bind,
@@ -55,12 +56,15 @@ class SendSide {
     SendSpec spec;
     handoff::Sender machine;
     handoff::Coverage offered;
-    std::vector<Message> messages;     // by seq
-    uint32_t num_checksummed = 0;      // messages are checksummed in order
+    std::vector<Message> messages;  // by seq
+    uint32_t num_checksummed = 0;   // messages are checksummed in order
+    uint32_t num_ahead = 0;         // messages that are `ahead`
+    uint64_t ahead_bytes = 0;
     std::optional<FirstToken> finish;  // waits for the last checksum
     absl::Time started;
-    bool attached = true;  // counted in the peer table
-    bool ready = false;    // queued in ready_
+    bool attached = true;        // counted in the peer table
+    bool ready = false;          // queued in ready_
+    bool unchecksummed = false;  // queued in unchecksummed_
   };
   struct Operation {
     Key key = 0;
@@ -73,6 +77,8 @@ class SendSide {
   bool Step(Key key, const handoff::Sender::Event& event, absl::Time now);
   void Apply(Key key, Transfer* transfer, const handoff::Sender::Action& action, absl::Time now);
   bool PumpChecksums(absl::Time now);
+  // Queues the transfer for its next checksum, if it may be computed already.
+  void QueueChecksum(Key key, Transfer* transfer);
   bool SendNext(Key key, absl::Time now);
 
   AgentCore* const core_;
@@ -81,7 +87,7 @@ class SendSide {
   absl::flat_hash_map<OperationId, Operation> operations_;
   DeadlineIndex<Key> deadlines_;
   std::deque<Key> ready_;          // transfers with something to send; served round robin
-  std::deque<Key> unchecksummed_;  // one entry for each message that waits for its checksum
+  std::deque<Key> unchecksummed_;  // transfers whose next checksum is due; round robin
   Key last_key_ = 0;
   uint64_t ended_resends_ = 0;
 };

@@ -78,6 +78,7 @@ class UcxChannel : public KvChannel {
   mutable UcxPeers peers_;
   UcxPayloads payloads_;
   std::vector<ChannelEvent> events_;
+  bool owner_is_due_ = false;   // a payload was announced or has arrived
   bool receive_hangs_ = false;  // although its endpoint was closed
   absl::Time next_renewal_ = absl::InfinitePast();
   // Last, so that it ends first: its end may still call back.
@@ -184,7 +185,8 @@ void UcxChannel::Drop(PayloadId id) {
 
 bool UcxChannel::Poll(std::vector<ChannelEvent>* events) {
   bool moved = false;
-  for (int i = 0; i < kProgressPerPoll && events_.size() < kEventsPerPoll; ++i) {
+  owner_is_due_ = false;
+  for (int i = 0; i < kProgressPerPoll && events_.size() < kEventsPerPoll && !owner_is_due_; ++i) {
     if (ucp_worker_progress(context_->worker()) == 0) break;
     moved = true;
   }
@@ -253,6 +255,7 @@ ucs_status_t UcxChannel::OnActiveMessage(void* self, const void* header, size_t 
   if (data_bytes > 0) {
     event.payload = channel->payloads_.Announce(event.peer, data, data_bytes, param, &keep);
     event.payload_bytes = data_bytes;
+    channel->owner_is_due_ = true;
   }
   channel->events_.push_back(std::move(event));
   return keep ? UCS_INPROGRESS : UCS_OK;
@@ -268,6 +271,8 @@ void UcxChannel::OnEnded(const UcxOperations::Ended& ended) {
   if (peer == nullptr) return;
   UcxPeers::Activity& activity = ended.is_send ? peer->sending : peer->receiving;
   if (ended.payload_bytes > 0) {
+    // The owner reads what has arrived: soon, it is still in the cache.
+    owner_is_due_ |= !ended.is_send;
     activity.End();
     if (ended.status.ok()) activity.bytes += ended.payload_bytes;
   }

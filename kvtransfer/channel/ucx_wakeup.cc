@@ -16,7 +16,7 @@ namespace sluice {
 namespace {
 
 // Looked for at once again this often, because a peer that drains its queue needs microseconds.
-constexpr int kBusyRounds = 32;
+constexpr int kBusyRounds = 128;
 constexpr absl::Duration kShortestPause = absl::Microseconds(10);
 constexpr absl::Duration kLongestPause = absl::Milliseconds(1);
 constexpr int kDoublings = 7;  // of the pause, a few rounds each

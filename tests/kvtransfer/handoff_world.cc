@@ -164,6 +164,7 @@ class World : public Simulation {
     start_ = network_.Now();
     options_.window_bytes = kBlockBytes * planned_.Pick(1, 6);
     options_.target_message_bytes = kBlockBytes * planned_.Pick(1, 4);
+    options_.ahead_bytes = kBlockBytes * planned_.Pick(0, 8);
     options_.lease = absl::Seconds(planned_.Pick(2, 5));
     options_.max_tombstones = planned_.Once(0.2) ? 2 : kManyTombstones;
     calm_.eager_bytes = planned_.Once(0.3) ? 2 * kBlockBytes : 16;

@@ -386,6 +386,33 @@ TEST_F(TransferAgentTest, ShortTransfersOvertakeLongOnes) {
 
 // Whoever can reach the channel can send it anything. Nothing but a correct message of the bound
 // life counts.
+// What is checksummed long before it is sent is read from memory twice.
+TEST_F(TransferAgentTest, TheChannelGetsAFewMessagesAtATime) {
+  SimFaults rendezvous;
+  rendezvous.eager_bytes = 0;
+  network_.set_faults(rendezvous);
+  options_.ahead_bytes = 7 * kBlockBytes;  // two messages of three blocks and a bit: three messages
+  Restart();
+  const TransferId transfer = Begin(ReceiveOf(0, 64 * kBlockTokens));
+  ASSERT_TRUE(Offer(transfer, 0, 64 * kBlockTokens).ok());
+  ASSERT_TRUE(p_->agent->FinishSend(transfer, FirstToken()).ok());
+  size_t most_blocks = 0;
+  for (int i = 0; i < 5000 && d_->All<Received>().empty(); ++i) {
+    Run(absl::Microseconds(200));
+    most_blocks = std::max(most_blocks, p_->channel->PendingSources().size());
+  }
+  EXPECT_EQ(most_blocks, 9u);
+  ASSERT_EQ(d_->All<Received>().size(), 1u);
+  EXPECT_TRUE(SameBlocks(0, 64 * kBlockTokens));
+
+  options_.ahead_bytes = 0;
+  Restart();
+  const TransferId narrow = Begin(ReceiveOf(0, 64 * kBlockTokens));
+  ASSERT_TRUE(Offer(narrow, 0, 64 * kBlockTokens).ok());
+  Run(absl::Microseconds(200));
+  EXPECT_EQ(p_->channel->PendingSources().size(), 6u);
+}
+
 TEST_F(TransferAgentTest, HostileMessagesAreCountedAndHarmless) {
   ReceiveSpec receive = ReceiveOf(0, 128);
   TransferId transfer = Begin(receive);

@@ -44,7 +44,7 @@ ROOMS = {
     "planner": ["modelspec"],
     "cli": ["services/rpc", "engine/runtime", "tokenizer", "planner", "bench/loadgen"],
     "bench/loadgen": ["sluice/v1", "common"],  # it measures from outside, by HTTP and gRPC
-    "bench/handoff_bench": ["kvtransfer/agent", "common"],
+    "bench/handoff_bench": ["kvtransfer/agent", "engine/kv", "common"],
     "bench/router_bench": ["bench", "services/rpc", "tokenizer"],
     "bench": ["bench/loadgen", "engine/runtime", "kvtransfer/agent", "tokenizer", "metrics"],
 }
