@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <filesystem>
+#include <iterator>
 #include <map>
 #include <set>
 
@@ -138,8 +139,15 @@ const TensorView* Checkpoint::Find(const std::string& name) const {
 }
 
 void Checkpoint::WillRead(absl::string_view prefix) const {
-  for (const auto& [name, view] : tensors_) {
-    if (absl::StartsWith(name, prefix)) view.file->WillRead(*view.info);
+  for (const auto& file : files_) {
+    const std::vector<TensorInfo>& tensors = file->tensors();  // in order of their data
+    const auto is_wanted = [&](const TensorInfo& t) { return absl::StartsWith(t.name, prefix); };
+    for (auto first = tensors.begin(); first != tensors.end();) {
+      first = std::find_if(first, tensors.end(), is_wanted);
+      const auto end = std::find_if_not(first, tensors.end(), is_wanted);
+      if (first != end) file->WillRead(first->begin, std::prev(end)->end);
+      first = end;
+    }
   }
 }
 

@@ -127,11 +127,15 @@ SafetensorsFile::~SafetensorsFile() {
   if (map_ != nullptr) munmap(const_cast<uint8_t*>(map_), size_bytes_);
 }
 
-void SafetensorsFile::WillRead(const TensorInfo& tensor) const {
+void SafetensorsFile::WillRead(uint64_t begin, uint64_t end) const {
   constexpr uintptr_t kPage = 4096;
-  const uintptr_t begin = reinterpret_cast<uintptr_t>(Data(tensor)) / kPage * kPage;
-  const uintptr_t end = reinterpret_cast<uintptr_t>(data_ + tensor.end);
-  madvise(reinterpret_cast<void*>(begin), end - begin, MADV_WILLNEED);  // a hint
+  const uintptr_t first = reinterpret_cast<uintptr_t>(data_ + begin) / kPage * kPage;
+  const uintptr_t last = reinterpret_cast<uintptr_t>(data_ + end);
+  madvise(reinterpret_cast<void*>(first), last - first, MADV_WILLNEED);  // a hint
+}
+
+void SafetensorsFile::ExpectRandomReads(bool random) const {
+  madvise(const_cast<uint8_t*>(map_), size_bytes_, random ? MADV_RANDOM : MADV_NORMAL);  // a hint
 }
 
 void SafetensorsFile::ReleasePages() const {

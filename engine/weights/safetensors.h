@@ -62,8 +62,10 @@ class SafetensorsFile {
   // [end - begin], possibly unaligned.
   const uint8_t* Data(const TensorInfo& tensor) const { return data_ + tensor.begin; }
   absl::string_view header() const { return header_; }
-  // Asks the system to begin reading the tensor's bytes. Returns at once.
-  void WillRead(const TensorInfo& tensor) const;
+  // Asks the system to begin reading bytes [begin, end) of the data section. Returns at once.
+  void WillRead(uint64_t begin, uint64_t end) const;
+  // Whether reads of single places follow: otherwise the system reads on behind each, megabytes.
+  void ExpectRandomReads(bool random) const;
   // Unmaps the file's pages; they are read again if needed.
   void ReleasePages() const;
 
