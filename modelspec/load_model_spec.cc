@@ -7,6 +7,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "common/sampling_ranges.h"
 #include "common/status_macros.h"
 #include "modelspec/json_fields.h"
 #include "modelspec/json_object.h"
@@ -272,9 +273,13 @@ absl::StatusOr<GenerationDefaults> ParseGenerationDefaults(absl::string_view jso
   GenerationDefaults defaults;
   bool do_sample = true;
   fields.Bool("do_sample", &do_sample, true);
-  fields.Double("temperature", &defaults.temperature, 0, 100, 1);
+  fields.Double("temperature", &defaults.temperature, kTemperatureRange.low, kTemperatureRange.high,
+                1);
   fields.Double("top_p", &defaults.top_p, 1e-9, 1, 1);
   fields.Int("top_k", &defaults.top_k, -1, 1 << 22, 0);
+  fields.Double("min_p", &defaults.min_p, kMinPRange.low, kMinPRange.high, 0);
+  fields.Double("repetition_penalty", &defaults.repetition_penalty, kRepetitionPenaltyRange.low,
+                kRepetitionPenaltyRange.high, 1);
   if (!do_sample) defaults.temperature = 0;
   if (defaults.top_k < 0) defaults.top_k = 0;
   fields.IntOrList("eos_token_id", eos_token_ids, 0, vocab_size - 1);

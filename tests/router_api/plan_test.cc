@@ -74,6 +74,8 @@ TEST_F(PlanTest, EveryRangeIsCheckedAndNamed) {
       {"presence_penalty", [](auto* s) { s->presence_penalty = 2.5; }},
       {"frequency_penalty", [](auto* s) { s->frequency_penalty = -3.0; }},
       {"repetition_penalty", [](auto* s) { s->repetition_penalty = 0.0; }},
+      {"repetition_penalty", [](auto* s) { s->repetition_penalty = 1.2e-38; }},
+      {"repetition_penalty", [](auto* s) { s->repetition_penalty = 0.009; }},
       {"n", [](auto* s) { s->n = 0; }},
       {"n", [](auto* s) { s->n = -1; }},
       {"n", [](auto* s) { s->n = 17; }},

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/random.h"
+#include "common/sampling_ranges.h"
 #include "common/status_macros.h"
 #include "services/router/api/error_table.h"
 
@@ -24,10 +25,10 @@ constexpr size_t kMaxMessages = 4096;
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
 // Ranges are closed. NaN is outside every range.
-absl::Status CheckRange(absl::string_view param, double value, double low, double high) {
-  if (value >= low && value <= high) return absl::OkStatus();
-  return InvalidParameter(
-      param, absl::StrCat(param, " must be between ", low, " and ", high, ", got ", value));
+absl::Status CheckRange(absl::string_view param, double value, SamplingRange range) {
+  if (range.Contains(value)) return absl::OkStatus();
+  return InvalidParameter(param, absl::StrCat(param, " must be between ", range.low, " and ",
+                                              range.high, ", got ", value));
 }
 
 absl::Status CheckRange(absl::string_view param, int64_t value, int64_t low, int64_t high) {
@@ -37,12 +38,20 @@ absl::Status CheckRange(absl::string_view param, int64_t value, int64_t low, int
 }
 
 // "the default if unset, else the value in range".
-template <typename In, typename Out>
-absl::Status SetChecked(absl::string_view param, const std::optional<In>& value, In low, In high,
-                        Out* field) {
+template <typename Out>
+absl::Status SetChecked(absl::string_view param, const std::optional<int64_t>& value, int64_t low,
+                        int64_t high, Out* field) {
   if (!value.has_value()) return absl::OkStatus();
   SLUICE_RETURN_IF_ERROR(CheckRange(param, *value, low, high));
   *field = static_cast<Out>(*value);
+  return absl::OkStatus();
+}
+
+absl::Status SetChecked(absl::string_view param, const std::optional<double>& value,
+                        SamplingRange range, float* field) {
+  if (!value.has_value()) return absl::OkStatus();
+  SLUICE_RETURN_IF_ERROR(CheckRange(param, *value, range));
+  *field = static_cast<float>(*value);
   return absl::OkStatus();
 }
 
@@ -93,7 +102,7 @@ absl::Status FillTokenLists(const ApiContext& context, const SamplingRequest& re
   }
   for (const auto& [id, bias] : request.logit_bias) {
     SLUICE_RETURN_IF_ERROR(CheckTokenId(tokenizer, "logit_bias", id));
-    SLUICE_RETURN_IF_ERROR(CheckRange("logit_bias", bias, -100.0, 100.0));
+    SLUICE_RETURN_IF_ERROR(CheckRange("logit_bias", bias, kLogitBiasRange));
     sampling->logit_bias.emplace_back(static_cast<TokenId>(id), static_cast<float>(bias));
   }
   return absl::OkStatus();
@@ -104,36 +113,38 @@ absl::Status FillSampling(const ApiContext& context, const SamplingRequest& requ
   SamplingParams& sampling = plan->sampling;
   const GenerationDefaults& defaults = context.model().defaults;
   sampling.temperature = static_cast<float>(defaults.temperature);
-  sampling.top_p = static_cast<float>(defaults.top_p);
+  sampling.top_p = std::max(static_cast<float>(defaults.top_p), kTopPRange.low);
+  sampling.min_p = static_cast<float>(defaults.min_p);
+  sampling.repetition_penalty = static_cast<float>(defaults.repetition_penalty);
   sampling.top_k = static_cast<int32_t>(defaults.top_k);
   SLUICE_RETURN_IF_ERROR(
-      SetChecked("temperature", request.temperature, 0.0, 100.0, &sampling.temperature));
-  SLUICE_RETURN_IF_ERROR(SetChecked("top_p", request.top_p, 0.0, 1.0, &sampling.top_p));
-  if (request.top_p.has_value() && sampling.top_p <= 0) {
+      SetChecked("temperature", request.temperature, kTemperatureRange, &sampling.temperature));
+  if (request.top_p.has_value() && !(*request.top_p > 0)) {
     return InvalidParameter("top_p", "top_p must be above 0");
   }
-  SLUICE_RETURN_IF_ERROR(
-      SetChecked<int64_t>("top_k", request.top_k, -1, kMaxInt32, &sampling.top_k));
-  sampling.top_k = std::max(sampling.top_k, 0);
-  SLUICE_RETURN_IF_ERROR(SetChecked("min_p", request.min_p, 0.0, 1.0, &sampling.min_p));
-  SLUICE_RETURN_IF_ERROR(SetChecked("presence_penalty", request.presence_penalty, -2.0, 2.0,
-                                    &sampling.presence_penalty));
-  SLUICE_RETURN_IF_ERROR(SetChecked("frequency_penalty", request.frequency_penalty, -2.0, 2.0,
-                                    &sampling.frequency_penalty));
-  SLUICE_RETURN_IF_ERROR(SetChecked("repetition_penalty", request.repetition_penalty, 0.0, 10.0,
-                                    &sampling.repetition_penalty));
-  if (sampling.repetition_penalty <= 0) {
-    return InvalidParameter("repetition_penalty", "repetition_penalty must be above 0");
+  if (request.top_p.has_value()) {
+    // Whatever is above 0 is legal; below the range it means the best token, as the low end does.
+    const double top_p = std::max<double>(*request.top_p, kTopPRange.low);
+    SLUICE_RETURN_IF_ERROR(
+        SetChecked("top_p", std::make_optional(top_p), kTopPRange, &sampling.top_p));
   }
+  SLUICE_RETURN_IF_ERROR(SetChecked("top_k", request.top_k, -1, kMaxInt32, &sampling.top_k));
+  sampling.top_k = std::max(sampling.top_k, 0);
+  SLUICE_RETURN_IF_ERROR(SetChecked("min_p", request.min_p, kMinPRange, &sampling.min_p));
+  SLUICE_RETURN_IF_ERROR(SetChecked("presence_penalty", request.presence_penalty,
+                                    kPresencePenaltyRange, &sampling.presence_penalty));
+  SLUICE_RETURN_IF_ERROR(SetChecked("frequency_penalty", request.frequency_penalty,
+                                    kFrequencyPenaltyRange, &sampling.frequency_penalty));
+  SLUICE_RETURN_IF_ERROR(SetChecked("repetition_penalty", request.repetition_penalty,
+                                    kRepetitionPenaltyRange, &sampling.repetition_penalty));
   sampling.seed = request.seed.has_value() ? *request.seed : RandomUint64();
-  SLUICE_RETURN_IF_ERROR(SetChecked<int64_t>("n", request.n, 1, kMaxN, &plan->n));
+  SLUICE_RETURN_IF_ERROR(SetChecked("n", request.n, 1, kMaxN, &plan->n));
 
   if (request.max_tokens.has_value()) {
     SLUICE_RETURN_IF_ERROR(CheckRange("max_tokens", *request.max_tokens, 1, kMaxInt32));
   }
-  SLUICE_RETURN_IF_ERROR(SetChecked<int64_t>("min_tokens", request.min_tokens, 0,
-                                             request.max_tokens.value_or(kMaxInt32),
-                                             &sampling.min_tokens));
+  SLUICE_RETURN_IF_ERROR(SetChecked("min_tokens", request.min_tokens, 0,
+                                    request.max_tokens.value_or(kMaxInt32), &sampling.min_tokens));
   if (request.logprobs) sampling.num_top_logprobs = 0;
   if (request.top_logprobs.has_value()) {
     SLUICE_RETURN_IF_ERROR(CheckRange("top_logprobs", *request.top_logprobs, 0, kMaxTopLogprobs));
