@@ -105,6 +105,17 @@ TEST_F(PlanTest, EveryRangeIsCheckedAndNamed) {
   }
 }
 
+TEST_F(PlanTest, TheTenantIsShort) {
+  CompletionRequest request = Prompt("one");
+  request.tenant = std::string(256, 's');
+  EXPECT_TRUE(PlanCompletion(*context_, request).ok());
+  request.tenant += 's';
+  EXPECT_EQ(Refusal(request),
+            std::make_pair(ErrorKind::kInvalidRequest, std::string("cache_salt")));
+  request.api = RequestApi::kGrpc;
+  EXPECT_EQ(Refusal(request), std::make_pair(ErrorKind::kInvalidRequest, std::string("tenant")));
+}
+
 TEST_F(PlanTest, EdgesOfRangesAreAccepted) {
   CompletionRequest request = Prompt("one");
   SamplingRequest& sampling = request.sampling;

@@ -22,6 +22,7 @@ constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxStopTokenIds = 256;
 constexpr size_t kMaxLogitBias = 1024;
 constexpr size_t kMaxMessages = 4096;
+constexpr size_t kMaxTenantBytes = 256;  // each choice and each order carries it
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
 // Ranges are closed. NaN is outside every range.
@@ -231,6 +232,11 @@ absl::Status FillCommon(const ApiContext& context, const RequestCommon& request,
   plan->api = request.api;
   plan->request_id = request.request_id;
   plan->model = request.model.empty() ? context.model_name() : request.model;
+  if (request.tenant.size() > kMaxTenantBytes) {
+    const char* param = request.api == RequestApi::kGrpc ? "tenant" : "cache_salt";
+    return InvalidParameter(param, absl::StrCat(param, " may have at most ", kMaxTenantBytes,
+                                                " bytes, got ", request.tenant.size()));
+  }
   plan->tenant = request.tenant;
   plan->parsed_at = MonotonicNow();
   plan->received_at =
