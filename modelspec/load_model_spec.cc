@@ -17,6 +17,8 @@ namespace sluice {
 namespace {
 
 constexpr size_t kMaxConfigBytes = 4 << 20;
+// What the kernels turn in one go; published models have 64.
+constexpr int64_t kMaxRopeHeadDim = 512;
 
 void ReadArchitecture(JsonFields& fields, ModelSpec* spec) {
   const nlohmann::json* names = fields.Get("architectures");
@@ -48,7 +50,7 @@ void ReadDimensions(JsonFields& fields, ModelSpec* spec) {
   fields.Int("q_lora_rank", &spec->q_lora_rank, 1, 1 << 16, 0);
   fields.Int("kv_lora_rank", &spec->kv_lora_rank, 1, 1 << 16);
   fields.Int("qk_nope_head_dim", &spec->qk_nope_head_dim, 1, 4096);
-  fields.Int("qk_rope_head_dim", &spec->qk_rope_head_dim, 2, 4096);
+  fields.Int("qk_rope_head_dim", &spec->qk_rope_head_dim, 2, kMaxRopeHeadDim);
   fields.Int("v_head_dim", &spec->v_head_dim, 1, 4096);
   fields.Int("intermediate_size", &spec->intermediate_size, 1, 1 << 20);
   fields.Int("max_position_embeddings", &spec->max_position_embeddings, 1, 1 << 26);
