@@ -286,6 +286,18 @@ TEST_F(PlanTest, TokenizeAndDetokenizeAreInverse) {
 
 TEST_F(PlanTest, WhatCannotFitIsRefusedWithoutTokenizing) {
   const int64_t before = tokenizer_->encoded_bytes();
+  TokenizeRequest tokenize;
+  for (const bool as_chat : {false, true}) {
+    const std::string text(8 << 20, ' ');
+    if (as_chat) {
+      tokenize.input = std::vector<ChatMessage>{{"user", text, "", {}}};
+    } else {
+      tokenize.input = text;
+    }
+    const auto tokens = Tokenize(*context_, tokenize);
+    ASSERT_FALSE(tokens.ok());
+    EXPECT_EQ(ToApiError(tokens.status()).kind, ErrorKind::kContextLength);
+  }
   EXPECT_EQ(Refusal(Prompt(std::string(8 << 20, ' '))),
             std::make_pair(ErrorKind::kContextLength, std::string("prompt")));
   ChatRequest chat = Hello();

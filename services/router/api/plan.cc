@@ -213,8 +213,8 @@ absl::Status CheckTextBytes(const ApiContext& context, absl::string_view param, 
 }
 
 absl::Status CheckChatBytes(const ApiContext& context, const std::vector<ChatMessage>& messages,
-                            const ChatOptions& options, size_t answer_prefix_bytes) {
-  size_t bytes = answer_prefix_bytes;
+                            const ChatOptions& options) {
+  size_t bytes = 0;
   for (const ChatMessage& message : messages) {
     bytes += message.content.size();
     for (const ChatToolCall& call : message.tool_calls) bytes += call.arguments.size();
@@ -223,7 +223,7 @@ absl::Status CheckChatBytes(const ApiContext& context, const std::vector<ChatMes
   // The format may leave out some of it, such as the reasoning of earlier answers.
   const absl::StatusOr<std::string> text = context.chat_encoder()->Render(messages, options);
   if (!text.ok()) return absl::OkStatus();  // Encode says why
-  return CheckTextBytes(context, "messages", text->size() + answer_prefix_bytes);
+  return CheckTextBytes(context, "messages", text->size());
 }
 
 absl::Status FillCommon(const ApiContext& context, const RequestCommon& request,
@@ -283,11 +283,9 @@ absl::Status NamedMessages(const absl::Status& status) {
   return InvalidParameter("messages", status.message());
 }
 
-// `must_fit`: refuses at once what is longer than the context.
 absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
                                                 std::vector<ChatMessage> messages,
-                                                const ChatOptions& options,
-                                                bool continue_final_message, bool must_fit) {
+                                                const ChatOptions& options) {
   if (context.chat_encoder() == nullptr) {
     return MakeError(ErrorKind::kUnsupported, "this model has no chat format; use completions");
   }
@@ -295,14 +293,12 @@ absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
   if (messages.size() > kMaxMessages) {
     return InvalidParameter("messages", absl::StrCat("messages may hold at most ", kMaxMessages));
   }
-  std::string answer_prefix;
-  if (continue_final_message) {
+  messages = WithKnownRoles(std::move(messages));
+  if (options.continue_final_message) {
     if (messages.size() < 2 || messages.back().role != "assistant") {
       return InvalidParameter("messages",
                               "an answer can only be continued from a last assistant message");
     }
-    answer_prefix = std::move(messages.back().content);
-    messages.pop_back();
     if (context.chat_encoder()->AnswerStart(messages, options) ==
         ChatEncoder::Start::kInReasoning) {
       return MakeError(ErrorKind::kUnsupported,
@@ -310,15 +306,9 @@ absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
                        "messages");
     }
   }
-  messages = WithKnownRoles(std::move(messages));
-  if (must_fit) {
-    SLUICE_RETURN_IF_ERROR(CheckChatBytes(context, messages, options, answer_prefix.size()));
-  }
+  SLUICE_RETURN_IF_ERROR(CheckChatBytes(context, messages, options));
   absl::StatusOr<std::vector<TokenId>> tokens = context.chat_encoder()->Encode(messages, options);
   if (!tokens.ok()) return NamedMessages(tokens.status());
-  const std::vector<TokenId> prefix =
-      context.tokenizer().Encode(answer_prefix, AddedTokens::kIgnore);
-  tokens->insert(tokens->end(), prefix.begin(), prefix.end());
   return tokens;
 }
 
@@ -370,17 +360,13 @@ absl::StatusOr<GenerationPlan> PlanChat(const ApiContext& context, const ChatReq
   SLUICE_RETURN_IF_ERROR(FillCommon(context, request, &plan));
   SLUICE_RETURN_IF_ERROR(CheckNumChoices(context, 1, plan.n));
   ChatOptions options;
-  options.add_generation_prompt = request.add_generation_prompt || request.continue_final_message;
+  options.add_generation_prompt = request.add_generation_prompt;
   options.thinking = request.thinking;
-  SLUICE_ASSIGN_OR_RETURN(
-      std::vector<TokenId> tokens,
-      EncodeChat(context, request.messages, options, request.continue_final_message,
-                 /*must_fit=*/true));
+  options.continue_final_message = request.continue_final_message;
+  SLUICE_ASSIGN_OR_RETURN(std::vector<TokenId> tokens,
+                          EncodeChat(context, request.messages, options));
   plan.prompts.push_back(std::move(tokens));
-  plan.output.reasoning_start =
-      request.continue_final_message
-          ? ChatEncoder::Start::kInContent
-          : context.chat_encoder()->AnswerStart(request.messages, options);
+  plan.output.reasoning_start = context.chat_encoder()->AnswerStart(request.messages, options);
   SLUICE_RETURN_IF_ERROR(FillMaxTokens(context, request.sampling, "messages", &plan));
   return plan;
 }
@@ -389,14 +375,14 @@ absl::StatusOr<std::vector<TokenId>> Tokenize(const ApiContext& context,
                                               const TokenizeRequest& request) {
   SLUICE_RETURN_IF_ERROR(CheckModel(context, request.model));
   if (const auto* text = std::get_if<std::string>(&request.input)) {
+    SLUICE_RETURN_IF_ERROR(CheckTextBytes(context, "prompt", text->size()));
     return request.add_special_tokens ? context.tokenizer().EncodePrompt(*text)
                                       : context.tokenizer().Encode(*text, AddedTokens::kMatch);
   }
   ChatOptions options;
   options.add_generation_prompt = request.add_generation_prompt;
   options.thinking = request.thinking;
-  return EncodeChat(context, std::get<std::vector<ChatMessage>>(request.input), options,
-                    /*continue_final_message=*/false, /*must_fit=*/false);
+  return EncodeChat(context, std::get<std::vector<ChatMessage>>(request.input), options);
 }
 
 absl::StatusOr<std::string> Detokenize(const ApiContext& context,
