@@ -7,6 +7,7 @@
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "common/sampling_ranges.h"
 #include "common/status_macros.h"
 #include "modelspec/json_fields.h"
 #include "modelspec/json_object.h"
@@ -16,6 +17,8 @@ namespace sluice {
 namespace {
 
 constexpr size_t kMaxConfigBytes = 4 << 20;
+// What the kernels turn in one go; published models have 64.
+constexpr int64_t kMaxRopeHeadDim = 512;
 
 void ReadArchitecture(JsonFields& fields, ModelSpec* spec) {
   const nlohmann::json* names = fields.Get("architectures");
@@ -47,7 +50,7 @@ void ReadDimensions(JsonFields& fields, ModelSpec* spec) {
   fields.Int("q_lora_rank", &spec->q_lora_rank, 1, 1 << 16, 0);
   fields.Int("kv_lora_rank", &spec->kv_lora_rank, 1, 1 << 16);
   fields.Int("qk_nope_head_dim", &spec->qk_nope_head_dim, 1, 4096);
-  fields.Int("qk_rope_head_dim", &spec->qk_rope_head_dim, 2, 4096);
+  fields.Int("qk_rope_head_dim", &spec->qk_rope_head_dim, 2, kMaxRopeHeadDim);
   fields.Int("v_head_dim", &spec->v_head_dim, 1, 4096);
   fields.Int("intermediate_size", &spec->intermediate_size, 1, 1 << 20);
   fields.Int("max_position_embeddings", &spec->max_position_embeddings, 1, 1 << 26);
@@ -272,9 +275,13 @@ absl::StatusOr<GenerationDefaults> ParseGenerationDefaults(absl::string_view jso
   GenerationDefaults defaults;
   bool do_sample = true;
   fields.Bool("do_sample", &do_sample, true);
-  fields.Double("temperature", &defaults.temperature, 0, 100, 1);
+  fields.Double("temperature", &defaults.temperature, kTemperatureRange.low, kTemperatureRange.high,
+                1);
   fields.Double("top_p", &defaults.top_p, 1e-9, 1, 1);
   fields.Int("top_k", &defaults.top_k, -1, 1 << 22, 0);
+  fields.Double("min_p", &defaults.min_p, kMinPRange.low, kMinPRange.high, 0);
+  fields.Double("repetition_penalty", &defaults.repetition_penalty, kRepetitionPenaltyRange.low,
+                kRepetitionPenaltyRange.high, 1);
   if (!do_sample) defaults.temperature = 0;
   if (defaults.top_k < 0) defaults.top_k = 0;
   fields.IntOrList("eos_token_id", eos_token_ids, 0, vocab_size - 1);

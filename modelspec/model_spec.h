@@ -95,6 +95,8 @@ struct GenerationDefaults {
   double temperature = 1;  // 0 when the file says do_sample: false
   double top_p = 1;
   int64_t top_k = 0;  // 0: all
+  double min_p = 0;
+  double repetition_penalty = 1;
 };
 
 // INVALID_ARGUMENT names the offending field; UNIMPLEMENTED an architecture, scoring function or

@@ -1,8 +1,12 @@
 #include "tokenizer/bpe.h"
 
-#include <algorithm>
-
 namespace sluice {
+namespace {
+
+// From here on a heap no longer lies in the nearest cache.
+constexpr size_t kLongPieceBytes = 4096;
+
+}  // namespace
 
 Bpe::Bpe(const std::array<TokenId, 256>& byte_tokens, const std::vector<BpeMerge>& merges)
     : byte_tokens_(byte_tokens) {
@@ -15,9 +19,7 @@ Bpe::Bpe(const std::array<TokenId, 256>& byte_tokens, const std::vector<BpeMerge
 
 void Bpe::Encode(absl::string_view piece, Scratch* scratch, std::vector<TokenId>* tokens) const {
   std::vector<Scratch::Symbol>& symbols = scratch->symbols;
-  std::vector<Scratch::Candidate>& heap = scratch->heap;
   symbols.clear();
-  heap.clear();
   for (const char c : piece) {
     const TokenId token = byte_tokens_[static_cast<uint8_t>(c)];
     if (token == kNoToken) continue;
@@ -26,27 +28,34 @@ void Bpe::Encode(absl::string_view piece, Scratch* scratch, std::vector<TokenId>
     symbols.push_back({token, position - 1, -1});
   }
   if (symbols.empty()) return;
+  if (piece.size() < kLongPieceBytes) {
+    Merge(&symbols, &scratch->heap);
+  } else {
+    Merge(&symbols, &scratch->ranks);
+  }
+  for (int32_t i = 0; i >= 0; i = symbols[i].next) tokens->push_back(symbols[i].token);
+}
 
-  // Lowest rank first, leftmost on ties.
-  const auto after = [](const Scratch::Candidate& a, const Scratch::Candidate& b) {
-    return a.rank != b.rank ? a.rank > b.rank : a.position > b.position;
-  };
-  const auto add_candidate = [&](int32_t position) {
-    if (position < 0 || symbols[position].next < 0) return false;
+template <typename Queue>
+void Bpe::Merge(std::vector<Scratch::Symbol>* all, Queue* queue) const {
+  std::vector<Scratch::Symbol>& symbols = *all;
+  queue->Clear();
+  // Calls `add` if the symbols at `position` and behind it can be merged.
+  const auto consider = [&](int32_t position, auto add) {
+    if (position < 0 || symbols[position].next < 0) return;
     const TokenId left = symbols[position].token;
     const TokenId right = symbols[symbols[position].next].token;
     const auto rule = rules_.find(PairKey(left, right));
-    if (rule == rules_.end()) return false;
-    heap.push_back({rule->second.rank, position, left, right});
-    return true;
+    if (rule != rules_.end()) add(MergeCandidate{rule->second.rank, position, left, right});
   };
-  for (size_t i = 0; i + 1 < symbols.size(); ++i) add_candidate(static_cast<int32_t>(i));
-  std::make_heap(heap.begin(), heap.end(), after);
+  for (size_t i = 0; i + 1 < symbols.size(); ++i) {
+    consider(static_cast<int32_t>(i), [queue](const MergeCandidate& c) { queue->Append(c); });
+  }
+  queue->Order();
 
-  while (!heap.empty()) {
-    std::pop_heap(heap.begin(), heap.end(), after);
-    const Scratch::Candidate best = heap.back();
-    heap.pop_back();
+  const auto push = [queue](const MergeCandidate& candidate) { queue->Push(candidate); };
+  while (!queue->empty()) {
+    const MergeCandidate best = queue->Pop();
     // An earlier merge may have taken either symbol (a merged-away symbol's token is kNoToken).
     Scratch::Symbol& left = symbols[best.position];
     if (left.token != best.left || left.next < 0) continue;
@@ -57,10 +66,9 @@ void Bpe::Encode(absl::string_view piece, Scratch* scratch, std::vector<TokenId>
     right.token = kNoToken;
     left.next = right.next;
     if (left.next >= 0) symbols[left.next].previous = best.position;
-    if (add_candidate(left.previous)) std::push_heap(heap.begin(), heap.end(), after);
-    if (add_candidate(best.position)) std::push_heap(heap.begin(), heap.end(), after);
+    consider(left.previous, push);
+    consider(best.position, push);
   }
-  for (int32_t i = 0; i >= 0; i = symbols[i].next) tokens->push_back(symbols[i].token);
 }
 
 }  // namespace sluice

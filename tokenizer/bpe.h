@@ -11,6 +11,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/string_view.h"
 #include "common/ids.h"
+#include "tokenizer/merge_queue.h"
 
 namespace sluice {
 
@@ -36,17 +37,13 @@ class Bpe {
       int32_t previous;
       int32_t next;  // -1 at the end
     };
-    struct Candidate {  // to merge symbols[position] with its next
-      int32_t rank;
-      int32_t position;
-      TokenId left;
-      TokenId right;
-    };
     std::vector<Symbol> symbols;
-    std::vector<Candidate> heap;
+    HeapMergeQueue heap;
+    RankMergeQueue ranks;
   };
 
-  // Appends the piece's tokens. O(n log n) in its bytes. REQUIRES: piece.size() < 2^31.
+  // Appends the piece's tokens. O(n log n) in its bytes, and close to linear for long pieces.
+  // REQUIRES: piece.size() < 2^31.
   void Encode(absl::string_view piece, Scratch* scratch, std::vector<TokenId>* tokens) const;
 
  private:
@@ -54,6 +51,8 @@ class Bpe {
     int32_t rank;
     TokenId result;
   };
+  template <typename Queue>
+  void Merge(std::vector<Scratch::Symbol>* symbols, Queue* queue) const;
   static uint64_t PairKey(TokenId left, TokenId right) {
     return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
   }

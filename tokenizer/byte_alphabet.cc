@@ -51,4 +51,8 @@ std::optional<std::string> BytesFromAlphabet(absl::string_view token) {
   return bytes;
 }
 
+std::string BytesOfVocabEntry(absl::string_view text) {
+  return BytesFromAlphabet(text).value_or(std::string(text));
+}
+
 }  // namespace sluice

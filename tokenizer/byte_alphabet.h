@@ -17,4 +17,8 @@ const std::array<char32_t, 256>& ByteAlphabet();
 // The bytes that `token` spells; nothing if any character is outside the alphabet.
 std::optional<std::string> BytesFromAlphabet(absl::string_view token);
 
+// The bytes of an entry of a byte-level vocabulary: what it spells in the alphabet, or else itself,
+// as control tokens stand there.
+std::string BytesOfVocabEntry(absl::string_view text);
+
 }  // namespace sluice

@@ -41,7 +41,26 @@ class FormatChatEncoder final : public ChatEncoder {
 
   Start AnswerStart(const std::vector<ChatMessage>& messages,
                     const ChatOptions& options) const override {
+    if (options.continue_final_message && !messages.empty()) {
+      const Start start =
+          StartAfter(absl::MakeConstSpan(messages).first(messages.size() - 1), options);
+      return start == Start::kModelDecides ? Start::kInContent : start;
+    }
     if (!options.add_generation_prompt) return Start::kInContent;
+    return StartAfter(messages, options);
+  }
+
+  Start AnswerStart(const ChatOptions& options) const override {
+    ChatMessage user;
+    user.role = "user";
+    return AnswerStart({user}, options);
+  }
+
+  ChatFormat format() const override { return format_; }
+
+ private:
+  // With a generation prompt after these messages.
+  Start StartAfter(absl::Span<const ChatMessage> messages, const ChatOptions& options) const {
     const absl::string_view last_role = LastRoleInPlace(messages);
     switch (format_) {
       case ChatFormat::kV2:
@@ -58,15 +77,6 @@ class FormatChatEncoder final : public ChatEncoder {
     return Start::kInContent;
   }
 
-  Start AnswerStart(const ChatOptions& options) const override {
-    ChatMessage user;
-    user.role = "user";
-    return AnswerStart({user}, options);
-  }
-
-  ChatFormat format() const override { return format_; }
-
- private:
   const Tokenizer& tokenizer_;
   const ChatFormat format_;
 };

@@ -34,6 +34,9 @@ struct ChatMessage {
 struct ChatOptions {
   bool add_generation_prompt = true;
   std::optional<bool> thinking;  // V3.1 only: unset means its default, off
+  // The last message, an assistant's, is the beginning of the answer: it stands where the answer
+  // will, as a finished one would, and stays open. There is a generation prompt then.
+  bool continue_final_message = false;
 };
 
 enum class ChatFormat {
@@ -55,16 +58,18 @@ class ChatEncoder {
   static absl::StatusOr<std::unique_ptr<ChatEncoder>> CreateFor(const Tokenizer& tokenizer,
                                                                 ChatFormat format);
 
-  // INVALID_ARGUMENT for an unknown role, an empty conversation, or tool messages in a format that
-  // has none. FAILED_PRECONDITION if the tokenizer lacks a control token that the conversation
-  // needs.
+  // INVALID_ARGUMENT for an unknown role, an empty conversation, tool messages in a format that has
+  // none, or a last message that is no beginning of an answer but should be continued.
+  // FAILED_PRECONDITION if the tokenizer lacks a control token that the conversation needs.
   virtual absl::StatusOr<std::vector<TokenId>> Encode(const std::vector<ChatMessage>& messages,
                                                       const ChatOptions& options) const = 0;
   // The text Hugging Face's template would give; for golden tests and people.
   virtual absl::StatusOr<std::string> Render(const std::vector<ChatMessage>& messages,
                                              const ChatOptions& options) const = 0;
   // How the answer begins: inside <think>, after it, or the model decides. It depends on the
-  // messages too: after tool results there is no generation prompt, so nothing opens <think>.
+  // messages too: after tool results there is no generation prompt, so nothing opens <think>. An
+  // answer that is continued has begun with content, or stands inside <think> where it does not
+  // belong.
   enum class Start { kInReasoning, kInContent, kModelDecides };
   virtual Start AnswerStart(const std::vector<ChatMessage>& messages,
                             const ChatOptions& options) const = 0;

@@ -27,14 +27,14 @@ constexpr absl::string_view kOutputBegin = "<｜tool▁output▁begin｜>";
 constexpr absl::string_view kOutputEnd = "<｜tool▁output▁end｜>";
 constexpr absl::string_view kSep = "<｜tool▁sep｜>";
 
-using Messages = std::vector<ChatMessage>;
+using Messages = absl::Span<const ChatMessage>;
 
 bool IsSystem(const ChatMessage& message) {
   return message.role == "system" || message.role == "developer";
 }
 
 // All system messages, from wherever they stand, go to the front, with an empty line between them.
-void HoistSystem(const Messages& messages, ChatText* out) {
+void HoistSystem(Messages messages, ChatText* out) {
   bool first = true;
   for (const ChatMessage& message : messages) {
     if (!IsSystem(message)) continue;
@@ -66,7 +66,7 @@ void FencedCall(const ChatToolCall& call, ChatText* out) {
   out->Control(kCallEnd);
 }
 
-void RenderV2(const Messages& messages, const ChatOptions& options, ChatText* out) {
+void RenderV2(Messages messages, const ChatOptions& options, ChatText* out) {
   out->Control(kBos);
   for (const ChatMessage& message : messages) {
     if (message.role == "assistant") {
@@ -87,7 +87,7 @@ void RenderV2(const Messages& messages, const ChatOptions& options, ChatText* ou
 // call and the first result are written once in a conversation, and a single call is not closed.
 // Beyond the template, an assistant's text beside its tool calls is kept: the template forgets the
 // calls.
-void RenderV3(const Messages& messages, const ChatOptions& options, bool is_r1, ChatText* out) {
+void RenderV3(Messages messages, const ChatOptions& options, bool is_r1, ChatText* out) {
   out->Control(kBos);
   HoistSystem(messages, out);
   bool had_call = false;
@@ -146,7 +146,7 @@ void RenderV3(const Messages& messages, const ChatOptions& options, bool is_r1, 
   }
 }
 
-void RenderV31(const Messages& messages, const ChatOptions& options, ChatText* out) {
+void RenderV31(Messages messages, const ChatOptions& options, ChatText* out) {
   out->Control(kBos);
   HoistSystem(messages, out);
   // The assistant's mark belongs to the first turn after a user's; what follows tool results has
@@ -191,7 +191,7 @@ void RenderV31(const Messages& messages, const ChatOptions& options, ChatText* o
 
 // R1's layout with tool rounds that open and close properly; the answer begins right after the
 // mark.
-void RenderTiny(const Messages& messages, const ChatOptions& options, ChatText* out) {
+void RenderTiny(Messages messages, const ChatOptions& options, ChatText* out) {
   out->Control(kBos);
   HoistSystem(messages, out);
   bool first_output = true;
@@ -233,7 +233,7 @@ void RenderTiny(const Messages& messages, const ChatOptions& options, ChatText* 
   if (options.add_generation_prompt && !after_output) out->Control(kAssistant);
 }
 
-absl::Status CheckMessages(ChatFormat format, const Messages& messages) {
+absl::Status CheckMessages(ChatFormat format, Messages messages) {
   if (messages.empty()) return absl::InvalidArgumentError("messages: a conversation is not empty");
   for (size_t i = 0; i < messages.size(); ++i) {
     const ChatMessage& message = messages[i];
@@ -270,9 +270,19 @@ std::string ChatText::ToString() const {
   return text;
 }
 
-absl::StatusOr<ChatText> RenderChat(ChatFormat format, const Messages& messages,
-                                    const ChatOptions& options) {
-  SLUICE_RETURN_IF_ERROR(CheckMessages(format, messages));
+absl::StatusOr<ChatText> RenderChat(ChatFormat format, const std::vector<ChatMessage>& all,
+                                    const ChatOptions& requested) {
+  SLUICE_RETURN_IF_ERROR(CheckMessages(format, all));
+  Messages messages = all;
+  ChatOptions options = requested;
+  if (options.continue_final_message) {
+    if (all.back().role != "assistant" || !all.back().tool_calls.empty()) {
+      return absl::InvalidArgumentError(
+          "messages: only a last assistant message without tool calls can be continued");
+    }
+    messages.remove_suffix(1);
+    options.add_generation_prompt = true;
+  }
   ChatText out;
   switch (format) {
     case ChatFormat::kV2:
@@ -291,10 +301,15 @@ absl::StatusOr<ChatText> RenderChat(ChatFormat format, const Messages& messages,
       RenderTiny(messages, options, &out);
       break;
   }
+  if (options.continue_final_message && !all.back().content.empty()) {
+    // V2 writes finished answers behind a space, which the model else begins its answer with.
+    if (format == ChatFormat::kV2) out.Text(" ");
+    out.Text(all.back().content);
+  }
   return out;
 }
 
-absl::string_view LastRoleInPlace(const Messages& messages) {
+absl::string_view LastRoleInPlace(Messages messages) {
   const auto last = std::find_if_not(messages.rbegin(), messages.rend(),
                                      [](const ChatMessage& message) { return IsSystem(message); });
   return last == messages.rend() ? absl::string_view() : absl::string_view(last->role);

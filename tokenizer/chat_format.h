@@ -7,6 +7,7 @@
 
 #include "absl/status/statusor.h"
 #include "absl/strings/string_view.h"
+#include "absl/types/span.h"
 #include "tokenizer/chat_encoder.h"
 
 namespace sluice {
@@ -36,7 +37,7 @@ absl::StatusOr<ChatText> RenderChat(ChatFormat format, const std::vector<ChatMes
 
 // The role of the last message that stays where it stands; "" without one. (System messages move to
 // the front, so that the prompt ends with another one.)
-absl::string_view LastRoleInPlace(const std::vector<ChatMessage>& messages);
+absl::string_view LastRoleInPlace(absl::Span<const ChatMessage> messages);
 
 // Control tokens without which no conversation of this format can be rendered.
 std::vector<absl::string_view> RequiredControlTokens(ChatFormat format);

@@ -71,7 +71,7 @@ class BpeTokenizer final : public Tokenizer {
   explicit BpeTokenizer(const TokenizerDefinition& definition)
       : pre_tokenizer_(definition.pre_tokenizer), bpe_(definition.byte_tokens, definition.merges) {}
 
-  void DefineToken(TokenId id, absl::string_view text, uint8_t flags);
+  void DefineToken(TokenId id, std::string bytes, uint8_t flags);
   bool HasFlag(TokenId id, Flag flag) const {
     return id >= 0 && id < vocab_size() && (tokens_[id].flags & flag) != 0;
   }
@@ -89,14 +89,12 @@ class BpeTokenizer final : public Tokenizer {
   std::string chat_template_;
 };
 
-void BpeTokenizer::DefineToken(TokenId id, absl::string_view text, uint8_t flags) {
+void BpeTokenizer::DefineToken(TokenId id, std::string bytes, uint8_t flags) {
   if (id >= vocab_size()) tokens_.resize(id + 1);
   Token& token = tokens_[id];
-  token.bytes = BytesFromAlphabet(text).value_or(std::string(text));
+  token.bytes = std::move(bytes);
   token.flags |= flags;
-  // Added tokens are found in the text as they are written, not by the bytes they decode to.
-  max_token_bytes_ =
-      std::max(max_token_bytes_, (flags & kAdded) != 0 ? text.size() : token.bytes.size());
+  max_token_bytes_ = std::max(max_token_bytes_, token.bytes.size());
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> BpeTokenizer::Create(
@@ -104,10 +102,11 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> BpeTokenizer::Create(
   std::unique_ptr<BpeTokenizer> tokenizer(new BpeTokenizer(definition));
   absl::flat_hash_map<absl::string_view, TokenId> ids;
   for (const TokenizerDefinition::Token& token : definition.vocab) {
-    tokenizer->DefineToken(token.id, token.text, kDefined);
+    tokenizer->DefineToken(token.id, BytesOfVocabEntry(token.text), kDefined);
     ids.emplace(token.text, token.id);
   }
   for (const TokenizerDefinition::AddedToken& token : definition.added_tokens) {
+    // Its text is plain text: "ø" is the letter here, not the byte that the alphabet writes so.
     tokenizer->DefineToken(token.id, token.text,
                            kDefined | kAdded | (token.special ? kSpecial : 0));
     tokenizer->added_tokens_.Add(token.text, token.normalized, token.id);

@@ -5,6 +5,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/str_split.h"
 #include "common/status_macros.h"
@@ -194,6 +195,28 @@ absl::Status ParseModel(const JsonField& model, VocabMap* vocab, TokenizerDefini
   return ParseMerges(merges, *vocab, definition);
 }
 
+// An added token may repeat an entry of model.vocab, but not contradict it.
+absl::Status CheckAgainstVocab(const JsonField& id_field, TokenId id, absl::string_view text,
+                               const VocabMap& vocab,
+                               const absl::flat_hash_map<TokenId, absl::string_view>& vocab_text) {
+  const auto same_text = vocab.find(text);
+  if (same_text != vocab.end() && same_text->second != id) {
+    return id_field.Invalid(
+        absl::StrCat(id, " is '", text, "', but model.vocab gives this token ", same_text->second));
+  }
+  const auto same_id = vocab_text.find(id);
+  if (same_id == vocab_text.end()) return absl::OkStatus();
+  if (same_id->second != text) {
+    return id_field.Invalid(absl::StrCat(id, " is '", text, "', but '", same_id->second,
+                                         "' in model.vocab: it is another token there"));
+  }
+  // One spelling, two texts: the vocabulary writes bytes, added_tokens plain text.
+  const std::string bytes = BytesOfVocabEntry(text);
+  if (bytes == text) return absl::OkStatus();
+  return id_field.Invalid(absl::StrCat(id, " is the text '", text, "', but the bytes '",
+                                       absl::CHexEscape(bytes), "' in model.vocab"));
+}
+
 absl::Status ParseAddedTokens(const JsonField& added_tokens, const VocabMap& vocab,
                               TokenizerDefinition* definition) {
   if (added_tokens.is_null()) return absl::OkStatus();
@@ -201,7 +224,7 @@ absl::Status ParseAddedTokens(const JsonField& added_tokens, const VocabMap& voc
   absl::flat_hash_map<TokenId, absl::string_view> vocab_text;
   for (const auto& [text, id] : vocab) vocab_text.emplace(id, text);
   absl::flat_hash_set<absl::string_view> texts;
-  absl::flat_hash_set<TokenId> ids;
+  absl::flat_hash_map<TokenId, absl::string_view> text_of;
   for (const JsonField& item : list) {
     SLUICE_ASSIGN_OR_RETURN(const JsonField id_field, item.Member("id"));
     SLUICE_ASSIGN_OR_RETURN(const int64_t wide_id, id_field.Int(0, kMaxTokenId));
@@ -220,16 +243,12 @@ absl::Status ParseAddedTokens(const JsonField& added_tokens, const VocabMap& voc
     SLUICE_ASSIGN_OR_RETURN(const bool normalized, normalized_field.Bool());
 
     if (!texts.insert(text).second) return content.Invalid("appears twice");
-    if (!ids.insert(id).second) return id_field.Invalid(absl::StrCat(id, " appears twice"));
-    const auto same_text = vocab.find(text);
-    if (same_text != vocab.end() && same_text->second != id) {
+    const auto [same_id, is_new] = text_of.emplace(id, text);
+    if (!is_new) {
       return id_field.Invalid(
-          absl::StrCat("is ", id, ", but model.vocab gives this token ", same_text->second));
+          absl::StrCat(id, " appears twice, for '", same_id->second, "' and '", text, "'"));
     }
-    const auto same_id = vocab_text.find(id);
-    if (same_id != vocab_text.end() && same_id->second != text) {
-      return id_field.Invalid(absl::StrCat(id, " is another token in model.vocab"));
-    }
+    SLUICE_RETURN_IF_ERROR(CheckAgainstVocab(id_field, id, text, vocab, vocab_text));
     definition->added_tokens.push_back({id, std::string(text), special, normalized});
   }
   return absl::OkStatus();

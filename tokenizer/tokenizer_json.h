@@ -22,11 +22,11 @@ inline constexpr TokenId kMaxTokenId = (1 << 22) - 1;
 struct TokenizerDefinition {
   struct Token {
     TokenId id;
-    std::string text;  // as in the file: vocabulary entries are spelled in ByteAlphabet()
+    std::string text;  // as in the file: see BytesOfVocabEntry
   };
   struct AddedToken {
     TokenId id;
-    std::string text;
+    std::string text;  // plain, also where all of it is in ByteAlphabet()
     bool special;
     bool normalized;
   };

@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/sampling_ranges.h"
 #include "engine/sampling/exp_weights.h"
 #include "engine/sampling/logprobs.h"
 #include "engine/sampling/philox.h"
@@ -19,29 +20,15 @@ constexpr float kMasked = -std::numeric_limits<float>::infinity();
 }  // namespace
 
 absl::Status ValidateSamplingParams(const SamplingParams& params, int64_t vocab_size) {
-  const auto invalid = [](auto&&... what) {
-    return absl::InvalidArgumentError(absl::StrCat("sampling: ", what...));
-  };
-  // Written so that NaN is refused.
-  if (!(params.temperature >= 0 && std::isfinite(params.temperature))) {
-    return invalid("temperature must be finite and not negative");
-  }
-  if (!(params.top_p > 0 && params.top_p <= 1)) return invalid("top_p must be in (0, 1]");
-  if (params.top_k < 0) return invalid("top_k must not be negative");
-  if (!(params.min_p >= 0 && params.min_p <= 1)) return invalid("min_p must be in [0, 1]");
-  if (!(params.repetition_penalty > 0 && std::isfinite(params.repetition_penalty))) {
-    return invalid("repetition_penalty must be finite and positive");
-  }
-  if (!std::isfinite(params.presence_penalty)) return invalid("presence_penalty must be finite");
-  if (!std::isfinite(params.frequency_penalty)) return invalid("frequency_penalty must be finite");
-  if (params.num_top_logprobs < -1 || params.num_top_logprobs > kMaxNumTopLogprobs) {
-    return invalid("num_top_logprobs must be in [-1, ", kMaxNumTopLogprobs, "]");
+  const absl::Status in_range = CheckSamplingRanges(params);
+  if (!in_range.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("sampling: ", in_range.message()));
   }
   for (const auto& [token, bias] : params.logit_bias) {
     if (token < 0 || token >= vocab_size) {
-      return invalid("logit_bias of token ", token, ", the vocabulary has ", vocab_size);
+      return absl::InvalidArgumentError(absl::StrCat("sampling: logit_bias of token ", token,
+                                                     ", the vocabulary has ", vocab_size));
     }
-    if (!std::isfinite(bias)) return invalid("logit_bias of token ", token, " must be finite");
   }
   return absl::OkStatus();
 }

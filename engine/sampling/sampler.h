@@ -29,8 +29,8 @@
 
 namespace sluice {
 
-// INVALID_ARGUMENT names the field. Ranges are the router's to explain to users; this protects the
-// engine.
+// CheckSamplingRanges, and biased tokens are in the vocabulary. INVALID_ARGUMENT names the field.
+// Refusals are the router's to explain to users; this protects the engine.
 absl::Status ValidateSamplingParams(const SamplingParams& params, int64_t vocab_size);
 
 class Sampler {

@@ -3,11 +3,10 @@
 #include <grpcpp/support/status.h>
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 
 #include "absl/strings/str_cat.h"
 #include "common/block_hash.h"
+#include "common/sampling_ranges.h"
 #include "common/status_macros.h"
 #include "sluice/v1/fleet.pb.h"
 
@@ -69,6 +68,15 @@ absl::StatusOr<SequenceAttempt> DecodeSequence(const Proto& proto) {
   }
   if (proto.has_time_left()) sequence.time_left = Decode(proto.time_left());
   return sequence;
+}
+
+template <typename Proto>
+std::optional<RequestEndedEvent> RefusalOfOrder(const Proto& proto, const absl::Status& why) {
+  RequestEndedEvent event;
+  if (!DecodeIdentity(proto, &event.request, &event.attempt).ok()) return std::nullopt;
+  event.reason = RequestEndReason::kFailed;
+  event.status = why;
+  return event;
 }
 
 v1::RequestEnded::Reason ToWire(RequestEndReason reason) {
@@ -155,33 +163,9 @@ absl::StatusOr<SamplingParams> Decode(const v1::WorkerSampling& proto) {
   sampling.max_tokens = proto.max_tokens();
   sampling.num_top_logprobs = proto.num_top_logprobs();
 
-  const struct {
-    const char* name;
-    float value;
-    float low;
-    float high;
-  } ranges[] = {
-      {"temperature", sampling.temperature, 0, 100},
-      {"top_p", sampling.top_p, std::numeric_limits<float>::min(), 1},
-      {"min_p", sampling.min_p, 0, 1},
-      {"presence_penalty", sampling.presence_penalty, -2, 2},
-      {"frequency_penalty", sampling.frequency_penalty, -2, 2},
-      {"repetition_penalty", sampling.repetition_penalty, std::numeric_limits<float>::min(), 10},
-  };
-  for (const auto& range : ranges) {
-    // Written so that NaN is refused too.
-    if (!(range.value >= range.low && range.value <= range.high)) {
-      return absl::InvalidArgumentError(absl::StrCat("sampling.", range.name, " is ", range.value));
-    }
-  }
-  for (const auto& [token, bias] : sampling.logit_bias) {
-    if (!std::isfinite(bias)) {
-      return absl::InvalidArgumentError(absl::StrCat("sampling.logit_bias[", token, "] is ", bias));
-    }
-  }
-  if (sampling.num_top_logprobs < -1 || sampling.num_top_logprobs > kMaxNumTopLogprobs) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("sampling.num_top_logprobs is ", sampling.num_top_logprobs));
+  const absl::Status in_range = CheckSamplingRanges(sampling);
+  if (!in_range.ok()) {
+    return absl::InvalidArgumentError(absl::StrCat("sampling.", in_range.message()));
   }
   if (sampling.max_tokens < 1) {
     return absl::InvalidArgumentError(absl::StrCat("sampling.max_tokens is ", sampling.max_tokens));
@@ -233,6 +217,16 @@ absl::StatusOr<CancelOrder> Decode(const v1::Cancel& proto) {
   SLUICE_RETURN_IF_ERROR(DecodeIdentity(proto, &order.request, &order.attempt));
   order.reason = proto.reason();
   return order;
+}
+
+std::optional<RequestEndedEvent> RefusalOf(const v1::Reserve& proto, const absl::Status& why) {
+  return RefusalOfOrder(proto, why);
+}
+std::optional<RequestEndedEvent> RefusalOf(const v1::Run& proto, const absl::Status& why) {
+  return RefusalOfOrder(proto, why);
+}
+std::optional<RequestEndedEvent> RefusalOf(const v1::Prefill& proto, const absl::Status& why) {
+  return RefusalOfOrder(proto, why);
 }
 
 void Encode(const GrantTerms& grant, v1::Grant* proto) {

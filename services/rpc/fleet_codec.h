@@ -139,6 +139,12 @@ absl::StatusOr<SequenceAttempt> Decode(const v1::Run& proto);
 absl::StatusOr<PrefillOrder> Decode(const v1::Prefill& proto);
 absl::StatusOr<CancelOrder> Decode(const v1::Cancel& proto);
 
+// The end of an attempt whose order does not decode, for the router that waits for an answer.
+// Nothing when not even the attempt's identity decodes.
+std::optional<RequestEndedEvent> RefusalOf(const v1::Reserve& proto, const absl::Status& why);
+std::optional<RequestEndedEvent> RefusalOf(const v1::Run& proto, const absl::Status& why);
+std::optional<RequestEndedEvent> RefusalOf(const v1::Prefill& proto, const absl::Status& why);
+
 // Worker to router.
 void Encode(const GrantTerms& grant, v1::Grant* proto);
 void Encode(const BusyAnswer& busy, v1::Busy* proto);

@@ -3,6 +3,7 @@
 #include <netdb.h>
 #include <sys/socket.h>
 
+#include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
@@ -182,31 +183,36 @@ void RouterSessions::Close(rpc::SessionId session) {
 }
 
 void RouterSessions::Dispatch(rpc::SessionId session, const v1::RouterMessage& message) {
-  const auto post_or_count = [&](auto decoded, auto make_command) {
-    if (!decoded.ok()) {
-      metrics_->Ignored(IgnoredReason::kMalformed);
-      SLUICE_LOG(Warning) << "router sent a malformed message: " << decoded.status().message();
-      return;
-    }
-    Post(session, make_command(*std::move(decoded)));
+  const auto count = [&](const absl::Status& why) {
+    metrics_->Ignored(IgnoredReason::kMalformed);
+    SLUICE_LOG(Warning) << "router sent a malformed message: " << why.message();
+  };
+  // Somebody waits for the answer to an order: silence would look like a worker that hangs.
+  const auto post_or_refuse = [&](const auto& proto, auto make_command) {
+    auto decoded = rpc::Decode(proto);
+    if (decoded.ok()) return Post(session, make_command(*std::move(decoded)));
+    count(decoded.status());
+    const std::optional<rpc::RequestEndedEvent> refusal = rpc::RefusalOf(proto, decoded.status());
+    if (refusal.has_value()) SendEnded(session, *refusal);
   };
   switch (message.message_case()) {
     case v1::RouterMessage::kReserve:
-      return post_or_count(rpc::Decode(message.reserve()), [&](rpc::SequenceAttempt sequence) {
+      return post_or_refuse(message.reserve(), [&](rpc::SequenceAttempt sequence) {
         return ReserveCommand{session, std::move(sequence)};
       });
     case v1::RouterMessage::kPrefill:
-      return post_or_count(rpc::Decode(message.prefill()), [&](rpc::PrefillOrder order) {
+      return post_or_refuse(message.prefill(), [&](rpc::PrefillOrder order) {
         return PrefillCommand{session, std::move(order)};
       });
     case v1::RouterMessage::kRun:
-      return post_or_count(rpc::Decode(message.run()), [&](rpc::SequenceAttempt sequence) {
+      return post_or_refuse(message.run(), [&](rpc::SequenceAttempt sequence) {
         return RunCommand{session, std::move(sequence)};
       });
-    case v1::RouterMessage::kCancel:
-      return post_or_count(rpc::Decode(message.cancel()), [&](rpc::CancelOrder order) {
-        return CancelCommand{session, std::move(order)};
-      });
+    case v1::RouterMessage::kCancel: {
+      absl::StatusOr<rpc::CancelOrder> order = rpc::Decode(message.cancel());
+      if (!order.ok()) return count(order.status());
+      return Post(session, CancelCommand{session, *std::move(order)});
+    }
     default:
       metrics_->Ignored(IgnoredReason::kMalformed);  // of a later version, or empty
   }

@@ -73,13 +73,31 @@ TEST(KvSizingTest, RefusesTheImpossible) {
 
 TEST(AvailableMemoryTest, SmallerOfKernelAndControlGroup) {
   const char* meminfo = "MemTotal:       16000 kB\nMemAvailable:    8000 kB\nBuffers: 1 kB\n";
-  EXPECT_EQ(*ParseAvailableMemory(meminfo, "", ""), 8000 * 1024);
-  EXPECT_EQ(*ParseAvailableMemory(meminfo, "max\n", "5\n"), 8000 * 1024);
-  EXPECT_EQ(*ParseAvailableMemory(meminfo, "1000000\n", "400000\n"), 600000);
-  EXPECT_EQ(*ParseAvailableMemory(meminfo, "1000\n", "4000\n"), 0);
-  EXPECT_FALSE(ParseAvailableMemory("MemTotal: 16000 kB\n", "", "").ok());
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, {}), 8000 * 1024);
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, {"max\n", "5\n", ""}), 8000 * 1024);
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, {"1000000\n", "400000\n", ""}), 600000);
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, {"1000\n", "4000\n", ""}), 0);
+  EXPECT_FALSE(ParseAvailableMemory("MemTotal: 16000 kB\n", {}).ok());
   EXPECT_TRUE(AvailableMemoryBytes().ok());
   EXPECT_GT(*AvailableMemoryBytes(), 0);
+}
+
+// A pod that has just read its checkpoint is full of cache that the kernel gives back.
+TEST(AvailableMemoryTest, TheFileCacheOfTheControlGroupIsFree) {
+  const char* meminfo = "MemAvailable:    8000 kB\n";
+  const char* v2 =
+      "anon 200000\nfile 750000\nshmem 50000\ninactive_anon 10\nactive_anon 20\n"
+      "inactive_file 600000\nactive_file 100000\nunevictable 0\n";
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, {"1000000\n", "990000\n", v2}), 710000);
+  // Without its children a v1 group seems to cache less than it does.
+  const char* v1 =
+      "cache 1\ninactive_file 1\nactive_file 2\ntotal_cache 9\ntotal_inactive_file 600000\n"
+      "total_active_file 100000\n";
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, {"1000000\n", "990000\n", v1}), 710000);
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, {"9223372036854771712\n", "990000\n", v1}), 8000 * 1024);
+  // The files are read one after the other and need not agree.
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, {"1000000\n", "500000\n", v2}), 1000000);
+  EXPECT_EQ(*ParseAvailableMemory(meminfo, {"1000000\n", "990000\n", "inactive_file x\n"}), 10000);
 }
 
 }  // namespace

@@ -234,8 +234,10 @@ TEST(SamplerTest, ValidationNamesTheField) {
   EXPECT_THAT(message([](SamplingParams& p) { p.top_p = 1.1f; }), HasSubstr("top_p"));
   EXPECT_THAT(message([](SamplingParams& p) { p.top_k = -1; }), HasSubstr("top_k"));
   EXPECT_THAT(message([](SamplingParams& p) { p.min_p = -0.1f; }), HasSubstr("min_p"));
-  EXPECT_THAT(message([](SamplingParams& p) { p.repetition_penalty = 0; }),
-              HasSubstr("repetition_penalty"));
+  for (const float penalty : {0.0F, 1.2e-38F}) {
+    EXPECT_THAT(message([&](SamplingParams& p) { p.repetition_penalty = penalty; }),
+                HasSubstr("repetition_penalty"));
+  }
   EXPECT_THAT(message([](SamplingParams& p) {
                 p.logit_bias = {{10, 1}};
               }),

@@ -110,6 +110,15 @@ class Hostile:
                 # 1e-400 is a valid number that is zero.
                 self.expect("/v1/completions", body, {200, 400} if number == "1e-400" else {400}, "not a number")
 
+        # Numbers that fit a double and hardly, or not, a float: each has one meaning, or is refused by its name.
+        for field in floats:
+            for number in ["1e-320", "1e-46", "1e-40", "1.2e-38"]:
+                refused = field == "repetition_penalty"
+                body = b'{"model":"%s","prompt":"Hello","max_tokens":2,"%s":%s}' % (
+                    MODEL_NAME.encode(), field.encode(), number.encode())
+                _, raw = self.expect("/v1/completions", body, {400 if refused else 200}, "denormal number")
+                assert not refused or json.loads(raw)["error"]["param"] == field, raw
+
     def control_tokens(self):
         for text in TEXTS:
             shapes = [

@@ -105,6 +105,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   const uint8_t flags = source.Byte();
   options.add_generation_prompt = (flags & 1) != 0;
   if ((flags & 2) != 0) options.thinking = (flags & 4) != 0;
+  options.continue_final_message = (flags & 8) != 0;
   const std::vector<ChatMessage> messages = TakeMessages(&source);
   if (!AreValidUtf8(messages)) return 0;
   for (ChatFormat format :

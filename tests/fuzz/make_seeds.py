@@ -113,6 +113,8 @@ def tokenizer_json():
     variant("added_twice", lambda v: v["added_tokens"].append(dict(v["added_tokens"][0])))
     variant("added_strips", lambda v: v["added_tokens"][1].update(lstrip=True, rstrip=True))
     variant("added_is_a_byte", lambda v: v["added_tokens"][0].update(content="a"))
+    variant("added_in_the_alphabet", lambda v: v["added_tokens"][3].update(content="<thin\u00e2k>"))
+    variant("added_spells_a_byte", lambda v: v["added_tokens"][0].update(content="\u00f8", id=v["model"]["vocab"]["\u00f8"]))
     variant("merge_unknown", lambda v: v["model"]["merges"].append("zz qq"))
     variant("merge_three_parts", lambda v: v["model"]["merges"].append("a b c"))
     variant("merge_list", lambda v: v["model"].update(merges=[["a", "b"]]))

@@ -230,6 +230,8 @@ TEST(LoadModelSpecTest, EveryCheckpointOfTheTreeLoads) {
   EXPECT_EQ(defaults->temperature, 0.2);
   EXPECT_EQ(defaults->top_p, 0.95);
   EXPECT_EQ(defaults->top_k, 0);
+  EXPECT_EQ(defaults->min_p, 0);
+  EXPECT_EQ(defaults->repetition_penalty, 1);
 }
 
 class ModelFolderTest : public ::testing::Test {
@@ -255,6 +257,24 @@ TEST_F(ModelFolderTest, EndTokensAreTheUnionOfBothFiles) {
   ASSERT_TRUE(defaults.ok()) << defaults.status();
   EXPECT_EQ(defaults->temperature, 0);
   EXPECT_EQ(defaults->top_k, 0);
+}
+
+TEST_F(ModelFolderTest, SamplingDefaultsAreThoseOfTheFile) {
+  Write(
+      "generation_config.json",
+      R"({"temperature": 0.6, "top_p": 0.9, "top_k": 40, "min_p": 0.05, "repetition_penalty": 1.1})");
+  const absl::StatusOr<GenerationDefaults> defaults = LoadGenerationDefaults(dir_);
+  ASSERT_TRUE(defaults.ok()) << defaults.status();
+  EXPECT_EQ(defaults->temperature, 0.6);
+  EXPECT_EQ(defaults->top_p, 0.9);
+  EXPECT_EQ(defaults->top_k, 40);
+  EXPECT_EQ(defaults->min_p, 0.05);
+  EXPECT_EQ(defaults->repetition_penalty, 1.1);
+  for (const char* field : {"min_p", "repetition_penalty"}) {
+    Write("generation_config.json", absl::StrCat("{\"", field, "\": -1}"));
+    EXPECT_THAT(std::string(LoadGenerationDefaults(dir_).status().message()),
+                ::testing::HasSubstr(field));
+  }
 }
 
 TEST_F(ModelFolderTest, AbsentGenerationConfigMeansDefaults) {

@@ -29,7 +29,9 @@ class ApiFixture : public testing::Test {
     model->tokenizer = std::move(tokenizer);
     model->chat_encoder = ChatEncoder::Create(*model->tokenizer).value();
     options.served_model_names = {"deepseek-tiny", "org/deepseek-tiny"};
-    options.max_model_len = kTestMaxModelLen;
+    if (options.max_model_len == ApiOptions().max_model_len) {
+      options.max_model_len = kTestMaxModelLen;
+    }
     auto context =
         ApiContext::Create(std::move(options), *std::move(model), &dispatcher_, &registry_);
     if (!context.ok()) {

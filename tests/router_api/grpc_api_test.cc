@@ -340,6 +340,33 @@ TEST_F(GrpcTest, DeadlineEndsTheGeneration) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::DEADLINE_EXCEEDED);
 }
 
+// Many times the buffer of a slow client, in one message and while another is being written.
+TEST_F(GrpcTest, LargeMessagesReachAClientThatReads) {
+  grpc::ClientContext rpc;
+  Bound(&rpc, 30);
+  v1::GenerateRequest request = Prompt("Go");
+  request.mutable_sampling()->set_logprobs(true);
+  request.mutable_sampling()->set_top_logprobs(5);
+  auto reader = stub_->Generate(&rpc, request);
+  const auto generation = dispatcher_.NextGeneration();
+  const TokenId a = Ids("a")[0];
+  SampledToken token{a, -1, {}};
+  for (int i = 0; i < 5; ++i) token.top.push_back({a + i, -1.5f});
+  v1::GenerateResponse response;
+  int received = 0;
+  for (const int count : {8000, 1, 8000}) {
+    generation.Sampled(std::vector<SampledToken>(static_cast<size_t>(count), token));
+    for (const int wanted = received + count; received < wanted;) {
+      ASSERT_TRUE(reader->Read(&response)) << received;
+      received += response.logprobs_size();
+    }
+  }
+  generation.End(GenerationEnd::kLength);
+  while (reader->Read(&response)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+}
+
 TEST_F(GrpcTest, SlowReaderIsEvicted) {
   Connect(/*unread_bytes=*/1024);
   grpc::ClientContext rpc;

@@ -272,6 +272,43 @@ TEST_F(HttpApiTest, CompletionLogprobs) {
             3 - static_cast<int>(logprobs["tokens"].back().get<std::string>().size()));
 }
 
+// Sampling does not always choose one of the best; clients look the chosen token up all the same.
+TEST_F(HttpApiTest, CompletionLogprobsHoldTheChosenToken) {
+  const TokenId a = Ids("a")[0];
+  const TokenId b = Ids("b")[0];
+  dispatcher_.SetScript([=](const FakeDispatcher::Generation& generation) {
+    generation.Sampled({{b, -3.5f, {{a, -0.25f}}}});
+    generation.Sampled({{a, -0.25f, {{a, -0.25f}}}});
+    generation.End(GenerationEnd::kLength);
+  });
+  Json body = CompletionBody();
+  body["logprobs"] = 1;
+  const Json json = Json::parse(Post("/v1/completions", body).body);
+  const Json& top = json["choices"][0]["logprobs"]["top_logprobs"];
+  EXPECT_EQ(top[0], Json({{"a", -0.25}, {"b", -3.5}}));
+  EXPECT_EQ(top[1], Json({{"a", -0.25}}));
+}
+
+TEST_F(HttpApiTest, SkippedSpecialTokensTakeNoPlaceInTheText) {
+  const TokenId a = Ids("a")[0];
+  const TokenId bos = *tokenizer().bos_token_id();
+  ASSERT_TRUE(tokenizer().IsSpecial(bos));
+  dispatcher_.SetScript([=](const FakeDispatcher::Generation& generation) {
+    for (TokenId id : {a, bos, a}) generation.Sampled({{id, -0.5f, {}}});
+    generation.End(GenerationEnd::kLength);
+  });
+  Json body = CompletionBody();
+  body["logprobs"] = 0;
+  const auto offsets = [&] {
+    const Json choice = Json::parse(Post("/v1/completions", body).body)["choices"][0];
+    return std::make_pair(choice["text"].get<std::string>(), choice["logprobs"]["text_offset"]);
+  };
+  EXPECT_EQ(offsets(), std::make_pair(std::string("aa"), Json({0, 1, 1})));
+  body["skip_special_tokens"] = false;
+  const int bos_chars = 21;  // <｜begin▁of▁sentence｜>
+  EXPECT_EQ(offsets().second, Json({0, 1, 1 + bos_chars}));
+}
+
 TEST_F(HttpApiTest, StopStringsAndReasons) {
   AnswerWith("keep this STOP drop this");
   Json body = ChatBody();

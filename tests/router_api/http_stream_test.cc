@@ -120,6 +120,38 @@ TEST_F(StreamTest, SglangBench) {
   EXPECT_EQ(generated, text_);
 }
 
+class LongContextStreamTest : public HttpFixture {
+ protected:
+  static ApiOptions LongContext() {
+    ApiOptions options;
+    options.max_model_len = 1 << 22;
+    return options;
+  }
+  LongContextStreamTest() : HttpFixture({}, LongContext()) {}
+};
+
+// More than the buffer of a slow client, to clients that read.
+TEST_F(LongContextStreamTest, LargeEventsReachAClientThatReads) {
+  AnswerWith(" there");
+  std::string prompt;
+  while (prompt.size() < (2U << 20)) prompt += "once upon a time ";
+  Json body = CompletionBody(prompt);
+  body["stream"] = true;
+  body["echo"] = true;
+  body["n"] = 3;
+  const HttpReply reply = Post("/v1/completions", body);
+  EXPECT_EQ(reply.status, 200);
+  EXPECT_TRUE(reply.complete);
+  std::vector<std::string> texts(3);
+  for (const std::string& event : EventsOf(reply.body)) {
+    if (event == "[DONE]") continue;
+    const Json choice = Json::parse(event)["choices"][0];
+    texts[choice["index"].get<size_t>()] += choice["text"].get<std::string>();
+  }
+  for (const std::string& text : texts) EXPECT_TRUE(text == prompt + " there") << text.size();
+  EXPECT_TRUE(WaitForMetric("sluice_stream_buffered_bytes{api=\"http\"}", "0"));
+}
+
 // guidellm: include_usage and continuous_usage_stats together.
 TEST_F(StreamTest, GuidellmContinuousUsage) {
   AnswerWith(text_);

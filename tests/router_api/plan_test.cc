@@ -74,6 +74,8 @@ TEST_F(PlanTest, EveryRangeIsCheckedAndNamed) {
       {"presence_penalty", [](auto* s) { s->presence_penalty = 2.5; }},
       {"frequency_penalty", [](auto* s) { s->frequency_penalty = -3.0; }},
       {"repetition_penalty", [](auto* s) { s->repetition_penalty = 0.0; }},
+      {"repetition_penalty", [](auto* s) { s->repetition_penalty = 1.2e-38; }},
+      {"repetition_penalty", [](auto* s) { s->repetition_penalty = 0.009; }},
       {"n", [](auto* s) { s->n = 0; }},
       {"n", [](auto* s) { s->n = -1; }},
       {"n", [](auto* s) { s->n = 17; }},
@@ -101,6 +103,17 @@ TEST_F(PlanTest, EveryRangeIsCheckedAndNamed) {
     c.set(&request.sampling);
     EXPECT_EQ(Refusal(request), std::make_pair(ErrorKind::kInvalidRequest, std::string(c.param)));
   }
+}
+
+TEST_F(PlanTest, TheTenantIsShort) {
+  CompletionRequest request = Prompt("one");
+  request.tenant = std::string(256, 's');
+  EXPECT_TRUE(PlanCompletion(*context_, request).ok());
+  request.tenant += 's';
+  EXPECT_EQ(Refusal(request),
+            std::make_pair(ErrorKind::kInvalidRequest, std::string("cache_salt")));
+  request.api = RequestApi::kGrpc;
+  EXPECT_EQ(Refusal(request), std::make_pair(ErrorKind::kInvalidRequest, std::string("tenant")));
 }
 
 TEST_F(PlanTest, EdgesOfRangesAreAccepted) {
@@ -273,6 +286,18 @@ TEST_F(PlanTest, TokenizeAndDetokenizeAreInverse) {
 
 TEST_F(PlanTest, WhatCannotFitIsRefusedWithoutTokenizing) {
   const int64_t before = tokenizer_->encoded_bytes();
+  TokenizeRequest tokenize;
+  for (const bool as_chat : {false, true}) {
+    const std::string text(8 << 20, ' ');
+    if (as_chat) {
+      tokenize.input = std::vector<ChatMessage>{{"user", text, "", {}}};
+    } else {
+      tokenize.input = text;
+    }
+    const auto tokens = Tokenize(*context_, tokenize);
+    ASSERT_FALSE(tokens.ok());
+    EXPECT_EQ(ToApiError(tokens.status()).kind, ErrorKind::kContextLength);
+  }
   EXPECT_EQ(Refusal(Prompt(std::string(8 << 20, ' '))),
             std::make_pair(ErrorKind::kContextLength, std::string("prompt")));
   ChatRequest chat = Hello();

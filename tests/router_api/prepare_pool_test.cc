@@ -26,6 +26,7 @@ constexpr char kGone[] = "sluice_client_disconnects_total{phase=\"before_first_t
 ApiOptions SmallPool() {
   ApiOptions options;
   options.inline_prepare_bytes = 64;
+  options.prepare_threads = 1;
   options.prepare_queue_bytes = kMaxQueuedBytes;
   return options;
 }
@@ -74,6 +75,37 @@ TEST_F(PreparePoolTest, HttpClientsThatLeaveCostNoTokenizing) {
   Release();
   EXPECT_EQ(stays.ReadReply().status, 200);
   EXPECT_EQ(EncodedBytes(), kPromptBytes);
+}
+
+class TwoThreadsTest : public HttpFixture {
+ protected:
+  static ApiOptions LongContext() {
+    ApiOptions options;
+    options.max_model_len = 1 << 22;
+    return options;
+  }
+  TwoThreadsTest() : HttpFixture(HttpOptions(), LongContext()) { AnswerWith("ok"); }
+};
+
+// The worst prompt that a body can bring, and behind it an ordinary one of some pages.
+TEST_F(TwoThreadsTest, OneHugePromptDoesNotHoldUpTheOthers) {
+  absl::Notification held, released;
+  ASSERT_TRUE(context_->prepare_pool().Post([&] {
+    held.Notify();
+    released.WaitForNotification();
+  }));
+  held.WaitForNotification();
+  std::string pages;
+  while (pages.size() < 20 * 1024) pages += "once upon a time ";
+  EXPECT_EQ(Post("/v1/completions", CompletionBody(pages)).status, 200);
+  released.Notify();
+
+  HttpClient huge(port());
+  huge.SendPost("/v1/completions", CompletionBody(std::string((8 << 20) - 1024, 'a')).dump());
+  EXPECT_EQ(Post("/v1/completions", CompletionBody(pages)).status, 200);
+  const HttpReply reply = huge.ReadReply();  // within the client's 10 s
+  EXPECT_EQ(reply.status, 400);
+  EXPECT_EQ(Json::parse(reply.body)["error"]["code"], "context_length_exceeded");
 }
 
 TEST_F(PreparePoolTest, WaitingBytesAreBounded) {

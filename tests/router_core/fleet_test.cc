@@ -280,6 +280,22 @@ TEST_F(FleetTest, WorkerThatDoesNotReadIsCutOff) {
   EXPECT_GT(failed, 0);  // some Reserves were in its sockets, the others nowhere to be answered
 }
 
+TEST_F(FleetTest, AnOrderThatNoMessageCarriesFailsAlone) {
+  FleetServerOptions server;
+  server.max_message_bytes = 2 << 10;
+  StartRouter({}, server);
+  AddWorker("b", WorkerRole::kBoth);
+  ASSERT_TRUE(WaitUntilReady());
+  const Request small = Submit(100, 5);
+  const Request large = Submit(4000, 5);
+  ASSERT_TRUE(large.sink->WaitForEnd(kPatience));
+  EXPECT_EQ(large.sink->result().end, GenerationEnd::kFailed);
+  EXPECT_THAT(std::string(large.sink->result().status.message()), HasSubstr("a message carries"));
+  ASSERT_TRUE(small.sink->WaitForEnd(kPatience));
+  EXPECT_EQ(small.sink->result().end, GenerationEnd::kLength) << small.sink->result().status;
+  EXPECT_EQ(StateOf("b"), "ready");
+}
+
 TEST_F(FleetTest, RestartedWorkerReplacesItself) {
   AddWorker("b", WorkerRole::kBoth);
   ASSERT_TRUE(WaitUntilReady());

@@ -118,6 +118,55 @@ TEST_F(ChatEncoderTest, AnswerStart) {
   EXPECT_EQ(start(ChatFormat::kV31, tool, thinking), Start::kInContent);
 }
 
+// An answer that is continued stands as it will when it is finished, but open.
+TEST_F(ChatEncoderTest, AContinuedAnswerIsTheFinishedOneWithoutItsEnd) {
+  const ChatMessage tool{"tool", "3", "", {}};
+  const ChatMessage calls{"assistant", "", "", {{"1", "function", "f", "{}"}}};
+  const std::vector<std::vector<ChatMessage>> conversations = {
+      {user_},
+      {{"system", "S", "", {}}, user_, {"assistant", "A", "", {}}, user_},
+      {user_, calls, tool},
+  };
+  int num_compared = 0;
+  for (const ChatFormat format :
+       {ChatFormat::kV2, ChatFormat::kV3, ChatFormat::kR1, ChatFormat::kV31, ChatFormat::kTiny}) {
+    const auto encoder = ChatEncoder::CreateFor(*tokenizer_, format).value();
+    for (std::vector<ChatMessage> messages : conversations) {
+      const bool has_tools = messages.back().role == "tool";
+      if (format == ChatFormat::kV2 && has_tools) continue;  // it has none
+      // R1 thinks before the answer and forgets it afterwards: the two differ.
+      if (format == ChatFormat::kR1 && !has_tools) continue;
+      for (const char* answer : {"Once upon", " Once", "1", "\n"}) {
+        std::vector<ChatMessage> with_answer = messages;
+        with_answer.push_back({"assistant", answer, "", {}});
+        ChatOptions finished;
+        finished.add_generation_prompt = false;
+        ChatOptions open;
+        open.continue_final_message = true;
+        std::vector<TokenId> ids = encoder->Encode(with_answer, open).value();
+        ids.push_back(*tokenizer_->AddedTokenId("<｜end▁of▁sentence｜>"));
+        const std::vector<TokenId> expected = encoder->Encode(with_answer, finished).value();
+        EXPECT_EQ(ids, expected) << ChatFormatName(format) << " "
+                                 << encoder->Render(with_answer, finished).value() << "\n"
+                                 << encoder->Render(with_answer, open).value();
+        EXPECT_EQ(encoder->AnswerStart(with_answer, open), ChatEncoder::Start::kInContent);
+        ++num_compared;
+      }
+      // Nothing written yet: as if there were no such message.
+      std::vector<ChatMessage> empty = messages;
+      empty.push_back({"assistant", "", "", {}});
+      ChatOptions open;
+      open.continue_final_message = true;
+      EXPECT_EQ(encoder->Encode(empty, open).value(), encoder->Encode(messages, {}).value());
+    }
+    ChatOptions open;
+    open.continue_final_message = true;
+    EXPECT_FALSE(encoder->Encode({user_}, open).ok());
+    EXPECT_FALSE(encoder->Encode({user_, calls}, open).ok());
+  }
+  EXPECT_EQ(num_compared, 4 * (2 + 3 + 1 + 3 + 3));
+}
+
 // System messages move to the front, so that the last message is not always the one that the prompt
 // ends with.
 TEST_F(ChatEncoderTest, TheAnswerStartsInReasoningExactlyWhenThePromptOpensIt) {

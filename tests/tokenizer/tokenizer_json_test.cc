@@ -101,6 +101,33 @@ TEST(TokenizerJson, KnowsTheSequenceOfV2) {
   EXPECT_EQ(definition->pre_tokenizer, PreTokenizerKind::kDeepSeekLlm);
 }
 
+// V2 has the thirteen letters that stand for bytes outside UTF-8 as added tokens: "ø" is the
+// letter, though a vocabulary entry written so is the byte 0xF8.
+TEST(TokenizerJson, AnAddedTokenIsItsText) {
+  nlohmann::json file = SmallFile();
+  file["model"]["vocab"].erase("ø");
+  file["added_tokens"].push_back(
+      {{"id", 301}, {"content", "ø"}, {"special", false}, {"normalized", true}});
+  file["added_tokens"].push_back(
+      {{"id", 302}, {"content", "<thinâk>"}, {"special", false}, {"normalized", true}});
+  const auto tokenizer = Tokenizer::Parse(file.dump(), "");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  const std::vector<TokenId> ids = (*tokenizer)->Encode("bø<thinâk>é", AddedTokens::kMatch);
+  EXPECT_THAT(ids, ElementsAre('b', 301, 302, 0xC3, 0xA9));
+  EXPECT_EQ((*tokenizer)->TokenBytes(301), "ø");
+  EXPECT_EQ((*tokenizer)->TokenBytes(302), "<thinâk>");
+  EXPECT_EQ((*tokenizer)->Decode(ids, false), "bø<thinâk>é");
+}
+
+TEST(TokenizerJson, AnAddedTokenMayRepeatTheVocabulary) {
+  nlohmann::json file = SmallFile();
+  file["added_tokens"][0]["content"] = "abc";
+  file["added_tokens"][0]["id"] = 257;
+  const auto tokenizer = Tokenizer::Parse(file.dump(), "");
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_EQ((*tokenizer)->TokenBytes(257), "abc");
+}
+
 struct Refusal {
   std::function<void(nlohmann::json*)> change;
   std::string message;
@@ -157,8 +184,14 @@ TEST(TokenizerJson, RefusesByName) {
       {[](Json* f) { (*f)["model"].erase("merges"); }, "model.merges: must be an array"},
       {[](Json* f) { (*f)["added_tokens"][0]["id"] = -1; }, "added_tokens[0].id"},
       {[](Json* f) { (*f)["added_tokens"][0]["id"] = 1 << 30; }, "added_tokens[0].id"},
-      {[](Json* f) { (*f)["added_tokens"][0]["id"] = 97; }, "97 is another token in model.vocab"},
+      {[](Json* f) { (*f)["added_tokens"][0]["id"] = 97; },
+       "97 is '<｜User｜>', but 'a' in model.vocab"},
       {[](Json* f) { (*f)["added_tokens"][0]["content"] = "ab"; }, "gives this token 256"},
+      {[](Json* f) {
+         (*f)["added_tokens"][0]["content"] = "ø";
+         (*f)["added_tokens"][0]["id"] = 0xF8;
+       },
+       "added_tokens[0].id: 248 is the text 'ø', but the bytes '\\xf8' in model.vocab"},
       {[](Json* f) { (*f)["added_tokens"][0]["content"] = ""; }, "added_tokens[0].content"},
       {[](Json* f) { (*f)["added_tokens"][0]["content"] = std::string(300, 'x'); },
        "added_tokens[0].content: must have 1 to 256 bytes"},
@@ -170,7 +203,7 @@ TEST(TokenizerJson, RefusesByName) {
          (*f)["added_tokens"].push_back((*f)["added_tokens"][0]);
          (*f)["added_tokens"][1]["content"] = "<other>";
        },
-       "added_tokens[1].id: 300 appears twice"},
+       "added_tokens[1].id: 300 appears twice, for '<｜User｜>' and '<other>'"},
   };
   for (const Refusal& refusal : refusals) {
     nlohmann::json file = SmallFile();

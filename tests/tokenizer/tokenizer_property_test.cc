@@ -7,7 +7,9 @@
 #include <array>
 #include <chrono>
 #include <memory>
+#include <random>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "common/utf8.h"
@@ -179,7 +181,27 @@ RC_GTEST_PROP(ReasoningParserProperty, DependsOnTheTextAlone, ()) {
   RC_ASSERT(whole.first.size() + whole.second.size() + 7 + 8 + 4 >= text.size());
 }
 
-// Random rules over a small alphabet, against merging step by step as the definition says.
+// As the definition says: the pair of the lowest rank, the leftmost of those, again and again.
+std::vector<TokenId> MergeStepByStep(const std::string& text, const std::vector<BpeMerge>& merges) {
+  std::vector<TokenId> tokens(text.begin(), text.end());
+  while (true) {
+    size_t best_rank = merges.size();
+    size_t best_position = 0;
+    for (size_t i = 0; i + 1 < tokens.size(); ++i) {
+      for (size_t rank = 0; rank < best_rank; ++rank) {
+        if (merges[rank].left != tokens[i] || merges[rank].right != tokens[i + 1]) continue;
+        best_rank = rank;
+        best_position = i;
+      }
+    }
+    if (best_rank == merges.size()) break;
+    tokens[best_position] = merges[best_rank].result;
+    tokens.erase(tokens.begin() + best_position + 1);
+  }
+  return tokens;
+}
+
+// Random rules over a small alphabet.
 RC_GTEST_PROP(BpeProperty, MergesByRankAndThenFromTheLeft, ()) {
   std::array<TokenId, 256> byte_tokens;
   for (int byte = 0; byte < 256; ++byte) byte_tokens[byte] = byte;
@@ -200,27 +222,56 @@ RC_GTEST_PROP(BpeProperty, MergesByRankAndThenFromTheLeft, ()) {
   }
   const auto text = *rc::gen::container<std::string>(rc::gen::elementOf(std::string("abc")));
 
-  std::vector<TokenId> expected(text.begin(), text.end());
-  while (true) {
-    size_t best_rank = merges.size();
-    size_t best_position = 0;
-    for (size_t i = 0; i + 1 < expected.size(); ++i) {
-      for (size_t rank = 0; rank < best_rank; ++rank) {
-        if (merges[rank].left != expected[i] || merges[rank].right != expected[i + 1]) continue;
-        best_rank = rank;
-        best_position = i;
-      }
-    }
-    if (best_rank == merges.size()) break;
-    expected[best_position] = merges[best_rank].result;
-    expected.erase(expected.begin() + best_position + 1);
-  }
-
   const Bpe bpe(byte_tokens, merges);
   Bpe::Scratch scratch;
   std::vector<TokenId> tokens;
   bpe.Encode(text, &scratch, &tokens);
-  RC_ASSERT(tokens == expected);
+  RC_ASSERT(tokens == MergeStepByStep(text, merges));
+}
+
+// Long pieces go through another queue.
+TEST(Bpe, LongPiecesMergeAsShortOnesDo) {
+  std::array<TokenId, 256> byte_tokens;
+  for (int byte = 0; byte < 256; ++byte) byte_tokens[byte] = byte;
+  // aa, bb, aab, and aabaa with a better rank than one of the two ways to make its parts.
+  const std::vector<BpeMerge> merges = {{'a', 'a', 256}, {256, 'b', 257}, {257, 256, 258},
+                                        {'b', 'b', 259}, {'a', 'b', 260}, {'a', 260, 257},
+                                        {256, 256, 261}, {261, 261, 262}};
+  const Bpe bpe(byte_tokens, merges);
+  std::mt19937 random(7);
+  for (const int kinds : {1, 2, 3}) {
+    std::string text;
+    while (text.size() < 5000) text += static_cast<char>('a' + random() % kinds);
+    Bpe::Scratch scratch;
+    std::vector<TokenId> tokens;
+    bpe.Encode(text, &scratch, &tokens);
+    EXPECT_TRUE(tokens == MergeStepByStep(text, merges)) << kinds;
+  }
+}
+
+RC_GTEST_PROP(MergeQueues, GiveTheSameOrder, ()) {
+  HeapMergeQueue heap;
+  RankMergeQueue ranks;
+  const auto pop = [&] {
+    const MergeCandidate a = heap.Pop();
+    const MergeCandidate b = ranks.Pop();
+    RC_ASSERT(std::tie(a.rank, a.position, a.left, a.right) ==
+              std::tie(b.rank, b.position, b.left, b.right));
+  };
+  const auto steps = *rc::gen::container<std::vector<int>>(rc::gen::inRange(0, 60));
+  for (const int step : steps) {
+    if (step % 3 == 0 && !heap.empty()) {
+      pop();
+    } else {
+      const int32_t rank = step % 4;  // a rank is one pair
+      const MergeCandidate candidate = {rank, step / 4, rank + 100, rank + 200};
+      heap.Push(candidate);
+      ranks.Push(candidate);
+    }
+    RC_ASSERT(heap.empty() == ranks.empty());
+  }
+  while (!heap.empty()) pop();
+  RC_ASSERT(ranks.empty());
 }
 
 // One word without an end: merging must not go through all of it for each merge.

@@ -209,6 +209,9 @@ INSTANTIATE_TEST_SUITE_P(
                  p->mutable_sampling()->set_temperature(std::numeric_limits<float>::quiet_NaN());
                }},
         Damage{"top_p", [](v1::Prefill* p) { p->mutable_sampling()->set_top_p(0); }},
+        Damage{"top_k", [](v1::Prefill* p) { p->mutable_sampling()->set_top_k(-1); }},
+        Damage{"repetition_penalty",
+               [](v1::Prefill* p) { p->mutable_sampling()->set_repetition_penalty(1.2e-38F); }},
         Damage{
             "logit_bias",
             [](v1::Prefill* p) { (*p->mutable_sampling()->mutable_logit_bias())[1] = INFINITY; }},

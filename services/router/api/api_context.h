@@ -39,7 +39,7 @@ struct ApiOptions {
   // Bodies above this size are parsed and tokenized on the pool, so that a long prompt does not
   // stall the streams of others.
   int64_t inline_prepare_bytes = 8 * 1024;
-  int prepare_threads = 1;
+  int prepare_threads = 2;  // so that one prompt of megabytes does not hold up the others
   int prepare_queue_tasks = 256;
   int64_t prepare_queue_bytes = 256 * 1024 * 1024;  // of bodies, parsed or not
 };

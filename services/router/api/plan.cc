@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/random.h"
+#include "common/sampling_ranges.h"
 #include "common/status_macros.h"
 #include "services/router/api/error_table.h"
 
@@ -21,13 +22,14 @@ constexpr size_t kMaxStopBytes = 1024;
 constexpr size_t kMaxStopTokenIds = 256;
 constexpr size_t kMaxLogitBias = 1024;
 constexpr size_t kMaxMessages = 4096;
+constexpr size_t kMaxTenantBytes = 256;  // each choice and each order carries it
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
 
 // Ranges are closed. NaN is outside every range.
-absl::Status CheckRange(absl::string_view param, double value, double low, double high) {
-  if (value >= low && value <= high) return absl::OkStatus();
-  return InvalidParameter(
-      param, absl::StrCat(param, " must be between ", low, " and ", high, ", got ", value));
+absl::Status CheckRange(absl::string_view param, double value, SamplingRange range) {
+  if (range.Contains(value)) return absl::OkStatus();
+  return InvalidParameter(param, absl::StrCat(param, " must be between ", range.low, " and ",
+                                              range.high, ", got ", value));
 }
 
 absl::Status CheckRange(absl::string_view param, int64_t value, int64_t low, int64_t high) {
@@ -37,12 +39,20 @@ absl::Status CheckRange(absl::string_view param, int64_t value, int64_t low, int
 }
 
 // "the default if unset, else the value in range".
-template <typename In, typename Out>
-absl::Status SetChecked(absl::string_view param, const std::optional<In>& value, In low, In high,
-                        Out* field) {
+template <typename Out>
+absl::Status SetChecked(absl::string_view param, const std::optional<int64_t>& value, int64_t low,
+                        int64_t high, Out* field) {
   if (!value.has_value()) return absl::OkStatus();
   SLUICE_RETURN_IF_ERROR(CheckRange(param, *value, low, high));
   *field = static_cast<Out>(*value);
+  return absl::OkStatus();
+}
+
+absl::Status SetChecked(absl::string_view param, const std::optional<double>& value,
+                        SamplingRange range, float* field) {
+  if (!value.has_value()) return absl::OkStatus();
+  SLUICE_RETURN_IF_ERROR(CheckRange(param, *value, range));
+  *field = static_cast<float>(*value);
   return absl::OkStatus();
 }
 
@@ -93,7 +103,7 @@ absl::Status FillTokenLists(const ApiContext& context, const SamplingRequest& re
   }
   for (const auto& [id, bias] : request.logit_bias) {
     SLUICE_RETURN_IF_ERROR(CheckTokenId(tokenizer, "logit_bias", id));
-    SLUICE_RETURN_IF_ERROR(CheckRange("logit_bias", bias, -100.0, 100.0));
+    SLUICE_RETURN_IF_ERROR(CheckRange("logit_bias", bias, kLogitBiasRange));
     sampling->logit_bias.emplace_back(static_cast<TokenId>(id), static_cast<float>(bias));
   }
   return absl::OkStatus();
@@ -104,36 +114,38 @@ absl::Status FillSampling(const ApiContext& context, const SamplingRequest& requ
   SamplingParams& sampling = plan->sampling;
   const GenerationDefaults& defaults = context.model().defaults;
   sampling.temperature = static_cast<float>(defaults.temperature);
-  sampling.top_p = static_cast<float>(defaults.top_p);
+  sampling.top_p = std::max(static_cast<float>(defaults.top_p), kTopPRange.low);
+  sampling.min_p = static_cast<float>(defaults.min_p);
+  sampling.repetition_penalty = static_cast<float>(defaults.repetition_penalty);
   sampling.top_k = static_cast<int32_t>(defaults.top_k);
   SLUICE_RETURN_IF_ERROR(
-      SetChecked("temperature", request.temperature, 0.0, 100.0, &sampling.temperature));
-  SLUICE_RETURN_IF_ERROR(SetChecked("top_p", request.top_p, 0.0, 1.0, &sampling.top_p));
-  if (request.top_p.has_value() && sampling.top_p <= 0) {
+      SetChecked("temperature", request.temperature, kTemperatureRange, &sampling.temperature));
+  if (request.top_p.has_value() && !(*request.top_p > 0)) {
     return InvalidParameter("top_p", "top_p must be above 0");
   }
-  SLUICE_RETURN_IF_ERROR(
-      SetChecked<int64_t>("top_k", request.top_k, -1, kMaxInt32, &sampling.top_k));
-  sampling.top_k = std::max(sampling.top_k, 0);
-  SLUICE_RETURN_IF_ERROR(SetChecked("min_p", request.min_p, 0.0, 1.0, &sampling.min_p));
-  SLUICE_RETURN_IF_ERROR(SetChecked("presence_penalty", request.presence_penalty, -2.0, 2.0,
-                                    &sampling.presence_penalty));
-  SLUICE_RETURN_IF_ERROR(SetChecked("frequency_penalty", request.frequency_penalty, -2.0, 2.0,
-                                    &sampling.frequency_penalty));
-  SLUICE_RETURN_IF_ERROR(SetChecked("repetition_penalty", request.repetition_penalty, 0.0, 10.0,
-                                    &sampling.repetition_penalty));
-  if (sampling.repetition_penalty <= 0) {
-    return InvalidParameter("repetition_penalty", "repetition_penalty must be above 0");
+  if (request.top_p.has_value()) {
+    // Whatever is above 0 is legal; below the range it means the best token, as the low end does.
+    const double top_p = std::max<double>(*request.top_p, kTopPRange.low);
+    SLUICE_RETURN_IF_ERROR(
+        SetChecked("top_p", std::make_optional(top_p), kTopPRange, &sampling.top_p));
   }
+  SLUICE_RETURN_IF_ERROR(SetChecked("top_k", request.top_k, -1, kMaxInt32, &sampling.top_k));
+  sampling.top_k = std::max(sampling.top_k, 0);
+  SLUICE_RETURN_IF_ERROR(SetChecked("min_p", request.min_p, kMinPRange, &sampling.min_p));
+  SLUICE_RETURN_IF_ERROR(SetChecked("presence_penalty", request.presence_penalty,
+                                    kPresencePenaltyRange, &sampling.presence_penalty));
+  SLUICE_RETURN_IF_ERROR(SetChecked("frequency_penalty", request.frequency_penalty,
+                                    kFrequencyPenaltyRange, &sampling.frequency_penalty));
+  SLUICE_RETURN_IF_ERROR(SetChecked("repetition_penalty", request.repetition_penalty,
+                                    kRepetitionPenaltyRange, &sampling.repetition_penalty));
   sampling.seed = request.seed.has_value() ? *request.seed : RandomUint64();
-  SLUICE_RETURN_IF_ERROR(SetChecked<int64_t>("n", request.n, 1, kMaxN, &plan->n));
+  SLUICE_RETURN_IF_ERROR(SetChecked("n", request.n, 1, kMaxN, &plan->n));
 
   if (request.max_tokens.has_value()) {
     SLUICE_RETURN_IF_ERROR(CheckRange("max_tokens", *request.max_tokens, 1, kMaxInt32));
   }
-  SLUICE_RETURN_IF_ERROR(SetChecked<int64_t>("min_tokens", request.min_tokens, 0,
-                                             request.max_tokens.value_or(kMaxInt32),
-                                             &sampling.min_tokens));
+  SLUICE_RETURN_IF_ERROR(SetChecked("min_tokens", request.min_tokens, 0,
+                                    request.max_tokens.value_or(kMaxInt32), &sampling.min_tokens));
   if (request.logprobs) sampling.num_top_logprobs = 0;
   if (request.top_logprobs.has_value()) {
     SLUICE_RETURN_IF_ERROR(CheckRange("top_logprobs", *request.top_logprobs, 0, kMaxTopLogprobs));
@@ -201,8 +213,8 @@ absl::Status CheckTextBytes(const ApiContext& context, absl::string_view param, 
 }
 
 absl::Status CheckChatBytes(const ApiContext& context, const std::vector<ChatMessage>& messages,
-                            const ChatOptions& options, size_t answer_prefix_bytes) {
-  size_t bytes = answer_prefix_bytes;
+                            const ChatOptions& options) {
+  size_t bytes = 0;
   for (const ChatMessage& message : messages) {
     bytes += message.content.size();
     for (const ChatToolCall& call : message.tool_calls) bytes += call.arguments.size();
@@ -211,7 +223,7 @@ absl::Status CheckChatBytes(const ApiContext& context, const std::vector<ChatMes
   // The format may leave out some of it, such as the reasoning of earlier answers.
   const absl::StatusOr<std::string> text = context.chat_encoder()->Render(messages, options);
   if (!text.ok()) return absl::OkStatus();  // Encode says why
-  return CheckTextBytes(context, "messages", text->size() + answer_prefix_bytes);
+  return CheckTextBytes(context, "messages", text->size());
 }
 
 absl::Status FillCommon(const ApiContext& context, const RequestCommon& request,
@@ -220,6 +232,11 @@ absl::Status FillCommon(const ApiContext& context, const RequestCommon& request,
   plan->api = request.api;
   plan->request_id = request.request_id;
   plan->model = request.model.empty() ? context.model_name() : request.model;
+  if (request.tenant.size() > kMaxTenantBytes) {
+    const char* param = request.api == RequestApi::kGrpc ? "tenant" : "cache_salt";
+    return InvalidParameter(param, absl::StrCat(param, " may have at most ", kMaxTenantBytes,
+                                                " bytes, got ", request.tenant.size()));
+  }
   plan->tenant = request.tenant;
   plan->parsed_at = MonotonicNow();
   plan->received_at =
@@ -266,11 +283,9 @@ absl::Status NamedMessages(const absl::Status& status) {
   return InvalidParameter("messages", status.message());
 }
 
-// `must_fit`: refuses at once what is longer than the context.
 absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
                                                 std::vector<ChatMessage> messages,
-                                                const ChatOptions& options,
-                                                bool continue_final_message, bool must_fit) {
+                                                const ChatOptions& options) {
   if (context.chat_encoder() == nullptr) {
     return MakeError(ErrorKind::kUnsupported, "this model has no chat format; use completions");
   }
@@ -278,14 +293,12 @@ absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
   if (messages.size() > kMaxMessages) {
     return InvalidParameter("messages", absl::StrCat("messages may hold at most ", kMaxMessages));
   }
-  std::string answer_prefix;
-  if (continue_final_message) {
+  messages = WithKnownRoles(std::move(messages));
+  if (options.continue_final_message) {
     if (messages.size() < 2 || messages.back().role != "assistant") {
       return InvalidParameter("messages",
                               "an answer can only be continued from a last assistant message");
     }
-    answer_prefix = std::move(messages.back().content);
-    messages.pop_back();
     if (context.chat_encoder()->AnswerStart(messages, options) ==
         ChatEncoder::Start::kInReasoning) {
       return MakeError(ErrorKind::kUnsupported,
@@ -293,15 +306,9 @@ absl::StatusOr<std::vector<TokenId>> EncodeChat(const ApiContext& context,
                        "messages");
     }
   }
-  messages = WithKnownRoles(std::move(messages));
-  if (must_fit) {
-    SLUICE_RETURN_IF_ERROR(CheckChatBytes(context, messages, options, answer_prefix.size()));
-  }
+  SLUICE_RETURN_IF_ERROR(CheckChatBytes(context, messages, options));
   absl::StatusOr<std::vector<TokenId>> tokens = context.chat_encoder()->Encode(messages, options);
   if (!tokens.ok()) return NamedMessages(tokens.status());
-  const std::vector<TokenId> prefix =
-      context.tokenizer().Encode(answer_prefix, AddedTokens::kIgnore);
-  tokens->insert(tokens->end(), prefix.begin(), prefix.end());
   return tokens;
 }
 
@@ -353,17 +360,13 @@ absl::StatusOr<GenerationPlan> PlanChat(const ApiContext& context, const ChatReq
   SLUICE_RETURN_IF_ERROR(FillCommon(context, request, &plan));
   SLUICE_RETURN_IF_ERROR(CheckNumChoices(context, 1, plan.n));
   ChatOptions options;
-  options.add_generation_prompt = request.add_generation_prompt || request.continue_final_message;
+  options.add_generation_prompt = request.add_generation_prompt;
   options.thinking = request.thinking;
-  SLUICE_ASSIGN_OR_RETURN(
-      std::vector<TokenId> tokens,
-      EncodeChat(context, request.messages, options, request.continue_final_message,
-                 /*must_fit=*/true));
+  options.continue_final_message = request.continue_final_message;
+  SLUICE_ASSIGN_OR_RETURN(std::vector<TokenId> tokens,
+                          EncodeChat(context, request.messages, options));
   plan.prompts.push_back(std::move(tokens));
-  plan.output.reasoning_start =
-      request.continue_final_message
-          ? ChatEncoder::Start::kInContent
-          : context.chat_encoder()->AnswerStart(request.messages, options);
+  plan.output.reasoning_start = context.chat_encoder()->AnswerStart(request.messages, options);
   SLUICE_RETURN_IF_ERROR(FillMaxTokens(context, request.sampling, "messages", &plan));
   return plan;
 }
@@ -372,14 +375,14 @@ absl::StatusOr<std::vector<TokenId>> Tokenize(const ApiContext& context,
                                               const TokenizeRequest& request) {
   SLUICE_RETURN_IF_ERROR(CheckModel(context, request.model));
   if (const auto* text = std::get_if<std::string>(&request.input)) {
+    SLUICE_RETURN_IF_ERROR(CheckTextBytes(context, "prompt", text->size()));
     return request.add_special_tokens ? context.tokenizer().EncodePrompt(*text)
                                       : context.tokenizer().Encode(*text, AddedTokens::kMatch);
   }
   ChatOptions options;
   options.add_generation_prompt = request.add_generation_prompt;
   options.thinking = request.thinking;
-  return EncodeChat(context, std::get<std::vector<ChatMessage>>(request.input), options,
-                    /*continue_final_message=*/false, /*must_fit=*/false);
+  return EncodeChat(context, std::get<std::vector<ChatMessage>>(request.input), options);
 }
 
 absl::StatusOr<std::string> Detokenize(const ApiContext& context,

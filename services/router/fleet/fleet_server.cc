@@ -34,9 +34,10 @@ class FleetServerImpl final : public FleetServer, public v1::Fleet::CallbackServ
  public:
   FleetServerImpl(const FleetServerOptions& options, FleetListener* listener)
       : options_(options),
-        session_options_{options.read_window,      options.max_queued_messages,
-                         options.max_queued_bytes, options.heartbeat_interval,
-                         options.write_timeout,    options.register_timeout},
+        session_options_{options.read_window,        options.max_queued_messages,
+                         options.max_queued_bytes,   options.max_message_bytes,
+                         options.heartbeat_interval, options.write_timeout,
+                         options.register_timeout},
         identity_{options.router_id, Incarnation(RandomUint64())},
         listener_(listener) {}
 

@@ -8,6 +8,7 @@
 
 #include "absl/status/statusor.h"
 #include "services/router/fleet/fleet_port.h"
+#include "services/rpc/grpc_options.h"
 
 namespace sluice::router {
 
@@ -21,6 +22,7 @@ struct FleetServerOptions {
   int read_window = 64;
   size_t max_queued_messages = 4096;
   size_t max_queued_bytes = 64 << 20;
+  size_t max_message_bytes = rpc::kMaxMessageBytes;
   absl::Duration heartbeat_interval = absl::Milliseconds(200);
   absl::Duration write_timeout = absl::Seconds(3);
   absl::Duration register_timeout = absl::Seconds(5);

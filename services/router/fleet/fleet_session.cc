@@ -1,6 +1,7 @@
 #include "services/router/fleet/fleet_session.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -30,6 +31,7 @@ void FleetSession::Begin(std::shared_ptr<FleetSession> self) {
 }
 
 void FleetSession::Send(v1::RouterMessage message) {
+  if (message.ByteSizeLong() > options_.max_message_bytes) return RefuseOrder(message);
   std::string too_slow;
   {
     absl::MutexLock lock(&mu_);
@@ -166,6 +168,28 @@ void FleetSession::ReportLeft(const std::string& reason) {
     ++unhandled_;
   }
   listener_->OnWorkerEvent(id_, WorkerLeft{id_, reason});
+}
+
+void FleetSession::RefuseOrder(const v1::RouterMessage& message) {
+  const absl::Status why = absl::InvalidArgumentError(
+      absl::StrCat("the order has ", message.ByteSizeLong(), " bytes; a message carries ",
+                   options_.max_message_bytes));
+  SLUICE_LOG(Warning) << "worker stream " << id_ << ": " << why.message();
+  std::optional<rpc::RequestEndedEvent> refusal;
+  if (message.has_reserve()) refusal = rpc::RefusalOf(message.reserve(), why);
+  if (message.has_prefill()) refusal = rpc::RefusalOf(message.prefill(), why);
+  if (message.has_run()) refusal = rpc::RefusalOf(message.run(), why);
+  if (!refusal.has_value()) return;  // the others are small
+  {
+    absl::MutexLock lock(&mu_);
+    if (closing_) return;  // its end answers for all
+    ++unhandled_;
+  }
+  listener_->OnWorkerEvent(id_, AttemptEnded{id_,
+                                             {refusal->request, refusal->attempt},
+                                             AttemptEndReason::kFailed,
+                                             std::move(refusal->status),
+                                             /*stage=*/""});
 }
 
 void FleetSession::EnqueueLocked(v1::RouterMessage message) {

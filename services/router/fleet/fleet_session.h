@@ -4,7 +4,8 @@
 //
 // Bounds: `read_window` messages wait for the dispatcher, then reading stops (and gRPC's flow
 // control slows the worker); `max_queued_*` wait to be written, then the worker is cut off, as it
-// is when one write takes longer than `write_timeout`.
+// is when one write takes longer than `write_timeout`. An order above `max_message_bytes` fails its
+// attempt alone: the worker could not receive it, which is nobody's fault but the request's.
 #pragma once
 
 #include <google/protobuf/arena.h>
@@ -20,6 +21,7 @@
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
 #include "services/router/fleet/fleet_port.h"
+#include "services/rpc/grpc_options.h"
 #include "sluice/v1/fleet.pb.h"
 
 namespace sluice::router {
@@ -28,6 +30,7 @@ struct FleetSessionOptions {
   int read_window = 64;
   size_t max_queued_messages = 4096;
   size_t max_queued_bytes = 64 << 20;
+  size_t max_message_bytes = rpc::kMaxMessageBytes;
   absl::Duration heartbeat_interval = absl::Milliseconds(200);
   absl::Duration write_timeout = absl::Seconds(3);
   absl::Duration register_timeout = absl::Seconds(5);
@@ -62,6 +65,8 @@ class FleetSession final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1:
   // Decodes `incoming_`, hands it on and empties it. An error closes the session.
   absl::Status HandleIncoming();
   void ReportLeft(const std::string& reason);
+  // Answers an order in the worker's place.
+  void RefuseOrder(const v1::RouterMessage& message);
   void EnqueueLocked(v1::RouterMessage message) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void StartNextWriteLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void BeginCloseLocked(grpc::Status status, bool drop_queue) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);

@@ -124,7 +124,7 @@ template <typename Response>
 void GenerationStream<Response>::OnDelta(const ChoiceDelta& delta) {
   Response response;
   FillResponse(shared_->context->tokenizer(), call_->plan(), delta, &response);
-  Enqueue(std::move(response));
+  Enqueue(std::move(response), /*opens=*/delta.first);
 }
 
 template <typename Response>
@@ -132,7 +132,7 @@ void GenerationStream<Response>::OnComplete(const RequestSummary& summary) {
   Response response;
   response.set_request_id(call_->plan().request_id);
   FillUsage(summary, response.mutable_usage(), response.mutable_timings());
-  Enqueue(std::move(response));
+  Enqueue(std::move(response), /*opens=*/false);
   EndWith(grpc::Status::OK);
 }
 
@@ -163,18 +163,21 @@ void GenerationStream<Response>::AbandonOnFront() {
 }
 
 template <typename Response>
-void GenerationStream<Response>::Enqueue(Response response) {
+void GenerationStream<Response>::Enqueue(Response response, bool opens) {
   absl::MutexLock lock(&mu_);
   if (finished_ || ending_ || broken_) return;
   const int64_t bytes = SizeOf(response);
-  if (outbox_bytes_ + bytes > shared_->options.max_stream_buffer_bytes) {
+  // Nor does what finds the way free, or only the message under way before it.
+  const bool counts = !opens && outbox_.size() > (writing_ ? 1U : 0U);
+  if (counts && counted_bytes_ + bytes > shared_->options.max_stream_buffer_bytes) {
     shared_->context->metrics().slow_client_evictions(Front::kGrpc)->Increment();
     BreakLocked();
     return;
   }
   outbox_bytes_ += bytes;
+  if (counts) counted_bytes_ += bytes;
   shared_->context->metrics().buffered_bytes(Front::kGrpc)->Add(static_cast<double>(bytes));
-  outbox_.push_back(std::move(response));
+  outbox_.push_back({std::move(response), counts});
   WriteNextLocked();
 }
 
@@ -192,7 +195,7 @@ void GenerationStream<Response>::WriteNextLocked() {
   if (writing_ || finished_) return;
   if (!outbox_.empty() && !broken_) {
     writing_ = has_written_ = true;
-    this->StartWrite(&outbox_.front());
+    this->StartWrite(&outbox_.front().response);
     return;
   }
   if (!ending_) return;
@@ -214,7 +217,7 @@ void GenerationStream<Response>::DropOutboxLocked() {
   shared_->context->metrics()
       .buffered_bytes(Front::kGrpc)
       ->Add(-static_cast<double>(outbox_bytes_));
-  outbox_bytes_ = 0;
+  outbox_bytes_ = counted_bytes_ = 0;
   outbox_.clear();
 }
 
@@ -224,8 +227,9 @@ template <typename Response>
 void GenerationStream<Response>::OnWriteDone(bool ok) {
   absl::MutexLock lock(&mu_);
   writing_ = false;
-  const int64_t bytes = SizeOf(outbox_.front());
+  const int64_t bytes = SizeOf(outbox_.front().response);
   outbox_bytes_ -= bytes;
+  if (outbox_.front().counts) counted_bytes_ -= bytes;
   shared_->context->metrics().buffered_bytes(Front::kGrpc)->Add(-static_cast<double>(bytes));
   outbox_.pop_front();
   if (!ok) broken_ = true;

@@ -73,7 +73,9 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   void AbandonOnFront();
   // Any thread.
   void Refuse(ErrorKind kind, absl::string_view message);
-  void Enqueue(Response response);
+  // A message that `opens` a choice may carry the client's own prompt back, however long: its size
+  // does not count against a client that reads.
+  void Enqueue(Response response, bool opens);
   // Ends the call with `status` once everything queued was written.
   void EndWith(const grpc::Status& status);
   void WriteNextLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -96,8 +98,13 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   std::shared_ptr<GenerationStream> self_;
 
   absl::Mutex mu_;
-  std::deque<Response> outbox_ ABSL_GUARDED_BY(mu_);  // the first is being written, if writing_
+  struct Waiting {
+    Response response;
+    bool counts;  // against max_stream_buffer_bytes
+  };
+  std::deque<Waiting> outbox_ ABSL_GUARDED_BY(mu_);  // the first is being written, if writing_
   int64_t outbox_bytes_ ABSL_GUARDED_BY(mu_) = 0;
+  int64_t counted_bytes_ ABSL_GUARDED_BY(mu_) = 0;  // of those
   bool writing_ ABSL_GUARDED_BY(mu_) = false;
   bool has_written_ ABSL_GUARDED_BY(mu_) = false;
   bool ending_ ABSL_GUARDED_BY(mu_) = false;

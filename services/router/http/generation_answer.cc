@@ -24,7 +24,8 @@ void GenerationAnswer::OnDelta(const ChoiceDelta& delta) {
     streaming_ = true;
     exchange_->StartStream();
   }
-  exchange_->SendEvent(formatter_->Chunk(delta));
+  const std::string chunk = formatter_->Chunk(delta);
+  delta.first ? exchange_->SendOpeningEvent(chunk) : exchange_->SendEvent(chunk);
 }
 
 void GenerationAnswer::OnComplete(const RequestSummary& summary) {

@@ -234,13 +234,28 @@ void HttpConnection::StartStream() {
 
 void HttpConnection::SendEvent(absl::string_view data) {
   if (client_gone_) return;
+  // One event of any size may wait behind the write under way.
+  const bool waits_alone = outbox_.empty();
+  AppendEvent(data);
+  if (waits_alone) uncounted_bytes_ = outbox_.size();
+  WriteMore();
+}
+
+void HttpConnection::SendOpeningEvent(absl::string_view data) {
+  if (client_gone_) return;
+  const size_t before = outbox_.size();
+  AppendEvent(data);
+  uncounted_bytes_ += outbox_.size() - before;
+  WriteMore();
+}
+
+void HttpConnection::AppendEvent(absl::string_view data) {
   constexpr size_t kFrameBytes = sizeof("data: \n\n") - 1;
   if (http_1_0_) {
     absl::StrAppend(&outbox_, "data: ", data, "\n\n");
   } else {
     absl::StrAppend(&outbox_, absl::Hex(data.size() + kFrameBytes), "\r\ndata: ", data, "\n\n\r\n");
   }
-  WriteMore();
 }
 
 void HttpConnection::EndStream(bool close) {
@@ -251,7 +266,8 @@ void HttpConnection::EndStream(bool close) {
 }
 
 void HttpConnection::EvictIfSlow() {
-  const size_t waiting = outbox_.size() + in_flight_.size();
+  // What is in flight has write_timeout to leave; slow is who lets more and more wait behind it.
+  const size_t waiting = outbox_.size() - std::min(outbox_.size(), uncounted_bytes_);
   if (client_gone_ || !streaming_ ||
       waiting <= static_cast<size_t>(shared_->options.max_stream_buffer_bytes)) {
     return;
@@ -275,6 +291,7 @@ void HttpConnection::CountBuffered() {
 
 void HttpConnection::DropOutbox() {
   outbox_.clear();
+  uncounted_bytes_ = 0;
   if (!writing_) in_flight_.clear();
   if (!counted_as_stream_) return;
   shared_->context->metrics()
@@ -384,6 +401,7 @@ void HttpConnection::WriteMore() {
       outbox_.clear();
       WriteRest();
     }
+    uncounted_bytes_ = 0;
   }
   CountBuffered();
   if (writing_) return EvictIfSlow();

@@ -74,6 +74,7 @@ class HttpConnection : public HttpExchange,
                std::vector<HttpHeader> headers) override;
   void StartStream() override;
   void SendEvent(absl::string_view data) override;
+  void SendOpeningEvent(absl::string_view data) override;
   void EndStream(bool close) override;
   void SetPending(std::unique_ptr<PendingAnswer> pending) override;
   void Prepare(int64_t input_bytes, std::function<std::function<void()>()> work) override;
@@ -130,6 +131,7 @@ class HttpConnection : public HttpExchange,
   void WriteRest();
   void CountBuffered();
   void DropOutbox();
+  void AppendEvent(absl::string_view data);
   void EvictIfSlow();
   void CompleteAnswer();
   // Whether anybody still wants the answer. Any thread; takes a turn.
@@ -181,6 +183,7 @@ class HttpConnection : public HttpExchange,
   bool answer_complete_ = false;
   std::unique_ptr<PendingAnswer> pending_;
   std::string outbox_;
+  size_t uncounted_bytes_ = 0;    // of outbox_: they say nothing about the client's reading
   std::string in_flight_;         // what the kernel did not take at once
   int64_t buffered_counted_ = 0;  // bytes of ours in the metric
   int64_t discarded_bytes_ = 0;

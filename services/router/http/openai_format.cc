@@ -270,7 +270,8 @@ void OpenAiFormatter::AppendCompletionLogprobs(const std::vector<SampledToken>& 
     json->String(TokenText(token.token));
     offsets.push_back(state->text_offset_chars);
     // A character split over tokens counts where it begins.
-    state->text_offset_chars += CountChars(tokenizer_.TokenBytes(token.token));
+    const bool is_text = !(plan_.output.skip_special_tokens && tokenizer_.IsSpecial(token.token));
+    if (is_text) state->text_offset_chars += CountChars(tokenizer_.TokenBytes(token.token));
   }
   json->EndArray().Key("token_logprobs").BeginArray();
   for (const SampledToken& token : tokens) json->Float(token.logprob);
@@ -283,12 +284,15 @@ void OpenAiFormatter::AppendCompletionLogprobs(const std::vector<SampledToken>& 
       json->BeginObject();
       // Two ids may print alike; a JSON object holds a key once, and the likelier comes first.
       std::vector<std::string> seen;
-      for (const TokenLogprob& top : token.top) {
-        std::string text = TokenText(top.token);
-        if (std::find(seen.begin(), seen.end(), text) != seen.end()) continue;
-        json->Key(text).Float(top.logprob);
+      const auto append = [&](TokenId id, float logprob) {
+        std::string text = TokenText(id);
+        if (std::find(seen.begin(), seen.end(), text) != seen.end()) return;
+        json->Key(text).Float(logprob);
         seen.push_back(std::move(text));
-      }
+      };
+      for (const TokenLogprob& top : token.top) append(top.token, top.logprob);
+      // The chosen token is always there, beyond the number asked for if it is not one of the best.
+      append(token.token, token.logprob);
       json->EndObject();
     }
     json->EndArray();
