@@ -77,6 +77,7 @@ void RequestFlow::OnBusy(const FlowContext& ctx, const AnsweredBusy& event) {
     return;
   }
   busy_retry_after_ = std::max(busy_retry_after_, event.retry_after);
+  refused_ = true;
   excluded_.push_back(event.session);
   DropLeg(ctx, LegKind::kDecode, /*cancel=*/false);
   Plan(ctx);
@@ -218,6 +219,7 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
       excluded_.push_back(event.session);
       if (event.status.code() == absl::StatusCode::kResourceExhausted && !first_token_seen_) {
         // Its queue or pool is full: no failure, try another or wait.
+        refused_ = true;
         EndAttempt(ctx, "worker is full");
         Plan(ctx);
         return;
@@ -294,6 +296,9 @@ void RequestFlow::OnTimer(const FlowContext& ctx) {
                      absl::FormatDuration(ctx.options.reserve_timeout), " (stage reserve)"));
     excluded_.push_back(decode_->session);
     RetryAfterFailure(ctx, Stage::kReserve, RetryReason::kTimeout, status);
+  } else if (phase_ == Phase::kReserving && ctx.now >= yields_at_) {
+    refused_ = false;
+    yields_at_ = absl::InfiniteFuture();
   } else if (ctx.now >= gap_deadline_) {
     RetryAfterFailure(
         ctx, Stage::kPrefill, RetryReason::kTimeout,
@@ -305,7 +310,7 @@ void RequestFlow::OnTimer(const FlowContext& ctx) {
 
 absl::Time RequestFlow::next_timer() const {
   if (ended()) return absl::InfiniteFuture();
-  return std::min({deadline_, phase_deadline_, retry_at_, gap_deadline_});
+  return std::min({deadline_, phase_deadline_, retry_at_, yields_at_, gap_deadline_});
 }
 
 bool RequestFlow::Involves(SessionId session) const {
@@ -350,6 +355,7 @@ void RequestFlow::EndAttempt(const FlowContext& ctx, const std::string& reason) 
 void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryReason reason,
                                     absl::Status status) {
   if (FinishIfComplete(ctx)) return;
+  refused_ = false;
   const bool lost = reason == RetryReason::kWorkerLost;
   ++(lost ? lost_workers_ : failures_);
   if (!ctx.options.recovery || !IsCurable(status)) {
@@ -475,6 +481,7 @@ void RequestFlow::UpdatePhase() {
 
 void RequestFlow::RecordFirstToken(const FlowContext& ctx, const ProducedToken& token) {
   waiting_since_ = absl::InfiniteFuture();
+  refused_ = false;
   excluded_.clear();
   starts_anew_ = false;
   ctx.retries.Release(spec_.id);

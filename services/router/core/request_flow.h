@@ -95,10 +95,11 @@ class RequestFlow {
   Phase phase() const { return phase_; }
   bool ended() const { return phase_ == Phase::kEnded; }
   absl::Time next_timer() const;
-  // Since when it has sought a worker in vain; InfiniteFuture: it does not.
+  // Since when it has sought room, if it was told last that there is none; InfiniteFuture: it was
+  // not. A missing role or a Reserve that nobody answers is no want of room.
   absl::Time starving_since() const {
     const bool seeks = phase_ == Phase::kWaiting || phase_ == Phase::kReserving;
-    return seeks ? waiting_since_ : absl::InfiniteFuture();
+    return seeks && refused_ ? waiting_since_ : absl::InfiniteFuture();
   }
   bool Involves(SessionId session) const;
   RequestId id() const { return spec_.id; }
@@ -184,6 +185,8 @@ class RequestFlow {
   absl::Time gap_deadline_ = absl::InfiniteFuture();
   // When kWaiting gives up, by cause; set when waiting starts, cleared by progress.
   absl::Time waiting_since_ = absl::InfiniteFuture();
+  bool refused_ = false;  // what it heard last from a worker it asked: that there is no room
+  absl::Time yields_at_ = absl::InfiniteFuture();  // when that is forgotten, for want of an answer
   absl::Duration retry_pause_;
   absl::Duration busy_retry_after_;  // the longest one asked for in this round
 

@@ -9,7 +9,7 @@
 namespace sluice::router {
 
 void RequestFlow::Plan(const FlowContext& ctx) {
-  retry_at_ = phase_deadline_ = gap_deadline_ = absl::InfiniteFuture();
+  retry_at_ = phase_deadline_ = yields_at_ = gap_deadline_ = absl::InfiniteFuture();
   base_index_ = journal_.size();
   first_token_seen_ = kv_arrived_ = decode_token_seen_ = false;
   end_reason_.reset();
@@ -37,6 +37,7 @@ void RequestFlow::Plan(const FlowContext& ctx) {
     SetLeg(ctx, LegKind::kDecode, *choice.worker, 0);
     phase_ = Phase::kReserving;
     phase_deadline_ = ctx.now + ctx.options.reserve_timeout;
+    if (refused_) yields_at_ = ctx.now + ctx.options.starvation_patience;
     ctx.actions.push_back(SendReserve{decode_->session, MakeSequence(ctx)});
   }
 }
@@ -51,7 +52,10 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
     return;
   }
   const bool busy = why == NoRoute::kAllExcluded;
-  if (!busy) ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
+  if (!busy) {
+    ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
+    refused_ = false;
+  }
   if (waiting_since_ == absl::InfiniteFuture()) {
     waiting_since_ = ctx.now;
     retry_pause_ = ctx.options.min_retry_pause;
@@ -80,7 +84,7 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
   retry_pause_ = std::min(2 * retry_pause_, ctx.options.max_retry_pause);
   busy_retry_after_ = absl::ZeroDuration();
   phase_ = Phase::kWaiting;
-  phase_deadline_ = absl::InfiniteFuture();
+  phase_deadline_ = yields_at_ = absl::InfiniteFuture();
   retry_at_ = std::min(ctx.now + pause, give_up_at);
   excluded_.clear();  // the next round asks everybody again
 }
@@ -106,7 +110,7 @@ void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
   }
   sent_at_ = ctx.now;
   phase_ = Phase::kPrefill;
-  phase_deadline_ = absl::InfiniteFuture();
+  phase_deadline_ = yields_at_ = absl::InfiniteFuture();
   ctx.counters.CountRoute(RouteDecision::kDisaggregated);
   const std::string& kv_address = grant.kv_address.empty() ? decode.kv_address : grant.kv_address;
   ctx.actions.push_back(SendPrefill{prefill_->session, MakeSequence(ctx), grant, kv_address,

@@ -1,0 +1,86 @@
+// What a running request waits for, for how long by cause, and whom it keeps waiting meanwhile.
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include "tests/router_core/core_harness.h"
+
+namespace sluice::router {
+namespace {
+
+using ::testing::HasSubstr;
+using ::testing::IsEmpty;
+using ::testing::SizeIs;
+
+class RequestWaitingTest : public ::testing::Test {
+ protected:
+  RequestWaitingTest() {
+    p_ = h_.Join("p", WorkerRole::kPrefill);
+    d_ = h_.Join("d", WorkerRole::kDecode);
+    h_.sent.clear();
+  }
+  // Each Reserve of the next `time` is answered Busy.
+  void Refuse(absl::Duration time) {
+    const absl::Duration step = absl::Milliseconds(20);
+    for (absl::Duration past; past < time; past += step) {
+      for (const SendReserve& reserve : h_.Take<SendReserve>()) {
+        h_.Play(AnsweredBusy{reserve.to, reserve.sequence.key, "full", absl::ZeroDuration()});
+      }
+      h_.AdvanceAlive(step);
+    }
+  }
+  // Goes on until the core asks for a place, and gives it.
+  AttemptKey GrantNext() {
+    for (int i = 0; i < 100; ++i) {
+      for (const SendReserve& reserve : h_.Take<SendReserve>()) {
+        h_.PlayGrant(reserve.to, reserve.sequence.key);
+        return reserve.sequence.key;
+      }
+      h_.AdvanceAlive(absl::Milliseconds(20));
+    }
+    ADD_FAILURE() << "nothing was reserved";
+    return {};
+  }
+
+  CoreHarness h_;
+  SessionId p_, d_;
+};
+
+TEST_F(RequestWaitingTest, WhoeverWaitsForAnAnswerHoldsNobodyBack) {
+  h_.Submit();
+  h_.AdvanceAlive(CoreOptions().reserve_timeout + 2 * CoreOptions().starvation_patience);
+  EXPECT_THAT(h_.Take<SendReserve>(), SizeIs(2)) << "asked again after the first timeout";
+  h_.Submit();
+  EXPECT_EQ(h_.core.num_queued(), 0);
+  EXPECT_THAT(h_.Take<SendReserve>(), SizeIs(1));
+}
+
+// While it is asked for once more, those that wait behind it must not run in between; but not for
+// longer than an answer takes.
+TEST_F(RequestWaitingTest, AnUnansweredReserveEndsTheRightOfWay) {
+  h_.Submit(500);
+  Refuse(2 * CoreOptions().starvation_patience);
+  while (h_.Take<SendReserve>().empty()) h_.AdvanceAlive(absl::Milliseconds(20));
+  h_.Submit();
+  h_.AdvanceAlive(CoreOptions().starvation_patience / 2);
+  EXPECT_EQ(h_.core.num_queued(), 1);
+  h_.AdvanceAlive(CoreOptions().starvation_patience / 2);
+  EXPECT_EQ(h_.core.num_queued(), 0);
+  EXPECT_THAT(h_.Take<SendReserve>(), SizeIs(1));
+}
+
+TEST_F(RequestWaitingTest, ARefusalGivesTheRightOfWayAgain) {
+  h_.Submit(500);
+  Refuse(2 * CoreOptions().starvation_patience);
+  std::vector<SendReserve> reserves;
+  while (reserves.empty()) {
+    h_.AdvanceAlive(absl::Milliseconds(20));
+    reserves = h_.Take<SendReserve>();
+  }
+  h_.AdvanceAlive(2 * CoreOptions().starvation_patience);
+  h_.Play(AnsweredBusy{d_, reserves[0].sequence.key, "full", absl::ZeroDuration()});
+  h_.Submit();
+  EXPECT_EQ(h_.core.num_queued(), 1);
+}
+
+}  // namespace
+}  // namespace sluice::router
