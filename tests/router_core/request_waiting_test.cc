@@ -8,7 +8,6 @@ namespace sluice::router {
 namespace {
 
 using ::testing::HasSubstr;
-using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
 class RequestWaitingTest : public ::testing::Test {
@@ -80,6 +79,77 @@ TEST_F(RequestWaitingTest, ARefusalGivesTheRightOfWayAgain) {
   h_.Play(AnsweredBusy{d_, reserves[0].sequence.key, "full", absl::ZeroDuration()});
   h_.Submit();
   EXPECT_EQ(h_.core.num_queued(), 1);
+}
+
+// ---- Each cause has a clock of its own
+
+TEST_F(RequestWaitingTest, TimeWithoutRoomIsNotTimeWithoutAWorker) {
+  const RequestId id = h_.Submit();
+  Refuse(CoreOptions().no_worker_timeout + absl::Seconds(2));
+  h_.Play(WorkerLeft{p_, "restarted"});
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout / 2);
+  EXPECT_FALSE(h_.HasEnded(id));
+  p_ = h_.Join("p", WorkerRole::kPrefill);
+  GrantNext();
+  EXPECT_THAT(h_.Take<SendPrefill>(), SizeIs(1));
+}
+
+TEST_F(RequestWaitingTest, AWorkerThatWasThereInBetweenStartsTheClockAnew) {
+  const RequestId id = h_.Submit();
+  Refuse(absl::Milliseconds(100));
+  for (int i = 0; i < 5; ++i) {
+    h_.Play(WorkerLeft{p_, "restarted"});
+    h_.AdvanceAlive(CoreOptions().no_worker_timeout * 2 / 3);
+    ASSERT_FALSE(h_.HasEnded(id)) << i;
+    p_ = h_.Join("p", WorkerRole::kPrefill);
+    Refuse(absl::Seconds(2));
+  }
+  h_.Play(WorkerLeft{p_, "gone"});
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout + absl::Seconds(2));
+  EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(RequestWaitingTest, WhatPassedBeforeAWorkerTookItIsForgotten) {
+  const RequestId id = h_.Submit();
+  Refuse(absl::Milliseconds(20));
+  GrantNext();
+  h_.AdvanceAlive(absl::Seconds(10));  // a long prompt
+  h_.Play(WorkerLeft{p_, "killed"});
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout - absl::Milliseconds(100));
+  ASSERT_FALSE(h_.HasEnded(id));
+  h_.AdvanceAlive(absl::Milliseconds(200));
+  EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(h_.Result(id).status.message()),
+              HasSubstr("no ready prefill worker for 3"));
+}
+
+TEST_F(RequestWaitingTest, TimeWithoutRoomBeforeAFailedAttemptIsForgotten) {
+  const RequestId id = h_.Submit();
+  Refuse(CoreOptions().capacity_timeout * 2 / 3);
+  const AttemptKey key = GrantNext();
+  h_.PlayEnd(p_, key, AttemptEndReason::kFailed, absl::InternalError("it broke"), "prefill");
+  Refuse(CoreOptions().capacity_timeout * 2 / 3);
+  EXPECT_FALSE(h_.HasEnded(id));
+  Refuse(CoreOptions().capacity_timeout);
+  EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kResourceExhausted);
+}
+
+TEST_F(RequestWaitingTest, APrefillWorkerThatStaysFullIsWaitedForNoLongerThanForRoom) {
+  const RequestId id = h_.Submit();
+  const absl::Time start = h_.now;
+  while (!h_.HasEnded(id) && h_.now < start + 2 * CoreOptions().capacity_timeout) {
+    for (const SendReserve& reserve : h_.Take<SendReserve>()) {
+      h_.PlayGrant(reserve.to, reserve.sequence.key);
+    }
+    for (const SendPrefill& prefill : h_.Take<SendPrefill>()) {
+      h_.PlayEnd(prefill.to, prefill.sequence.key, AttemptEndReason::kFailed,
+                 absl::ResourceExhaustedError("queue full"), "prefill");
+    }
+    h_.AdvanceAlive(absl::Milliseconds(200));
+  }
+  EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NEAR(absl::ToDoubleSeconds(h_.now - start),
+              absl::ToDoubleSeconds(CoreOptions().capacity_timeout), 2);
 }
 
 }  // namespace

@@ -162,6 +162,7 @@ void RequestFlow::OnPreempted(const FlowContext& ctx, const AttemptPreempted& ev
     return;
   }
   ctx.counters.CountRetry(Stage::kDecode, RetryReason::kPreempted);
+  ForgetWaiting();
   starts_anew_ = true;
   EndAttempt(ctx, "preempted");
   Plan(ctx);
@@ -355,7 +356,11 @@ void RequestFlow::EndAttempt(const FlowContext& ctx, const std::string& reason) 
 void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryReason reason,
                                     absl::Status status) {
   if (FinishIfComplete(ctx)) return;
-  refused_ = false;
+  if (phase_ == Phase::kReserving) {
+    refused_ = false;
+  } else {
+    ForgetWaiting();
+  }
   const bool lost = reason == RetryReason::kWorkerLost;
   ++(lost ? lost_workers_ : failures_);
   if (!ctx.options.recovery || !IsCurable(status)) {
@@ -480,8 +485,7 @@ void RequestFlow::UpdatePhase() {
 }
 
 void RequestFlow::RecordFirstToken(const FlowContext& ctx, const ProducedToken& token) {
-  waiting_since_ = absl::InfiniteFuture();
-  refused_ = false;
+  ForgetWaiting();
   excluded_.clear();
   starts_anew_ = false;
   ctx.retries.Release(spec_.id);

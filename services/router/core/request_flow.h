@@ -99,7 +99,7 @@ class RequestFlow {
   // not. A missing role or a Reserve that nobody answers is no want of room.
   absl::Time starving_since() const {
     const bool seeks = phase_ == Phase::kWaiting || phase_ == Phase::kReserving;
-    return seeks && refused_ ? waiting_since_ : absl::InfiniteFuture();
+    return seeks && refused_ ? no_room_since_ : absl::InfiniteFuture();
   }
   bool Involves(SessionId session) const;
   RequestId id() const { return spec_.id; }
@@ -117,6 +117,8 @@ class RequestFlow {
   // Chooses workers and sends Reserve or Run; or waits, or gives up.
   void Plan(const FlowContext& ctx);
   void WaitForWorkers(const FlowContext& ctx, NoRoute why);
+  void GiveUpWaiting(const FlowContext& ctx, NoRoute why, absl::Duration waited);
+  void ForgetWaiting();
   void SendPrefillTo(const FlowContext& ctx, const Grant& grant);
   SequenceStart MakeSequence(const FlowContext& ctx) const;
   PrefixMatch MatchPrefixes(const ClusterView& view, const WorkerInfo& decode,
@@ -183,8 +185,10 @@ class RequestFlow {
   absl::Time retry_at_ = absl::InfiniteFuture();
   absl::Time phase_deadline_ = absl::InfiniteFuture();
   absl::Time gap_deadline_ = absl::InfiniteFuture();
-  // When kWaiting gives up, by cause; set when waiting starts, cleared by progress.
-  absl::Time waiting_since_ = absl::InfiniteFuture();
+  // From when kWaiting counts its time, one for each cause; InfiniteFuture: from now on. Each is
+  // forgotten when a worker has taken the request up.
+  absl::Time no_room_since_ = absl::InfiniteFuture();
+  absl::Time no_worker_since_ = absl::InfiniteFuture();  // and when a worker can be chosen
   bool refused_ = false;  // what it heard last from a worker it asked: that there is no room
   absl::Time yields_at_ = absl::InfiniteFuture();  // when that is forgotten, for want of an answer
   absl::Duration retry_pause_;

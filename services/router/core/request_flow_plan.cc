@@ -16,6 +16,9 @@ void RequestFlow::Plan(const FlowContext& ctx) {
 
   const ClusterView view = ctx.membership.View(ctx.now);
   const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_, kv_holder_});
+  if (choice.worker != nullptr || choice.none == NoRoute::kAllExcluded) {
+    no_worker_since_ = absl::InfiniteFuture();
+  }
   if (choice.worker == nullptr) {
     WaitForWorkers(ctx, choice.none);
     return;
@@ -56,27 +59,15 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
     ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
     refused_ = false;
   }
-  if (waiting_since_ == absl::InfiniteFuture()) {
-    waiting_since_ = ctx.now;
+  absl::Time& since = busy ? no_room_since_ : no_worker_since_;
+  if (since == absl::InfiniteFuture()) {
+    since = ctx.now;
     retry_pause_ = ctx.options.min_retry_pause;
   }
   const absl::Time give_up_at =
-      waiting_since_ + (busy ? ctx.options.capacity_timeout : ctx.options.no_worker_timeout);
+      since + (busy ? ctx.options.capacity_timeout : ctx.options.no_worker_timeout);
   if (ctx.now >= give_up_at) {
-    if (busy) {
-      Fail(ctx,
-           absl::ResourceExhaustedError(
-               absl::StrCat("no worker could take ", num_tokens(), " tokens within ",
-                            absl::FormatDuration(ctx.now - waiting_since_), " (stage reserve)")),
-           RejectReason::kKvExhausted);
-    } else {
-      const bool no_decode = why == NoRoute::kNoDecode;
-      Fail(ctx,
-           absl::UnavailableError(
-               absl::StrCat("no ready ", no_decode ? "decode" : "prefill", " worker for ",
-                            absl::FormatDuration(ctx.now - waiting_since_), " (stage reserve)")),
-           no_decode ? RejectReason::kNoDecode : RejectReason::kNoPrefill);
-    }
+    GiveUpWaiting(ctx, why, ctx.now - since);
     return;
   }
   const absl::Duration pause = std::clamp(std::max(retry_pause_, busy_retry_after_),
@@ -87,6 +78,27 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
   phase_deadline_ = yields_at_ = absl::InfiniteFuture();
   retry_at_ = std::min(ctx.now + pause, give_up_at);
   excluded_.clear();  // the next round asks everybody again
+}
+
+void RequestFlow::GiveUpWaiting(const FlowContext& ctx, NoRoute why, absl::Duration waited) {
+  const std::string time = absl::FormatDuration(waited);
+  if (why == NoRoute::kAllExcluded) {
+    Fail(ctx,
+         absl::ResourceExhaustedError(absl::StrCat("no worker could take ", num_tokens(),
+                                                   " tokens within ", time, " (stage reserve)")),
+         RejectReason::kKvExhausted);
+    return;
+  }
+  const bool no_decode = why == NoRoute::kNoDecode;
+  Fail(ctx,
+       absl::UnavailableError(absl::StrCat("no ready ", no_decode ? "decode" : "prefill",
+                                           " worker for ", time, " (stage reserve)")),
+       no_decode ? RejectReason::kNoDecode : RejectReason::kNoPrefill);
+}
+
+void RequestFlow::ForgetWaiting() {
+  no_room_since_ = no_worker_since_ = absl::InfiniteFuture();
+  refused_ = false;
 }
 
 void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
