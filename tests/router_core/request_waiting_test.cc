@@ -8,6 +8,7 @@ namespace sluice::router {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::IsEmpty;
 using ::testing::SizeIs;
 
 class RequestWaitingTest : public ::testing::Test {
@@ -150,6 +151,64 @@ TEST_F(RequestWaitingTest, APrefillWorkerThatStaysFullIsWaitedForNoLongerThanFor
   EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kResourceExhausted);
   EXPECT_NEAR(absl::ToDoubleSeconds(h_.now - start),
               absl::ToDoubleSeconds(CoreOptions().capacity_timeout), 2);
+}
+
+// ---- A context that only an absent worker has room for
+
+class UnevenFleetTest : public RequestWaitingTest {
+ protected:
+  UnevenFleetTest() {
+    WorkerInfo small = CoreHarness::Info("small", WorkerRole::kDecode);
+    small.max_model_len = 12;
+    h_.Join(small);
+    h_.sent.clear();
+    id_ = h_.Submit(10, 100);
+    const AttemptKey key = h_.Take<SendReserve>().at(0).sequence.key;  // of d, first by name
+    h_.PlayGrant(d_, key);
+    h_.PlayToken(p_, key, 0, 100);
+    h_.PlayKv(d_, key);
+    for (int i = 1; i < 5; ++i) h_.PlayToken(d_, key, i, 100 + i);
+    h_.sent.clear();
+  }
+
+  RequestId id_;
+};
+
+TEST_F(UnevenFleetTest, AnAnswerThatOutgrewTheOthersWaitsForItsWorker) {
+  h_.Play(WorkerLeft{d_, "restarted"});
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout / 2);
+  ASSERT_FALSE(h_.HasEnded(id_));
+  d_ = h_.Join("d", WorkerRole::kDecode);
+  const AttemptKey key = GrantNext();
+  h_.PlayToken(p_, key, 5, 105);
+  EXPECT_THAT(h_.emitted_tokens[id_], SizeIs(6));
+}
+
+TEST_F(UnevenFleetTest, ButNotForEver) {
+  h_.Play(WorkerLeft{d_, "gone"});
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout + absl::Milliseconds(100));
+  EXPECT_EQ(h_.Result(id_).status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(h_.Result(id_).status.message()),
+              HasSubstr("no ready worker with a context of more than 15 tokens for 3"));
+}
+
+TEST_F(UnevenFleetTest, AShortPrefillWorkerIsNoPartnerForALongPrompt) {
+  WorkerInfo small = CoreHarness::Info("a", WorkerRole::kPrefill);
+  small.max_model_len = 12;
+  h_.Join(small);
+  h_.Play(WorkerLeft{p_, "restarted"});
+  h_.Play(AttemptPreempted{d_, {id_, Attempt(1)}});
+  EXPECT_THAT(h_.Take<SendReserve>(), IsEmpty()) << "nobody could prefill it";
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout / 2);
+  ASSERT_FALSE(h_.HasEnded(id_));
+  p_ = h_.Join("p", WorkerRole::kPrefill);
+  GrantNext();
+  EXPECT_EQ(h_.Take<SendPrefill>().at(0).to, p_);
+}
+
+TEST_F(UnevenFleetTest, ANewRequestThatIsTooLongIsRefusedAtOnce) {
+  h_.Play(WorkerLeft{d_, "gone"});
+  EXPECT_EQ(h_.Result(h_.Submit(20)).status.code(), absl::StatusCode::kOutOfRange);
 }
 
 }  // namespace

@@ -46,7 +46,9 @@ void RequestFlow::Plan(const FlowContext& ctx) {
 }
 
 void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
-  if (why == NoRoute::kTooLong) {
+  // Once there was a worker for this many tokens, so it is that worker that is missing.
+  const bool fitted = num_tokens() < max_model_len_;
+  if (why == NoRoute::kTooLong && !fitted) {
     Fail(ctx,
          absl::OutOfRangeError(absl::StrCat(
              "This model's maximum context length is ", ctx.membership.MaxModelLen(ctx.now),
@@ -89,11 +91,15 @@ void RequestFlow::GiveUpWaiting(const FlowContext& ctx, NoRoute why, absl::Durat
          RejectReason::kKvExhausted);
     return;
   }
-  const bool no_decode = why == NoRoute::kNoDecode;
-  Fail(ctx,
-       absl::UnavailableError(absl::StrCat("no ready ", no_decode ? "decode" : "prefill",
-                                           " worker for ", time, " (stage reserve)")),
-       no_decode ? RejectReason::kNoDecode : RejectReason::kNoPrefill);
+  const bool no_prefill = why == NoRoute::kNoPrefill;
+  const std::string missing =
+      why == NoRoute::kTooLong
+          ? absl::StrCat("worker with a context of more than ", num_tokens(), " tokens")
+          : absl::StrCat(no_prefill ? "prefill" : "decode", " worker");
+  Fail(
+      ctx,
+      absl::UnavailableError(absl::StrCat("no ready ", missing, " for ", time, " (stage reserve)")),
+      no_prefill ? RejectReason::kNoPrefill : RejectReason::kNoDecode);
 }
 
 void RequestFlow::ForgetWaiting() {
