@@ -38,8 +38,9 @@ RequestFlow::RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::
     : spec_(std::move(spec)),
       submitted_at_(std::min(now, spec_.submitted_at)),
       deadline_(std::min(spec_.deadline, now + options.request_timeout)),
+      queued_until_(now + options.queue_timeout),
       journal_(options.max_held_tokens),
-      phase_deadline_(now + options.queue_timeout),
+      phase_deadline_(queued_until_),
       last_emit_at_(now) {}
 
 void RequestFlow::Admit(const FlowContext& ctx) {
@@ -277,18 +278,7 @@ void RequestFlow::OnTimer(const FlowContext& ctx) {
     return;
   }
   if (phase_ == Phase::kQueued && ctx.now >= phase_deadline_) {
-    const ClusterView view = ctx.membership.View(ctx.now);
-    const std::string missing = MissingRole(view);
-    if (!missing.empty()) {
-      Fail(ctx, absl::UnavailableError(absl::StrCat(missing, " (stage admission)")),
-           MissingRoleReason(view));
-    } else {
-      Fail(ctx,
-           absl::ResourceExhaustedError(absl::StrCat("queued for ",
-                                                     absl::FormatDuration(ctx.now - submitted_at_),
-                                                     " without a place (stage admission)")),
-           RejectReason::kQueueTimeout);
-    }
+    OnQueueTimer(ctx);
   } else if (phase_ == Phase::kWaiting && ctx.now >= retry_at_) {
     Plan(ctx);
   } else if (phase_ == Phase::kReserving && ctx.now >= phase_deadline_) {

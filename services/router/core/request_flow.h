@@ -46,6 +46,7 @@ struct FlowContext {
   const AdmissionRate& admissions;
   int num_running;
   int num_queued;
+  const absl::Time& could_serve_at;  // when no role was last seen missing
   CoreCounters& counters;
   std::vector<Action>& actions;
   absl::Time now;
@@ -67,8 +68,10 @@ class RequestFlow {
   // `deadline` is absolute; InfiniteFuture: none.
   RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::Time now);
 
-  // REQUIRES: queued.
-  void WaitNoLongerThan(absl::Time time) { phase_deadline_ = std::min(phase_deadline_, time); }
+  // Looks after its queue anew when a missing role will be given up. REQUIRES: queued.
+  void WaitForRole(absl::Time gives_up_at) {
+    phase_deadline_ = std::min(queued_until_, gives_up_at);
+  }
   // Leaves the queue and plans the first attempt.
   void Admit(const FlowContext& ctx);
 
@@ -119,6 +122,8 @@ class RequestFlow {
   void WaitForWorkers(const FlowContext& ctx, NoRoute why);
   void GiveUpWaiting(const FlowContext& ctx, NoRoute why, absl::Duration waited);
   void ForgetWaiting();
+  // The end of its time in the queue, or of that without a role.
+  void OnQueueTimer(const FlowContext& ctx);
   void SendPrefillTo(const FlowContext& ctx, const Grant& grant);
   SequenceStart MakeSequence(const FlowContext& ctx) const;
   PrefixMatch MatchPrefixes(const ClusterView& view, const WorkerInfo& decode,
@@ -154,6 +159,7 @@ class RequestFlow {
   const GenerationSpec spec_;
   const absl::Time submitted_at_;
   const absl::Time deadline_;
+  const absl::Time queued_until_;
 
   Phase phase_ = Phase::kQueued;
   Journal journal_;

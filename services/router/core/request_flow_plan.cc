@@ -102,6 +102,24 @@ void RequestFlow::GiveUpWaiting(const FlowContext& ctx, NoRoute why, absl::Durat
       no_prefill ? RejectReason::kNoPrefill : RejectReason::kNoDecode);
 }
 
+void RequestFlow::OnQueueTimer(const FlowContext& ctx) {
+  const ClusterView view = ctx.membership.View(ctx.now);
+  const std::string missing = MissingRole(view);
+  const absl::Time role_given_up_at = ctx.could_serve_at + ctx.options.no_worker_timeout;
+  if (!missing.empty() && ctx.now >= std::min(role_given_up_at, queued_until_)) {
+    Fail(ctx, absl::UnavailableError(absl::StrCat(missing, " (stage admission)")),
+         MissingRoleReason(view));
+  } else if (ctx.now >= queued_until_) {
+    Fail(ctx,
+         absl::ResourceExhaustedError(absl::StrCat("queued for ",
+                                                   absl::FormatDuration(ctx.now - submitted_at_),
+                                                   " without a place (stage admission)")),
+         RejectReason::kQueueTimeout);
+  } else {  // the role has been there in between, and may be there now
+    WaitForRole(missing.empty() ? queued_until_ : role_given_up_at);
+  }
+}
+
 void RequestFlow::ForgetWaiting() {
   no_room_since_ = no_worker_since_ = absl::InfiniteFuture();
   refused_ = false;
