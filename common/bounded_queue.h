@@ -9,6 +9,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/monotonic_cond_var.h"
 
 namespace sluice {
 
@@ -29,6 +30,7 @@ class BoundedQueue {
       absl::MutexLock lock(&mu_);
       if (closed_ || items_.size() >= capacity_) return false;
       items_.push_back(std::move(item));
+      ready_.SignalAll();
     }
     if (on_push_) on_push_();
     return true;
@@ -43,7 +45,7 @@ class BoundedQueue {
   // Waits until something is queued, the queue is closed, or `timeout` has passed.
   std::vector<T> WaitAndTakeAll(absl::Duration timeout) {
     absl::MutexLock lock(&mu_);
-    mu_.AwaitWithTimeout(absl::Condition(this, &BoundedQueue::ReadyLocked), timeout);
+    ready_.Await(&mu_, absl::Condition(this, &BoundedQueue::ReadyLocked), timeout);
     return TakeAllLocked();
   }
 
@@ -51,6 +53,7 @@ class BoundedQueue {
   void Close() {
     absl::MutexLock lock(&mu_);
     closed_ = true;
+    ready_.SignalAll();
   }
 
   size_t size() const {
@@ -74,6 +77,7 @@ class BoundedQueue {
   const std::function<void()> on_push_;
 
   mutable absl::Mutex mu_;
+  MonotonicCondVar ready_;
   std::deque<T> items_ ABSL_GUARDED_BY(mu_);
   bool closed_ ABSL_GUARDED_BY(mu_) = false;
 };

@@ -6,6 +6,7 @@
 #include <iterator>
 
 #include "absl/strings/str_cat.h"
+#include "common/monotonic_cond_var.h"
 #include "engine/weights/sha256.h"
 
 namespace sluice {
@@ -87,6 +88,7 @@ absl::StatusOr<Manifest> DigestCheckpoint(const Checkpoint& checkpoint, int num_
   std::atomic<size_t> next_item{0};
   std::atomic<uint64_t> hashed_bytes{0};
   absl::Mutex mu;
+  MonotonicCondVar ended_signal;
   int num_running = std::max(num_threads, 1);
   std::vector<std::thread> threads;
   for (int i = std::max(num_threads, 1); i > 0; --i) {
@@ -96,7 +98,7 @@ absl::StatusOr<Manifest> DigestCheckpoint(const Checkpoint& checkpoint, int num_
         hashed_bytes += items[item].tensor->end - items[item].tensor->begin;
       }
       absl::MutexLock lock(&mu);
-      --num_running;
+      if (--num_running == 0) ended_signal.SignalAll();
     });
   }
   const absl::Condition all_ended(
@@ -104,7 +106,7 @@ absl::StatusOr<Manifest> DigestCheckpoint(const Checkpoint& checkpoint, int num_
   for (bool ended = false; !ended;) {
     {
       absl::MutexLock lock(&mu);
-      ended = mu.AwaitWithTimeout(all_ended, kProgressInterval);
+      ended = ended_signal.Await(&mu, all_ended, kProgressInterval);
     }
     if (on_progress) {
       on_progress(static_cast<double>(hashed_bytes.load()) / static_cast<double>(total_bytes));

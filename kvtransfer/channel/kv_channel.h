@@ -28,6 +28,7 @@ using PayloadId = StrongId<struct PayloadIdTag, uint64_t>;
 using OperationId = StrongId<struct OperationIdTag, uint64_t>;
 
 struct PeerTransport {
+  PeerId id;              // the endpoint; a peer that was restarted has another one
   std::string peer;       // for people
   std::string transport;  // "shm", "tcp", "rdma", "self", "sim"
   std::string lanes;      // what UCX printed, for logs

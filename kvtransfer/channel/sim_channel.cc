@@ -346,6 +346,7 @@ std::vector<PeerTransport> SimChannel::Transports() const {
   std::vector<PeerTransport> transports;
   for (const auto& [peer, endpoint] : endpoints_) {
     PeerTransport transport;
+    transport.id = peer;
     transport.peer = endpoint.address;
     transport.transport = "sim";
     transport.bytes_sent = endpoint.bytes_sent;

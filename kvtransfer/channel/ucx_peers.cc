@@ -206,6 +206,7 @@ std::vector<PeerTransport> UcxPeers::Transports() {
   for (const auto& [id, peer] : peers_) {
     if (!peer->described && !peer->failed) Describe(peer.get());
     PeerTransport transport;
+    transport.id = id;
     transport.peer = peer->name;
     transport.transport = peer->transport;
     transport.lanes = peer->lanes;

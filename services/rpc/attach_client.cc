@@ -15,6 +15,7 @@
 #include "absl/synchronization/mutex.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/monotonic_cond_var.h"
 #include "common/random.h"
 #include "services/rpc/fleet_codec.h"
 #include "services/rpc/grpc_options.h"
@@ -89,7 +90,7 @@ class Stream final : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::Route
   // Sleeps until something changed or `timeout` passed.
   State Wait(absl::Duration timeout) {
     absl::MutexLock lock(&mu_);
-    if (!done_ && !nudged_) changed_.WaitWithTimeout(&mu_, timeout);
+    if (!done_ && !nudged_) changed_.Wait(&mu_, timeout);
     State state;
     state.done = done_;
     state.welcomed = welcomed_;
@@ -226,7 +227,7 @@ class Stream final : public grpc::ClientBidiReactor<v1::WorkerMessage, v1::Route
   v1::WorkerMessage outgoing_;
 
   absl::Mutex mu_;
-  absl::CondVar changed_;
+  MonotonicCondVar changed_;
   std::deque<v1::WorkerMessage> queue_ ABSL_GUARDED_BY(mu_);
   size_t queued_bytes_ ABSL_GUARDED_BY(mu_) = 0;
   uint64_t messages_heard_ ABSL_GUARDED_BY(mu_) = 0;
@@ -272,6 +273,7 @@ class AttachClientImpl final : public AttachClient {
     {
       absl::MutexLock lock(&mu_);
       stopping_ = true;
+      stop_.SignalAll();
       if (stream_ != nullptr) stream_->Nudge();
     }
     absl::MutexLock lock(&join_mu_);
@@ -286,7 +288,7 @@ class AttachClientImpl final : public AttachClient {
       absl::MutexLock lock(&mu_);
       // Full jitter on the upper half: workers must not dial a restarted router all at once.
       const double jitter = std::uniform_real_distribution<double>(0.5, 1.0)(random_);
-      mu_.AwaitWithTimeout(absl::Condition(&stopping_), backoff * jitter);
+      stop_.Await(&mu_, absl::Condition(&stopping_), backoff * jitter);
       backoff = std::min(backoff * 2, options_.backoff_max);
     }
   }
@@ -390,6 +392,7 @@ class AttachClientImpl final : public AttachClient {
   mutable absl::Mutex mu_;
   Stream* stream_ ABSL_GUARDED_BY(mu_) = nullptr;
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  MonotonicCondVar stop_;
 
   absl::Mutex join_mu_;
   std::thread thread_;

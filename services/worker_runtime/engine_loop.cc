@@ -110,8 +110,14 @@ void EngineLoop::Apply(InternalCommand command) {
                  [this](ReserveAnswer& c) { handler_->OnReserveAnswer(std::move(c)); },
                  [this](TransferEvent& c) { handler_->OnTransferEvent(c); },
                  [this](SessionLostCommand& c) { handler_->OnSessionLost(c.session); },
-                 [this](DrainCommand&) { handler_->BeginDrain(); },
-                 [this](AbortAllCommand& c) { handler_->AbortAll(c.why); },
+                 [this](DrainCommand&) {
+                   handler_->BeginDrain();
+                   ending_ = std::max(ending_, EndingStage::kDraining);
+                 },
+                 [this](AbortAllCommand& c) {
+                   handler_->AbortAll(c.why);
+                   ending_ = EndingStage::kAborted;
+                 },
              },
              command);
 }
@@ -142,6 +148,7 @@ void EngineLoop::Publish(absl::Time now) {
   state.prefill_tokens_per_second = prefill_rate_.TokensPerSecond();
   state.decode_tokens_per_second = decode_rate_.TokensPerSecond();
   state.num_requests = handler_->num_requests();
+  state.ending = ending_;
   board_->PublishEngine(state, engine_->TakePrefixCacheChanges());
   metrics_->Load(state.load);
   if (!engine_->HasWork() || now - last_block_report_ >= kBlockReportInterval) {

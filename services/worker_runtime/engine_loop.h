@@ -96,6 +96,7 @@ class EngineLoop {
   absl::Time last_publish_ = absl::InfinitePast();
   absl::Time last_block_report_ = absl::InfinitePast();
   bool stalled_ = false;  // the last step was idle
+  EndingStage ending_ = EndingStage::kNone;
 
   std::thread thread_;
 };

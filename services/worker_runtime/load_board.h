@@ -35,6 +35,9 @@ class RateMeter {
   double seconds_ = 0;
 };
 
+// How far the engine thread has got in ending; what was queued before has been applied.
+enum class EndingStage { kNone, kDraining, kAborted };
+
 class LoadBoard {
  public:
   // `now` is the start of the uptime.
@@ -45,6 +48,7 @@ class LoadBoard {
     double prefill_tokens_per_second = 0;
     double decode_tokens_per_second = 0;
     int num_requests = 0;
+    EndingStage ending = EndingStage::kNone;
   };
   void PublishEngine(const EngineState& state, const PrefixCacheChanges& changes);
   void PublishBlocks(BlockReport report);

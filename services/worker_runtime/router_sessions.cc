@@ -112,6 +112,7 @@ void RouterSessions::Stop() {
   {
     absl::MutexLock lock(&mu_);
     stopping_ = true;  // no dialer is added from now on
+    stop_.SignalAll();
     dialers.swap(dialers_);
   }
   // All at once, so that a slow one does not keep the others from saying goodbye.
@@ -321,8 +322,7 @@ void RouterSessions::ResolveLoop() {
     }
     SetAddresses(addresses);
     absl::MutexLock lock(&mu_);
-    mu_.AwaitWithTimeout(absl::Condition(&stopping_), options_.resolve_interval);
-    if (stopping_) return;
+    if (stop_.Await(&mu_, absl::Condition(&stopping_), options_.resolve_interval)) return;
   }
 }
 

@@ -14,6 +14,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 #include "common/clock.h"
+#include "common/monotonic_cond_var.h"
 #include "services/rpc/attach_client.h"
 #include "services/worker_runtime/engine_loop.h"
 #include "services/worker_runtime/load_board.h"
@@ -105,6 +106,7 @@ class RouterSessions final : public RouterLink {
   absl::btree_map<std::string, std::unique_ptr<Dialer>> dialers_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<rpc::SessionId, Dialer*> sessions_ ABSL_GUARDED_BY(mu_);  // welcomed
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
+  MonotonicCondVar stop_;
 
   std::thread resolver_;  // only with dns: addresses
 };

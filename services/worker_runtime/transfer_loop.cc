@@ -163,13 +163,12 @@ void TransferLoop::PublishStats(absl::Time now) {
   metrics_->TransfersInFlight(stats.sends_in_flight, stats.receives_in_flight);
   metrics_->TransferFaults(stats.messages_refused, stats.checksum_failures, stats.resends);
   std::vector<PeerTransport> transports = agent_->Transports();
+  absl::flat_hash_map<PeerId, KnownEndpoint> endpoints;
   for (const PeerTransport& peer : transports) {
     if (peer.transport.empty()) continue;
-    auto [entry, first_time] = known_peers_.try_emplace(peer.peer);
-    KnownPeer& known = entry->second;
-    // A peer that went and came back counts from zero again.
-    if (peer.bytes_sent < known.bytes_sent || peer.bytes_received < known.bytes_received) {
-      known.bytes_sent = known.bytes_received = 0;
+    KnownEndpoint& known = endpoints[peer.id];
+    if (const auto before = known_endpoints_.find(peer.id); before != known_endpoints_.end()) {
+      known = std::move(before->second);
     }
     metrics_->TransferBytes(TransferDirection::kSend, peer.transport,
                             peer.bytes_sent - known.bytes_sent);
@@ -177,15 +176,14 @@ void TransferLoop::PublishStats(absl::Time now) {
                             peer.bytes_received - known.bytes_received);
     known.bytes_sent = peer.bytes_sent;
     known.bytes_received = peer.bytes_received;
-    if (first_time || known.transport != peer.transport) {
+    if (known.transport != peer.transport) {
       known.transport = peer.transport;
       SLUICE_LOG(Info) << "KV transfer with " << peer.peer << " runs over " << peer.transport
                        << (peer.lanes.empty() ? "" : " (") << peer.lanes
                        << (peer.lanes.empty() ? "" : ")");
     }
   }
-  // Peers come and go with every restart; what is forgotten here is only logged once more.
-  if (known_peers_.size() > 2 * transports.size() + 64) known_peers_.clear();
+  known_endpoints_ = std::move(endpoints);
   board_->PublishTransports(std::move(transports));
 }
 

@@ -103,12 +103,12 @@ class TransferLoop final : public TransferPort {
 
   // Owned by thread_.
   std::deque<Report> undelivered_;  // at most a few per transfer
-  struct KnownPeer {
-    std::string transport;
+  struct KnownEndpoint {
+    std::string transport;  // as logged
     uint64_t bytes_sent = 0;
     uint64_t bytes_received = 0;
   };
-  absl::flat_hash_map<std::string, KnownPeer> known_peers_;
+  absl::flat_hash_map<PeerId, KnownEndpoint> known_endpoints_;  // those of the last look
   absl::Time next_publish_ = absl::InfinitePast();
 
   std::thread thread_;

@@ -98,10 +98,10 @@ void Worker::BeginDrain() {
 
 bool Worker::WaitDrained(absl::Duration timeout) {
   const absl::Time deadline = clock_->Now() + timeout;
-  // The board may be a moment old, so the queue ahead of us must be through: ask twice in a row.
+  // The number of transfers may be a moment old: ask a few times in a row.
   for (int quiet = 0; quiet < 3;) {
     const bool idle =
-        num_requests() == 0 && (transfers_ == nullptr || transfers_->in_flight() == 0);
+        HasEnded(EndingStage::kDraining) && (transfers_ == nullptr || transfers_->in_flight() == 0);
     quiet = idle ? quiet + 1 : 0;
     if (clock_->Now() >= deadline) return idle;
     absl::SleepFor(kDrainPoll);
@@ -116,7 +116,9 @@ void Worker::Stop() {
           InternalCommand(AbortAllCommand{absl::UnavailableError("the worker is stopping")}))) {
     // The last messages must be queued before the sessions flush; a step under way may delay them.
     const absl::Time deadline = clock_->Now() + absl::Seconds(2);
-    while (num_requests() > 0 && clock_->Now() < deadline) absl::SleepFor(kDrainPoll);
+    while (!HasEnded(EndingStage::kAborted) && clock_->Now() < deadline) {
+      absl::SleepFor(kDrainPoll);
+    }
   }
   sessions_->Stop();
   if (transfers_ != nullptr) transfers_->Stop(kTransferGrace);
@@ -137,6 +139,11 @@ std::string Worker::NotReadyReason() const {
 std::string Worker::BlocksJson() const {
   return BlockReportJson(
       board_.blocks(), {options_.worker_id, options_.role, options_.transfer.lease}, clock_->Now());
+}
+
+bool Worker::HasEnded(EndingStage stage) const {
+  const LoadBoard::EngineState state = board_.engine();
+  return state.ending >= stage && state.num_requests == 0;
 }
 
 int Worker::num_requests() const { return board_.engine().num_requests; }

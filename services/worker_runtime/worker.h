@@ -62,7 +62,8 @@ class Worker {
 
   // Announces draining; nothing new is accepted. Idempotent; any thread.
   void BeginDrain();
-  // Waits until running work and transfers have ended. False: `timeout` passed first.
+  // Waits until what came before, and its transfers, have ended. False: `timeout` passed first.
+  // REQUIRES: BeginDrain was called.
   bool WaitDrained(absl::Duration timeout);
   // Tells the routers that what still runs here has failed, and ends all threads. Idempotent.
   void Stop();
@@ -77,6 +78,9 @@ class Worker {
   Worker(WorkerOptions options, std::unique_ptr<Engine> engine, TransferParts transfer,
          const HandlerFactory& make_handler, MetricsRegistry* registry);
   bool EngineAlive() const;
+
+  // The engine thread has got that far, and no request lives.
+  bool HasEnded(EndingStage stage) const;
 
   const WorkerOptions options_;
   const Clock* const clock_ = &RealClock();

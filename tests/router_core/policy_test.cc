@@ -93,6 +93,17 @@ TEST(DecodePolicyTest, SaysWhyThereIsNone) {
   EXPECT_EQ(ChooseDecodeWorker(View({d, p}), {10, excluded}).none, NoRoute::kAllExcluded);
 }
 
+TEST(DecodePolicyTest, APairIsAsLongAsItsShorterWorker) {
+  WorkerView d = Worker("d", WorkerRole::kDecode), p = Worker("p", WorkerRole::kPrefill);
+  const WorkerView both = Worker("b", WorkerRole::kBoth);
+  p.max_model_len = 500;
+  EXPECT_EQ(ChooseDecodeWorker(View({d, p}), {500, {}}).none, NoRoute::kTooLong);
+  EXPECT_NE(ChooseDecodeWorker(View({d, p}), {499, {}}).worker, nullptr);
+  EXPECT_EQ(ChooseDecodeWorker(View({both, d, p}), {500, {}}).worker->worker_id, "b");
+  EXPECT_NE(ChooseDecodeWorker(View({d, p, Worker("q", WorkerRole::kPrefill)}), {500, {}}).worker,
+            nullptr);
+}
+
 TEST(DecodePolicyTest, NeverPairsDifferentFingerprints) {
   WorkerView d = Worker("d", WorkerRole::kDecode), p = Worker("p", WorkerRole::kPrefill);
   p.fingerprint = "other";

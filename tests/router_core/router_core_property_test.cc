@@ -133,6 +133,8 @@ class RandomCluster {
       }
     }
     h_.Play(sluice::router::Tick{});
+    const Membership& membership = h_.core.membership();
+    EXPECT_EQ(membership.HasEachRole(h_.now), MissingRole(membership.View(h_.now)).empty());
   }
 
   void Fault(MockWorker& worker) {

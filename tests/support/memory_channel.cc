@@ -140,6 +140,7 @@ class MemoryChannel final : public KvChannel {
     std::vector<PeerTransport> transports;
     for (const auto& [id, address] : peers_) {
       PeerTransport transport;
+      transport.id = id;
       transport.peer = address;
       transport.transport = "self";
       transport.bytes_sent = bytes_sent_;

@@ -3,6 +3,7 @@
 
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/monotonic_cond_var.h"
 
 namespace sluice::router {
 
@@ -11,6 +12,7 @@ class ActivityCount {
   void Add(int by) {
     absl::MutexLock lock(&mu_);
     count_ += by;
+    if (count_ == 0) zero_.SignalAll();
   }
   int Get() const {
     absl::MutexLock lock(&mu_);
@@ -19,13 +21,15 @@ class ActivityCount {
   // False on timeout.
   bool AwaitZero(absl::Duration timeout) const {
     absl::MutexLock lock(&mu_);
-    return mu_.AwaitWithTimeout(absl::Condition(
-                                    +[](const int* count) { return *count == 0; }, &count_),
-                                timeout);
+    return zero_.Await(&mu_,
+                       absl::Condition(
+                           +[](const int* count) { return *count == 0; }, &count_),
+                       timeout);
   }
 
  private:
   mutable absl::Mutex mu_;
+  mutable MonotonicCondVar zero_;
   int count_ ABSL_GUARDED_BY(mu_) = 0;
 };
 

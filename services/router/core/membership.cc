@@ -210,6 +210,17 @@ ClusterView Membership::View(absl::Time now) const {
   return view;
 }
 
+bool Membership::HasEachRole(absl::Time now) const {
+  bool prefill = false, decode = false;  // any two of them are a pair, by invariant 2
+  for (const auto& [session, member] : members_) {
+    if (StateOf(member, now) != State::kReady) continue;
+    prefill |= member.info.role != WorkerRole::kDecode;
+    decode |= member.info.role != WorkerRole::kPrefill;
+    if (prefill && decode) return true;
+  }
+  return false;
+}
+
 int Membership::MaxModelLen(absl::Time now) const {
   int smallest = 0;
   for (const auto& [session, member] : members_) {

@@ -70,6 +70,8 @@ class Membership {
   void ForgiveSilence(absl::Time now);
 
   ClusterView View(absl::Time now) const;
+  // MissingRole(View(now)) == "", at the price of a look at the members.
+  bool HasEachRole(absl::Time now) const;
   // Smallest over ready members; 0 without any.
   int MaxModelLen(absl::Time now) const;
   const absl::btree_map<SessionId, Member>& members() const { return members_; }

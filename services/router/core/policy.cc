@@ -15,9 +15,11 @@ bool Fits(const WorkerView& worker, const RouteQuery& query) {
   return query.num_tokens < worker.max_model_len;
 }
 
-bool HasPrefillPeer(const ClusterView& view, const WorkerView& decode) {
+// Whether somebody could prefill `num_tokens` for this decode worker.
+bool HasPrefillPeer(const ClusterView& view, const WorkerView& decode, int num_tokens = 0) {
   return std::any_of(view.workers.begin(), view.workers.end(), [&](const WorkerView& worker) {
-    return worker.role == WorkerRole::kPrefill && worker.fingerprint == decode.fingerprint;
+    return worker.role == WorkerRole::kPrefill && worker.fingerprint == decode.fingerprint &&
+           num_tokens < worker.max_model_len;
   });
 }
 
@@ -55,6 +57,7 @@ DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query
     if (!is_both && !HasPrefillPeer(view, worker)) continue;
     saw_capable = true;
     if (!Fits(worker, query)) continue;
+    if (!is_both && !HasPrefillPeer(view, worker, query.num_tokens)) continue;
     saw_fitting = true;
     if (IsExcluded(query, worker.session)) continue;
     (is_both ? both : paired).push_back(&worker);

@@ -27,7 +27,7 @@ enum class NoRoute {
   kNone,
   kNoDecode,     // no ready decode worker (and none of role `both`)
   kNoPrefill,    // no ready prefill worker (and none of role `both`)
-  kTooLong,      // longer than every ready worker's max_model_len
+  kTooLong,      // no ready worker, or pair, whose max_model_len it fits
   kAllExcluded,  // there are workers, but each was excluded
 };
 
@@ -36,10 +36,11 @@ struct DecodeChoice {
   NoRoute none = NoRoute::kNone;       // why worker is null
 };
 
-// The worker to decode on. A decode worker with a prefill worker of the same fingerprint is
-// preferred; a worker of role `both` is the fallback when there is no such pair. Among equals:
-// those that are not late first, then those with enough blocks, then who holds KV of the request,
-// then the least loaded (requests per max_num_seqs), then most available blocks, then worker_id.
+// The worker to decode on. A decode worker with a prefill worker of the same fingerprint, both long
+// enough, is preferred; a worker of role `both` is the fallback when there is no such pair. Among
+// equals: those that are not late first, then those with enough blocks, then who holds KV of the
+// request, then the least loaded (requests per max_num_seqs), then most available blocks, then
+// worker_id.
 DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query);
 
 struct PrefillChoice {

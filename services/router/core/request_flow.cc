@@ -38,8 +38,9 @@ RequestFlow::RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::
     : spec_(std::move(spec)),
       submitted_at_(std::min(now, spec_.submitted_at)),
       deadline_(std::min(spec_.deadline, now + options.request_timeout)),
+      queued_until_(now + options.queue_timeout),
       journal_(options.max_held_tokens),
-      phase_deadline_(now + options.queue_timeout),
+      phase_deadline_(queued_until_),
       last_emit_at_(now) {}
 
 void RequestFlow::Admit(const FlowContext& ctx) {
@@ -77,6 +78,7 @@ void RequestFlow::OnBusy(const FlowContext& ctx, const AnsweredBusy& event) {
     return;
   }
   busy_retry_after_ = std::max(busy_retry_after_, event.retry_after);
+  refused_ = true;
   excluded_.push_back(event.session);
   DropLeg(ctx, LegKind::kDecode, /*cancel=*/false);
   Plan(ctx);
@@ -161,6 +163,7 @@ void RequestFlow::OnPreempted(const FlowContext& ctx, const AttemptPreempted& ev
     return;
   }
   ctx.counters.CountRetry(Stage::kDecode, RetryReason::kPreempted);
+  ForgetWaiting();
   starts_anew_ = true;
   EndAttempt(ctx, "preempted");
   Plan(ctx);
@@ -218,6 +221,7 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
       excluded_.push_back(event.session);
       if (event.status.code() == absl::StatusCode::kResourceExhausted && !first_token_seen_) {
         // Its queue or pool is full: no failure, try another or wait.
+        refused_ = true;
         EndAttempt(ctx, "worker is full");
         Plan(ctx);
         return;
@@ -274,18 +278,7 @@ void RequestFlow::OnTimer(const FlowContext& ctx) {
     return;
   }
   if (phase_ == Phase::kQueued && ctx.now >= phase_deadline_) {
-    const ClusterView view = ctx.membership.View(ctx.now);
-    const std::string missing = MissingRole(view);
-    if (!missing.empty()) {
-      Fail(ctx, absl::UnavailableError(absl::StrCat(missing, " (stage admission)")),
-           MissingRoleReason(view));
-    } else {
-      Fail(ctx,
-           absl::ResourceExhaustedError(absl::StrCat("queued for ",
-                                                     absl::FormatDuration(ctx.now - submitted_at_),
-                                                     " without a place (stage admission)")),
-           RejectReason::kQueueTimeout);
-    }
+    OnQueueTimer(ctx);
   } else if (phase_ == Phase::kWaiting && ctx.now >= retry_at_) {
     Plan(ctx);
   } else if (phase_ == Phase::kReserving && ctx.now >= phase_deadline_) {
@@ -294,6 +287,9 @@ void RequestFlow::OnTimer(const FlowContext& ctx) {
                      absl::FormatDuration(ctx.options.reserve_timeout), " (stage reserve)"));
     excluded_.push_back(decode_->session);
     RetryAfterFailure(ctx, Stage::kReserve, RetryReason::kTimeout, status);
+  } else if (phase_ == Phase::kReserving && ctx.now >= yields_at_) {
+    refused_ = false;
+    yields_at_ = absl::InfiniteFuture();
   } else if (ctx.now >= gap_deadline_) {
     RetryAfterFailure(
         ctx, Stage::kPrefill, RetryReason::kTimeout,
@@ -305,7 +301,7 @@ void RequestFlow::OnTimer(const FlowContext& ctx) {
 
 absl::Time RequestFlow::next_timer() const {
   if (ended()) return absl::InfiniteFuture();
-  return std::min({deadline_, phase_deadline_, retry_at_, gap_deadline_});
+  return std::min({deadline_, phase_deadline_, retry_at_, yields_at_, gap_deadline_});
 }
 
 bool RequestFlow::Involves(SessionId session) const {
@@ -350,6 +346,11 @@ void RequestFlow::EndAttempt(const FlowContext& ctx, const std::string& reason) 
 void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryReason reason,
                                     absl::Status status) {
   if (FinishIfComplete(ctx)) return;
+  if (phase_ == Phase::kReserving) {
+    refused_ = false;
+  } else {
+    ForgetWaiting();
+  }
   const bool lost = reason == RetryReason::kWorkerLost;
   ++(lost ? lost_workers_ : failures_);
   if (!ctx.options.recovery || !IsCurable(status)) {
@@ -474,7 +475,7 @@ void RequestFlow::UpdatePhase() {
 }
 
 void RequestFlow::RecordFirstToken(const FlowContext& ctx, const ProducedToken& token) {
-  waiting_since_ = absl::InfiniteFuture();
+  ForgetWaiting();
   excluded_.clear();
   starts_anew_ = false;
   ctx.retries.Release(spec_.id);

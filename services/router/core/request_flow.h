@@ -46,6 +46,7 @@ struct FlowContext {
   const AdmissionRate& admissions;
   int num_running;
   int num_queued;
+  const absl::Time& could_serve_at;  // when no role was last seen missing
   CoreCounters& counters;
   std::vector<Action>& actions;
   absl::Time now;
@@ -67,8 +68,10 @@ class RequestFlow {
   // `deadline` is absolute; InfiniteFuture: none.
   RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::Time now);
 
-  // REQUIRES: queued.
-  void WaitNoLongerThan(absl::Time time) { phase_deadline_ = std::min(phase_deadline_, time); }
+  // Looks after its queue anew when a missing role will be given up. REQUIRES: queued.
+  void WaitForRole(absl::Time gives_up_at) {
+    phase_deadline_ = std::min(queued_until_, gives_up_at);
+  }
   // Leaves the queue and plans the first attempt.
   void Admit(const FlowContext& ctx);
 
@@ -95,10 +98,11 @@ class RequestFlow {
   Phase phase() const { return phase_; }
   bool ended() const { return phase_ == Phase::kEnded; }
   absl::Time next_timer() const;
-  // Since when it has sought a worker in vain; InfiniteFuture: it does not.
+  // Since when it has sought room, if it was told last that there is none; InfiniteFuture: it was
+  // not. A missing role or a Reserve that nobody answers is no want of room.
   absl::Time starving_since() const {
     const bool seeks = phase_ == Phase::kWaiting || phase_ == Phase::kReserving;
-    return seeks ? waiting_since_ : absl::InfiniteFuture();
+    return seeks && refused_ ? no_room_since_ : absl::InfiniteFuture();
   }
   bool Involves(SessionId session) const;
   RequestId id() const { return spec_.id; }
@@ -116,6 +120,10 @@ class RequestFlow {
   // Chooses workers and sends Reserve or Run; or waits, or gives up.
   void Plan(const FlowContext& ctx);
   void WaitForWorkers(const FlowContext& ctx, NoRoute why);
+  void GiveUpWaiting(const FlowContext& ctx, NoRoute why, absl::Duration waited);
+  void ForgetWaiting();
+  // The end of its time in the queue, or of that without a role.
+  void OnQueueTimer(const FlowContext& ctx);
   void SendPrefillTo(const FlowContext& ctx, const Grant& grant);
   SequenceStart MakeSequence(const FlowContext& ctx) const;
   PrefixMatch MatchPrefixes(const ClusterView& view, const WorkerInfo& decode,
@@ -151,6 +159,7 @@ class RequestFlow {
   const GenerationSpec spec_;
   const absl::Time submitted_at_;
   const absl::Time deadline_;
+  const absl::Time queued_until_;
 
   Phase phase_ = Phase::kQueued;
   Journal journal_;
@@ -182,8 +191,12 @@ class RequestFlow {
   absl::Time retry_at_ = absl::InfiniteFuture();
   absl::Time phase_deadline_ = absl::InfiniteFuture();
   absl::Time gap_deadline_ = absl::InfiniteFuture();
-  // When kWaiting gives up, by cause; set when waiting starts, cleared by progress.
-  absl::Time waiting_since_ = absl::InfiniteFuture();
+  // From when kWaiting counts its time, one for each cause; InfiniteFuture: from now on. Each is
+  // forgotten when a worker has taken the request up.
+  absl::Time no_room_since_ = absl::InfiniteFuture();
+  absl::Time no_worker_since_ = absl::InfiniteFuture();  // and when a worker can be chosen
+  bool refused_ = false;  // what it heard last from a worker it asked: that there is no room
+  absl::Time yields_at_ = absl::InfiniteFuture();  // when that is forgotten, for want of an answer
   absl::Duration retry_pause_;
   absl::Duration busy_retry_after_;  // the longest one asked for in this round
 

@@ -9,13 +9,16 @@
 namespace sluice::router {
 
 void RequestFlow::Plan(const FlowContext& ctx) {
-  retry_at_ = phase_deadline_ = gap_deadline_ = absl::InfiniteFuture();
+  retry_at_ = phase_deadline_ = yields_at_ = gap_deadline_ = absl::InfiniteFuture();
   base_index_ = journal_.size();
   first_token_seen_ = kv_arrived_ = decode_token_seen_ = false;
   end_reason_.reset();
 
   const ClusterView view = ctx.membership.View(ctx.now);
   const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_, kv_holder_});
+  if (choice.worker != nullptr || choice.none == NoRoute::kAllExcluded) {
+    no_worker_since_ = absl::InfiniteFuture();
+  }
   if (choice.worker == nullptr) {
     WaitForWorkers(ctx, choice.none);
     return;
@@ -37,12 +40,15 @@ void RequestFlow::Plan(const FlowContext& ctx) {
     SetLeg(ctx, LegKind::kDecode, *choice.worker, 0);
     phase_ = Phase::kReserving;
     phase_deadline_ = ctx.now + ctx.options.reserve_timeout;
+    if (refused_) yields_at_ = ctx.now + ctx.options.starvation_patience;
     ctx.actions.push_back(SendReserve{decode_->session, MakeSequence(ctx)});
   }
 }
 
 void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
-  if (why == NoRoute::kTooLong) {
+  // Once there was a worker for this many tokens, so it is that worker that is missing.
+  const bool fitted = num_tokens() < max_model_len_;
+  if (why == NoRoute::kTooLong && !fitted) {
     Fail(ctx,
          absl::OutOfRangeError(absl::StrCat(
              "This model's maximum context length is ", ctx.membership.MaxModelLen(ctx.now),
@@ -51,28 +57,19 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
     return;
   }
   const bool busy = why == NoRoute::kAllExcluded;
-  if (!busy) ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
-  if (waiting_since_ == absl::InfiniteFuture()) {
-    waiting_since_ = ctx.now;
+  if (!busy) {
+    ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
+    refused_ = false;
+  }
+  absl::Time& since = busy ? no_room_since_ : no_worker_since_;
+  if (since == absl::InfiniteFuture()) {
+    since = ctx.now;
     retry_pause_ = ctx.options.min_retry_pause;
   }
   const absl::Time give_up_at =
-      waiting_since_ + (busy ? ctx.options.capacity_timeout : ctx.options.no_worker_timeout);
+      since + (busy ? ctx.options.capacity_timeout : ctx.options.no_worker_timeout);
   if (ctx.now >= give_up_at) {
-    if (busy) {
-      Fail(ctx,
-           absl::ResourceExhaustedError(
-               absl::StrCat("no worker could take ", num_tokens(), " tokens within ",
-                            absl::FormatDuration(ctx.now - waiting_since_), " (stage reserve)")),
-           RejectReason::kKvExhausted);
-    } else {
-      const bool no_decode = why == NoRoute::kNoDecode;
-      Fail(ctx,
-           absl::UnavailableError(
-               absl::StrCat("no ready ", no_decode ? "decode" : "prefill", " worker for ",
-                            absl::FormatDuration(ctx.now - waiting_since_), " (stage reserve)")),
-           no_decode ? RejectReason::kNoDecode : RejectReason::kNoPrefill);
-    }
+    GiveUpWaiting(ctx, why, ctx.now - since);
     return;
   }
   const absl::Duration pause = std::clamp(std::max(retry_pause_, busy_retry_after_),
@@ -80,9 +77,52 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
   retry_pause_ = std::min(2 * retry_pause_, ctx.options.max_retry_pause);
   busy_retry_after_ = absl::ZeroDuration();
   phase_ = Phase::kWaiting;
-  phase_deadline_ = absl::InfiniteFuture();
+  phase_deadline_ = yields_at_ = absl::InfiniteFuture();
   retry_at_ = std::min(ctx.now + pause, give_up_at);
   excluded_.clear();  // the next round asks everybody again
+}
+
+void RequestFlow::GiveUpWaiting(const FlowContext& ctx, NoRoute why, absl::Duration waited) {
+  const std::string time = absl::FormatDuration(waited);
+  if (why == NoRoute::kAllExcluded) {
+    Fail(ctx,
+         absl::ResourceExhaustedError(absl::StrCat("no worker could take ", num_tokens(),
+                                                   " tokens within ", time, " (stage reserve)")),
+         RejectReason::kKvExhausted);
+    return;
+  }
+  const bool no_prefill = why == NoRoute::kNoPrefill;
+  const std::string missing =
+      why == NoRoute::kTooLong
+          ? absl::StrCat("worker with a context of more than ", num_tokens(), " tokens")
+          : absl::StrCat(no_prefill ? "prefill" : "decode", " worker");
+  Fail(
+      ctx,
+      absl::UnavailableError(absl::StrCat("no ready ", missing, " for ", time, " (stage reserve)")),
+      no_prefill ? RejectReason::kNoPrefill : RejectReason::kNoDecode);
+}
+
+void RequestFlow::OnQueueTimer(const FlowContext& ctx) {
+  const ClusterView view = ctx.membership.View(ctx.now);
+  const std::string missing = MissingRole(view);
+  const absl::Time role_given_up_at = ctx.could_serve_at + ctx.options.no_worker_timeout;
+  if (!missing.empty() && ctx.now >= std::min(role_given_up_at, queued_until_)) {
+    Fail(ctx, absl::UnavailableError(absl::StrCat(missing, " (stage admission)")),
+         MissingRoleReason(view));
+  } else if (ctx.now >= queued_until_) {
+    Fail(ctx,
+         absl::ResourceExhaustedError(absl::StrCat("queued for ",
+                                                   absl::FormatDuration(ctx.now - submitted_at_),
+                                                   " without a place (stage admission)")),
+         RejectReason::kQueueTimeout);
+  } else {  // the role has been there in between, and may be there now
+    WaitForRole(missing.empty() ? queued_until_ : role_given_up_at);
+  }
+}
+
+void RequestFlow::ForgetWaiting() {
+  no_room_since_ = no_worker_since_ = absl::InfiniteFuture();
+  refused_ = false;
 }
 
 void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
@@ -106,7 +146,7 @@ void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
   }
   sent_at_ = ctx.now;
   phase_ = Phase::kPrefill;
-  phase_deadline_ = absl::InfiniteFuture();
+  phase_deadline_ = yields_at_ = absl::InfiniteFuture();
   ctx.counters.CountRoute(RouteDecision::kDisaggregated);
   const std::string& kv_address = grant.kv_address.empty() ? decode.kv_address : grant.kv_address;
   ctx.actions.push_back(SendPrefill{prefill_->session, MakeSequence(ctx), grant, kv_address,

@@ -21,8 +21,11 @@ std::vector<Action> RouterCore::Step(Event event, absl::Time now) {
 }
 
 void RouterCore::Step(Event event, absl::Time now, std::vector<Action>* actions) {
-  const FlowContext ctx{options_,      membership_,  prefixes_, retries_, admissions_,
-                        num_running(), num_queued(), counters_, *actions, now};
+  const FlowContext ctx{options_,    membership_,   prefixes_,    retries_,
+                        admissions_, num_running(), num_queued(), could_serve_at_,
+                        counters_,   *actions,      now};
+  // A worker that falls silent does so at NextTimer, so until now nothing has changed.
+  if (can_serve_) could_serve_at_ = now;
   std::visit([&](auto& e) { Handle(ctx, std::move(e)); }, event);
   ResumeRetries(ctx);
   AdmitQueued(ctx);
@@ -58,6 +61,7 @@ void RouterCore::Handle(const FlowContext& ctx, WorkerRegistered event) {
   ctx.actions.push_back(
       WorkerChanged{MembershipEvent::kJoin, event.info.worker_id, event.info.role, ""});
   membership_.Add(event.session, std::move(event.info), ctx.now);
+  ReviewRoles(ctx.now);
   ctx.actions.push_back(SendWelcome{event.session, ""});
 }
 
@@ -72,6 +76,7 @@ void RouterCore::Handle(const FlowContext& ctx, LoadReported event) {
   }
   prefixes_.Update(event.session, event.load.kv_blocks_added, event.load.kv_blocks_removed);
   membership_.SetLoad(event.session, std::move(event.load));
+  ReviewRoles(ctx.now);
 }
 
 void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const std::string& reason,
@@ -79,9 +84,9 @@ void RouterCore::RemoveWorker(const FlowContext& ctx, SessionId session, const s
   const Membership::Member* member = membership_.Find(session);
   if (member == nullptr) return;
   ++counters_.membership_events[static_cast<int>(member->info.role)][static_cast<int>(event)];
-  if (MissingRole(membership_.View(ctx.now)).empty()) could_serve_at_ = ctx.now;
   WorkerChanged change{event, member->info.worker_id, member->info.role, reason};
   membership_.Remove(session);
+  ReviewRoles(ctx.now);
   prefixes_.Forget(session);
   if (Planted(RouterMutant::kIgnoreLostWorker)) return;
   std::vector<RequestId> affected;
@@ -175,7 +180,7 @@ void RouterCore::Handle(const FlowContext& ctx, RequestSubmitted event) {
   RequestFlow& flow = *entry.flow;
   const ClusterView view = membership_.View(ctx.now);
   const std::string missing = MissingRole(view);
-  if (missing.empty()) could_serve_at_ = ctx.now;
+  can_serve_ = missing.empty();
   const absl::Time gives_up_at = could_serve_at_ + options_.no_worker_timeout;
   const bool must_wait =
       !missing.empty() || IsAnyStarving(ctx.now) || num_running() >= options_.max_running_requests;
@@ -193,7 +198,7 @@ void RouterCore::Handle(const FlowContext& ctx, RequestSubmitted event) {
                                                         " requests wait (stage admission)")),
               RejectReason::kQueueFull);
   } else if (!missing.empty()) {
-    flow.WaitNoLongerThan(gives_up_at);
+    flow.WaitForRole(gives_up_at);
   }
   Settle(id, entry);
 }
@@ -214,7 +219,7 @@ bool RouterCore::IsAnyStarving(absl::Time now) const {
 void RouterCore::AdmitQueued(const FlowContext& ctx) {
   if (queue_.empty() || num_running() >= options_.max_running_requests) return;
   if (IsAnyStarving(ctx.now)) return;
-  if (!MissingRole(membership_.View(ctx.now)).empty()) return;  // they wait, up to queue_timeout
+  if (!membership_.HasEachRole(ctx.now)) return;  // they wait, up to queue_timeout
   while (!queue_.empty() && num_running() < options_.max_running_requests) {
     const RequestId id = queue_.begin()->second;
     Entry& entry = flows_.at(id);
@@ -257,6 +262,7 @@ void RouterCore::Settle(RequestId id, Entry& entry) {
 
 void RouterCore::Handle(const FlowContext& ctx, RouterResumed) {
   membership_.ForgiveSilence(ctx.now);
+  ReviewRoles(ctx.now);
 }
 
 void RouterCore::Handle(const FlowContext& ctx, Tick) {
@@ -266,6 +272,7 @@ void RouterCore::Handle(const FlowContext& ctx, Tick) {
     ctx.actions.push_back(CloseSession{session, reason});
     RemoveWorker(ctx, session, reason, MembershipEvent::kExpire);
   }
+  ReviewRoles(ctx.now);  // also who has become unreachable
   // Each due flow once: a flow that asks for `now` again waits for the next tick.
   std::vector<RequestId> due;
   for (const auto& [time, id] : timers_) {

@@ -87,6 +87,8 @@ class RouterCore {
                     MembershipEvent event);
   // Whether an admitted request has sought room for so long that new ones must not compete with it.
   bool IsAnyStarving(absl::Time now) const;
+  // After what may have changed which workers are ready.
+  void ReviewRoles(absl::Time now) { can_serve_ = membership_.HasEachRole(now); }
   // Lets queued requests run while there is room.
   void AdmitQueued(const FlowContext& ctx);
   // Lets requests start anew while the budget has places.
@@ -104,6 +106,7 @@ class RouterCore {
   AdmissionRate admissions_;
   CoreCounters counters_;
   bool draining_ = false;
+  bool can_serve_ = false;                            // no role was missing after the last event
   absl::Time could_serve_at_ = absl::InfinitePast();  // when no role was last seen missing
 
   // At most max_queued_requests + max_running_requests entries. Whoever acts on several takes them

@@ -79,6 +79,7 @@ void DispatcherThread::Stop() {
   {
     absl::MutexLock lock(&mu_);
     stopped_ = true;
+    idle_.SignalAll();
     mailbox_.stop = true;
     CallThreadLocked();
   }
@@ -94,10 +95,7 @@ void DispatcherThread::StartDrain() {
 
 bool DispatcherThread::WaitUntilIdle(absl::Duration timeout) {
   absl::MutexLock lock(&mu_);
-  const auto idle = [this]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
-    return stopped_ || (!busy_ && mailbox_.empty());
-  };
-  return mu_.AwaitWithTimeout(absl::Condition(&idle), timeout);
+  return idle_.Await(&mu_, absl::Condition(this, &DispatcherThread::IsIdleLocked), timeout);
 }
 
 void DispatcherThread::Submit(GenerationSpec spec, std::shared_ptr<GenerationSink> sink) {
@@ -189,7 +187,7 @@ DispatcherThread::Mailbox DispatcherThread::AwaitTurn() {
   while (turn_taken_ || !(thread_is_next_ || MonotonicNow() >= timer_due_)) {
     // Whoever has the turn signals when it ends.
     sleeps_until_ = turn_taken_ ? absl::InfiniteFuture() : timer_due_;
-    wake_.WaitWithTimeout(&mu_, sleeps_until_ - MonotonicNow());
+    wake_.Wait(&mu_, sleeps_until_ - MonotonicNow());
   }
   sleeps_until_ = absl::InfinitePast();  // awake
   thread_is_next_ = false;
@@ -228,6 +226,7 @@ DispatcherThread::Sinks DispatcherThread::EndTurn(absl::Time now) {
   busy_ = busy;
   timer_due_ = due;
   if (!mailbox_.empty()) thread_is_next_ = true;
+  if (IsIdleLocked()) idle_.SignalAll();
   if (thread_is_next_ || due < sleeps_until_) wake_.Signal();
   return touched;
 }

@@ -21,6 +21,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/time/time.h"
+#include "common/monotonic_cond_var.h"
 #include "services/router/core/dispatcher.h"
 #include "services/router/core/router_core.h"
 #include "services/router/fleet/fleet_port.h"
@@ -97,6 +98,9 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   Mailbox AwaitTurn();
   // For others: false when the turn is not free.
   bool TryBeginTurnLocked(Mailbox* mail) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  bool IsIdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
+    return stopped_ || (!busy_ && mailbox_.empty());
+  }
   // The mail is for the dispatcher's own thread.
   void CallThreadLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Serves `mail`, gives the turn back and flushes the sinks.
@@ -146,7 +150,7 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   bool thread_is_next_ ABSL_GUARDED_BY(mu_) = false;
   absl::Time timer_due_ ABSL_GUARDED_BY(mu_);     // of the core, or the next tick
   absl::Time sleeps_until_ ABSL_GUARDED_BY(mu_);  // the thread, unless wake_ is signalled
-  absl::CondVar wake_;
+  MonotonicCondVar wake_, idle_;
   std::shared_ptr<const ClusterSnapshot> snapshot_ ABSL_GUARDED_BY(mu_);
   absl::Time snapshot_at_ ABSL_GUARDED_BY(mu_);
   std::string not_ready_reason_ ABSL_GUARDED_BY(mu_);

@@ -10,9 +10,10 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "absl/synchronization/notification.h"
+#include "absl/synchronization/mutex.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "common/monotonic_cond_var.h"
 #include "services/router/grpc/generation_service.h"
 
 namespace sluice::router {
@@ -37,7 +38,11 @@ class GrpcServerImpl : public GrpcServer {
 
   ~GrpcServerImpl() override {
     shared_.draining = true;
-    stop_health_.Notify();
+    {
+      absl::MutexLock lock(&health_mu_);
+      stop_health_ = true;
+      health_stops_.SignalAll();
+    }
     if (health_thread_.joinable()) health_thread_.join();
     if (server_ != nullptr) server_->Shutdown(std::chrono::system_clock::now());
     shared_.prepares.AwaitZero(absl::InfiniteDuration());
@@ -71,7 +76,7 @@ class GrpcServerImpl : public GrpcServer {
     }
     ReportHealth();
     health_thread_ = std::thread([this] {
-      while (!stop_health_.WaitForNotificationWithTimeout(kHealthInterval)) ReportHealth();
+      while (!AwaitHealthStop()) ReportHealth();
     });
     return absl::OkStatus();
   }
@@ -90,6 +95,12 @@ class GrpcServerImpl : public GrpcServer {
   }
 
  private:
+  // False after kHealthInterval.
+  bool AwaitHealthStop() {
+    absl::MutexLock lock(&health_mu_);
+    return health_stops_.Await(&health_mu_, absl::Condition(&stop_health_), kHealthInterval);
+  }
+
   void ReportHealth() {
     const bool serving =
         !shared_.draining && shared_.context->dispatcher().NotReadyReason().empty();
@@ -103,7 +114,9 @@ class GrpcServerImpl : public GrpcServer {
   GenerationService service_;
   int port_ = 0;
   std::unique_ptr<grpc::Server> server_;
-  absl::Notification stop_health_;
+  absl::Mutex health_mu_;
+  MonotonicCondVar health_stops_;
+  bool stop_health_ ABSL_GUARDED_BY(health_mu_) = false;
   std::thread health_thread_;
 };
 
