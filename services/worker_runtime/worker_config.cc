@@ -55,7 +55,11 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
   schema->AddChoice("isa", &isa, {"auto", "portable", "avx2", "avx512", "amx"},
                     "Processor instructions to use. auto: the best there is. Set it when workers "
                     "on different processors must give the same bits.");
-  schema->Add("threads", &threads, "Compute threads. 0: one per core.", 0, 4096);
+  schema->Add(
+      "threads", &threads,
+      "Compute threads. 0: as many as this process may use processors, by its CPU affinity and "
+      "its container's CPU limit.",
+      0, 4096);
   schema->Add("compute_niceness", &compute_niceness,
               "What the compute threads yield to others of the processor, as nice(1). For prefill "
               "workers that share cores with decode workers; heartbeats and transfers yield "
