@@ -70,8 +70,13 @@ void AddRouterConfig(ConfigSchema* schema, RouterConfig* config) {
       "what kills them. Raise it where workers come and go by themselves.",
       1, 1000);
 
+  schema->Add("drain_delay", &config->drain_delay,
+              "How long new requests are still served after SIGTERM, while /readyz says that they "
+              "should go elsewhere already. 0 where nothing balances load by that; in Kubernetes "
+              "5s, until every node knows.");
   schema->Add("drain_timeout", &config->drain_timeout,
-              "What running answers are given to finish after SIGTERM.");
+              "What running answers are given to finish after SIGTERM and drain_delay. Keep the "
+              "sum of both below the orchestrator's grace period (Kubernetes: 30s).");
   schema->AddChoice("log_level", &config->log_level, {"debug", "info", "warning", "error"},
                     "Least important messages to log.");
   schema->Add("log_json", &config->log_json, "One JSON object a line, for log collectors.");

@@ -110,7 +110,7 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
 
   schema->Add("drain_timeout", &drain_timeout,
               "How long running requests may go on after SIGTERM. Keep it below the orchestrator's "
-              "grace period.");
+              "grace period (Kubernetes: 30s).");
   schema->AddChoice("log_level", &log_level, {"debug", "info", "warning", "error"},
                     "Least important messages that are logged.");
   schema->Add("log_json", &log_json, "Log one JSON object a line.");
