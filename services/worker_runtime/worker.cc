@@ -130,8 +130,7 @@ std::string Worker::NotReadyReason() const {
   if (const absl::Duration age = loop_->HeartbeatAge(); age >= options_.heartbeat_limit) {
     return absl::StrCat("the engine thread has not moved for ", absl::FormatDuration(age));
   }
-  if (sessions_->num_attached() == 0) return "not attached to any router";
-  return "";
+  return sessions_->NotAttachedReason();
 }
 
 std::string Worker::BlocksJson() const {
