@@ -19,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "cli/http_probe.h"
 #include "common/clock.h"
+#include "common/host_port.h"
 #include "common/progress_bar.h"
 #include "common/status_macros.h"
 
@@ -136,8 +137,8 @@ absl::Status ClusterLauncher::Start() {
       WaitUntil([&] { return HavePorts(&children_[0]); }, kListenTimeout, "the router to listen"));
   const PortFile& router = children_[0].ports;
   info_.pid = getpid();
-  info_.http_address = absl::StrCat(options_.host, ":", router.http_port);
-  info_.grpc_address = absl::StrCat(options_.host, ":", router.grpc_port);
+  info_.http_address = JoinHostPort(options_.host, router.http_port);
+  info_.grpc_address = JoinHostPort(options_.host, router.grpc_port);
   info_.admin_address = absl::StrCat("127.0.0.1:", router.admin_port);
 
   SLUICE_RETURN_IF_ERROR(SpawnWorkers());

@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/host_port.h"
 #include "common/log.h"
 #include "common/port_file.h"
 #include "common/status_macros.h"
@@ -169,10 +170,11 @@ absl::Status Serve(const RouterConfig& config) {
                                                             {"fleet_port", fleet->port()},
                                                             {"admin_port", admin->port()}}));
   }
-  SLUICE_LOG(Info) << "serving " << config.served_model_name << ": http " << config.http_host << ":"
-                   << http->port() << ", grpc " << config.grpc_host << ":" << grpc->port()
-                   << ", workers " << config.fleet_host << ":" << fleet->port() << ", admin "
-                   << config.admin_host << ":" << admin->port();
+  SLUICE_LOG(Info) << "serving " << config.served_model_name << ": http "
+                   << JoinHostPort(config.http_host, http->port()) << ", grpc "
+                   << JoinHostPort(config.grpc_host, grpc->port()) << ", workers "
+                   << JoinHostPort(config.fleet_host, fleet->port()) << ", admin "
+                   << JoinHostPort(config.admin_host, admin->port());
 
   // Load balancers look elsewhere from now on, but not all of them at once.
   const int signal = AwaitStopSignal([&dispatcher] { dispatcher.AnnounceDrain(); });

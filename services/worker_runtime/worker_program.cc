@@ -12,6 +12,7 @@
 #include "absl/synchronization/notification.h"
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/host_port.h"
 #include "common/log.h"
 #include "common/port_file.h"
 #include "common/random.h"
@@ -150,7 +151,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   options.served_model_name = config.served_model_name;
   options.dtype = config.dtype;
   options.compute_niceness = config.compute_niceness;
-  options.admin_address = absl::StrCat(config.admin_host, ":", admin->port());
+  options.admin_address = JoinHostPort(config.admin_host, admin->port());
   options.max_num_seqs = config.scheduler.max_num_seqs;
   options.routers.routers = config.routers;
   options.transfer = config.transfer;

@@ -516,6 +516,15 @@ TEST_F(DrainTest, ATakenPortIsNamed) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(absl::StrCat(port())));
 }
 
+TEST_F(DrainTest, AHostNameIsRefusedWithWhatIsWanted) {
+  HttpOptions options;
+  options.host = "router.example";
+  const auto server = StartHttpServer(options, context_.get());
+  ASSERT_FALSE(server.ok());
+  EXPECT_THAT(std::string(server.status().message()),
+              HasSubstr("'router.example' is not an IP address"));
+}
+
 HttpOptions TwoThreadsAndCors() {
   HttpOptions options;
   options.num_threads = 2;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/host_port.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "services/router/http/http_connection.h"
@@ -101,8 +102,12 @@ class HttpServerImpl : public HttpServer {
     boost::system::error_code error;
     const std::string host = options.host == "localhost" ? "127.0.0.1" : options.host;
     const asio::ip::address address = asio::ip::make_address(host, error);
-    const std::string where = absl::StrCat("http address ", options.host, ":", options.port);
-    if (error) return absl::InvalidArgumentError(absl::StrCat(where, ": ", error.message()));
+    const std::string where =
+        absl::StrCat("http address ", JoinHostPort(options.host, options.port));
+    if (error) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          where, ": '", options.host, "' is not an IP address (0.0.0.0 or :: for all of them)"));
+    }
     const tcp::endpoint endpoint(address, static_cast<uint16_t>(options.port));
     acceptor_->open(endpoint.protocol(), error);
     if (!error) acceptor_->set_option(tcp::acceptor::reuse_address(true), error);
