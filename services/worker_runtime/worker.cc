@@ -133,6 +133,12 @@ std::string Worker::NotReadyReason() const {
   return sessions_->NotAttachedReason();
 }
 
+std::string Worker::NotLiveReason() const {
+  const absl::Duration stuck = loop_->StuckFor();
+  if (stuck < options_.hang_limit) return "";
+  return absl::StrCat("the engine thread has made no progress for ", absl::FormatDuration(stuck));
+}
+
 std::string Worker::BlocksJson() const {
   return BlockReportJson(
       board_.blocks(), {options_.worker_id, options_.role, options_.transfer.lease}, clock_->Now());

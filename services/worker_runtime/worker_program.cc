@@ -52,6 +52,11 @@ class Phase {
     const Worker* worker = worker_.load();
     return worker == nullptr ? NotStartedReason() : worker->NotReadyReason();
   }
+  // Loading takes as long as it takes.
+  std::string NotLiveReason() const {
+    const Worker* worker = worker_.load();
+    return worker == nullptr ? "" : worker->NotLiveReason();
+  }
   absl::StatusOr<std::string> BlocksJson() const {
     const Worker* worker = worker_.load();
     if (worker == nullptr) return absl::UnavailableError(NotStartedReason());
@@ -128,7 +133,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   AddProcessMetrics(&registry, Version());
   std::unique_ptr<Worker> worker;  // outlives the admin server, whose probes ask it
   AdminProbes probes;
-  probes.live = [] { return std::string(); };
+  probes.live = [&phase] { return phase.NotLiveReason(); };
   probes.started = [&phase] { return phase.NotStartedReason(); };
   probes.ready = [&phase] { return phase.NotReadyReason(); };
   AdminPages pages;
