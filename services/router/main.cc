@@ -82,7 +82,6 @@ absl::StatusOr<ApiOptions> MakeApiOptions(const RouterConfig& config) {
   SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(config.model));
   ApiOptions options;
   options.served_model_names = {config.served_model_name};
-  options.model_root = config.model;
   options.max_model_len = static_cast<int>(spec.max_position_embeddings);
   options.version = Version();
   options.request_timeout = config.request_timeout;
