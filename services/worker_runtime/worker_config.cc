@@ -67,10 +67,12 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
               0, 19);
   schema->Add(
       "verify_weights", &verify_weights,
-      "Hold the model folder against its sluice-manifest.json, if it has one, while loading: "
-      "a damaged or exchanged file is refused. Off saves reading what packing skips.");
-  schema->Add("kv_cache", &kv_cache,
-              "Memory for KV blocks, for example 4GiB. 0: a share of what is free at start.");
+      "Check the folder against its sluice-manifest.json, if it has one, while loading: a damaged "
+      "or exchanged file is refused. Off avoids reading tensors that loading would skip.");
+  schema->Add(
+      "kv_cache", &kv_cache,
+      "Memory for KV blocks, for example 4GiB. 0: a quarter of what is free at start, at most "
+      "2GiB; if that is little, scheduler.max_model_len becomes what fits.");
   schema->Add("num_kv_blocks", &num_kv_blocks,
               "KV blocks of 64 tokens; overrides kv_cache. 0: by kv_cache.", 0,
               std::numeric_limits<int32_t>::max());
