@@ -59,9 +59,9 @@ class ScriptedEngine : public Engine {
   int max_model_len() const override { return 1; }
 
  private:
-  const ModelSpec spec_;
-  const KvLayout layout_;
-  const KvFingerprint fingerprint_;
+  const ModelSpec spec_{};
+  const KvLayout layout_{};
+  const KvFingerprint fingerprint_{};
 };
 
 // Any command gives the engine work.
