@@ -19,6 +19,7 @@
 #include "absl/strings/strip.h"
 #include "cli/http_probe.h"
 #include "common/clock.h"
+#include "common/host_port.h"
 #include "common/progress_bar.h"
 #include "common/status_macros.h"
 
@@ -97,6 +98,9 @@ absl::Status ClusterLauncher::SpawnWorkers() {
           role,        "--worker-id",      name,
           "--routers", fleet_address,      "--admin-port",
           "0",         "--threads",        absl::StrCat(options_.threads_per_worker)};
+      args.insert(args.end(),
+                  {"--drain-timeout",
+                   absl::StrCat(absl::ToInt64Milliseconds(options_.drain_timeout), "ms")});
       if (!options_.kv_cache_per_worker.empty()) {
         args.insert(args.end(), {"--kv-cache", options_.kv_cache_per_worker});
       }
@@ -136,8 +140,9 @@ absl::Status ClusterLauncher::Start() {
       WaitUntil([&] { return HavePorts(&children_[0]); }, kListenTimeout, "the router to listen"));
   const PortFile& router = children_[0].ports;
   info_.pid = getpid();
-  info_.http_address = absl::StrCat(options_.host, ":", router.http_port);
-  info_.grpc_address = absl::StrCat(options_.host, ":", router.grpc_port);
+  info_.stop_timeout = StopTimeout();
+  info_.http_address = JoinHostPort(options_.host, router.http_port);
+  info_.grpc_address = JoinHostPort(options_.host, router.grpc_port);
   info_.admin_address = absl::StrCat("127.0.0.1:", router.admin_port);
 
   SLUICE_RETURN_IF_ERROR(SpawnWorkers());
@@ -285,10 +290,15 @@ void ClusterLauncher::StopChildren(const std::function<bool(const Child&)>& whic
   Pump(absl::ZeroDuration());
 }
 
+absl::Duration ClusterLauncher::StopTimeout() const {
+  return options_.drain_timeout + options_.stop_grace + kRouterStopTimeout + 2 * kKillTimeout;
+}
+
 void ClusterLauncher::Stop() {
   if (children_.empty()) return;
   printer_->PrintOwn("stopping (again Ctrl-C: at once)");
-  StopChildren([](const Child& child) { return !child.is_router; }, options_.stop_timeout);
+  StopChildren([](const Child& child) { return !child.is_router; },
+               options_.drain_timeout + options_.stop_grace);
   StopChildren([](const Child& child) { return child.is_router; }, kRouterStopTimeout);
   printer_->PrintOwn("stopped");
 }

@@ -32,7 +32,8 @@ struct ClusterOptions {
   std::vector<std::string> router_args;  // appended as they are
   std::vector<std::string> worker_args;
   absl::Duration ready_timeout = absl::Seconds(120);  // without any model being loaded further
-  absl::Duration stop_timeout = absl::Seconds(35);    // longer than the workers' own drain
+  absl::Duration drain_timeout = absl::Seconds(25);   // of each worker
+  absl::Duration stop_grace = absl::Seconds(10);      // beyond it; who has not ended then is killed
 };
 
 class ClusterLauncher {
@@ -48,6 +49,8 @@ class ClusterLauncher {
   // Until SIGINT, SIGTERM or SIGHUP (OK), or the router ends by itself (an error). A worker that
   // ends is reported, and the rest goes on.
   absl::Status Serve();
+  // The longest that Stop takes.
+  absl::Duration StopTimeout() const;
   // Workers first, so that they can drain while the router still delivers; then the router. Whoever
   // does not end in time is killed; a further signal kills all at once.
   void Stop();

@@ -1,15 +1,17 @@
 #include "cli/http_probe.h"
 
-#include <arpa/inet.h>
-#include <netinet/in.h>
+#include <netdb.h>
 #include <sys/socket.h>
 #include <sys/time.h>
 #include <unistd.h>
+
+#include <optional>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "common/host_port.h"
 
 namespace sluice::cli {
 namespace {
@@ -17,8 +19,8 @@ namespace {
 constexpr size_t kMaxAnswerBytes = 256 << 10;
 
 // Sends `request` and reads until the peer closes; "" on any trouble.
-std::string Exchange(int fd, const sockaddr_in& address, const std::string& request) {
-  if (connect(fd, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) != 0) return "";
+std::string Exchange(int fd, const addrinfo& address, const std::string& request) {
+  if (connect(fd, address.ai_addr, address.ai_addrlen) != 0) return "";
   if (send(fd, request.data(), request.size(), MSG_NOSIGNAL) !=
       static_cast<ssize_t>(request.size())) {
     return "";
@@ -33,9 +35,9 @@ std::string Exchange(int fd, const sockaddr_in& address, const std::string& requ
   return answer;
 }
 
-absl::StatusOr<ProbeAnswer> Probe(const sockaddr_in& address, const std::string& name,
+absl::StatusOr<ProbeAnswer> Probe(const addrinfo& address, const std::string& name,
                                   const std::string& path, absl::Duration timeout) {
-  const int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  const int fd = socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (fd < 0) return absl::UnavailableError("cannot make a socket");
   const timeval limit = absl::ToTimeval(timeout);
   setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
@@ -66,21 +68,21 @@ absl::StatusOr<ProbeAnswer> ProbeHttp(int port, const std::string& path, absl::D
 
 absl::StatusOr<ProbeAnswer> ProbeHttpAt(const std::string& address, const std::string& path,
                                         absl::Duration timeout) {
-  const size_t colon = address.rfind(':');
-  int port = 0;
-  sockaddr_in to = {};
-  to.sin_family = AF_INET;
-  if (colon == std::string::npos || !absl::SimpleAtoi(address.substr(colon + 1), &port) ||
-      port < 1 || port > 65535) {
+  std::optional<HostPort> to = SplitHostPort(address);
+  if (!to.has_value()) {
     return absl::UnavailableError(absl::StrCat("'", address, "' is not an address and port"));
   }
-  std::string host = address.substr(0, colon);
-  if (host == "localhost") host = "127.0.0.1";
-  if (inet_pton(AF_INET, host.c_str(), &to.sin_addr) != 1) {
-    return absl::UnavailableError(absl::StrCat("'", host, "' is not an IPv4 address"));
+  if (to->host == "localhost") to->host = "127.0.0.1";
+  addrinfo hints = {};
+  hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+  hints.ai_socktype = SOCK_STREAM;
+  addrinfo* numeric = nullptr;
+  if (getaddrinfo(to->host.c_str(), absl::StrCat(to->port).c_str(), &hints, &numeric) != 0) {
+    return absl::UnavailableError(absl::StrCat("'", to->host, "' is not an IP address"));
   }
-  to.sin_port = htons(static_cast<uint16_t>(port));
-  return Probe(to, address, path, timeout);
+  absl::StatusOr<ProbeAnswer> answer = Probe(*numeric, address, path, timeout);
+  freeaddrinfo(numeric);
+  return answer;
 }
 
 }  // namespace sluice::cli

@@ -15,7 +15,8 @@ struct ProbeAnswer {
 
 // GET http://127.0.0.1:`port``path`; UNAVAILABLE if nobody answers within `timeout`.
 absl::StatusOr<ProbeAnswer> ProbeHttp(int port, const std::string& path, absl::Duration timeout);
-// The same of `address`, "10.0.0.7:9000": an IPv4 address or "localhost", as admin_host is.
+// The same of `address`, "10.0.0.7:9000" or "[fd00::7]:9000": an IP address or "localhost", as
+// admin_host is.
 absl::StatusOr<ProbeAnswer> ProbeHttpAt(const std::string& address, const std::string& path,
                                         absl::Duration timeout);
 

@@ -1,32 +1,16 @@
 #include "cli/machine_share.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <fstream>
 #include <sstream>
 #include <string>
 
+#include "common/processors.h"
+
 namespace sluice::cli {
 namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
-
-int CoresByAffinity() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::max(1, CPU_COUNT(&set));
-}
-
-// The container's limit, cgroup v2: "max 100000" or "200000 100000".
-int CoresByQuota() {
-  std::ifstream file("/sys/fs/cgroup/cpu.max");
-  double quota = 0;
-  double period = 0;
-  if (!(file >> quota >> period) || period <= 0) return 1 << 20;
-  return std::max(1, static_cast<int>(quota / period));
-}
 
 uint64_t MemAvailable() {
   std::ifstream file("/proc/meminfo");
@@ -51,9 +35,7 @@ uint64_t MemoryByLimit() {
 
 }  // namespace
 
-Machine ThisMachine() {
-  return {std::min(CoresByAffinity(), CoresByQuota()), std::min(MemAvailable(), MemoryByLimit())};
-}
+Machine ThisMachine() { return {AvailableProcessors(), std::min(MemAvailable(), MemoryByLimit())}; }
 
 WorkerShare ShareMachine(const Machine& machine, int num_workers) {
   const uint64_t workers = static_cast<uint64_t>(std::max(1, num_workers));

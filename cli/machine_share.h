@@ -9,7 +9,7 @@
 namespace sluice::cli {
 
 struct Machine {
-  int num_cores = 1;              // that this process may use (affinity and cgroup quota)
+  int num_cores = 1;              // that this process may use (common/processors.h)
   uint64_t available_memory = 0;  // bytes, without swapping anything out
 };
 Machine ThisMachine();

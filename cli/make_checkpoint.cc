@@ -7,11 +7,11 @@
 #include <iostream>
 #include <nlohmann/json.hpp>
 #include <string>
-#include <thread>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/commands.h"
+#include "common/processors.h"
 #include "common/progress_bar.h"
 #include "common/status_macros.h"
 #include "engine/weights/random_checkpoint.h"
@@ -139,8 +139,7 @@ absl::Status MakeCheckpoint(const MakeCheckpointFlags& flags) {
   RandomCheckpointOptions options;
   options.dir = flags.out;
   options.seed = flags.seed;
-  options.num_threads =
-      flags.threads > 0 ? flags.threads : static_cast<int>(std::thread::hardware_concurrency());
+  options.num_threads = flags.threads > 0 ? flags.threads : AvailableProcessors();
   options.on_progress = [](double fraction) { ShowProgress("writing", fraction); };
   SLUICE_RETURN_IF_ERROR(WriteRandomCheckpoint(spec, options));
   SLUICE_RETURN_IF_ERROR(CopyTokenizer(flags));

@@ -37,7 +37,7 @@ absl::StatusOr<nlohmann::json> ParseObject(const std::string& path, const std::s
   return absl::InvalidArgumentError(absl::StrCat(path, ": not a JSON object"));
 }
 
-int PortOf(const nlohmann::json& ports, const char* key) {
+int NumberOf(const nlohmann::json& ports, const char* key) {
   const auto it = ports.find(key);
   return it != ports.end() && it->is_number_integer() ? it->get<int>() : 0;
 }
@@ -62,19 +62,25 @@ absl::StatusOr<ClusterInfo> ReadClusterInfo(const std::string& run_dir) {
   }
   SLUICE_ASSIGN_OR_RETURN(const nlohmann::json object, ParseObject(InfoPath(run_dir), *text));
   ClusterInfo info;
-  info.pid = PortOf(object, "pid");
+  info.pid = NumberOf(object, "pid");
   info.http_address = StringOf(object, "http_address");
   info.grpc_address = StringOf(object, "grpc_address");
   info.admin_address = StringOf(object, "admin_address");
+  if (const int seconds = NumberOf(object, "stop_timeout_seconds"); seconds > 0) {
+    info.stop_timeout = absl::Seconds(seconds);
+  }
   if (info.pid <= 0) return absl::InvalidArgumentError(InfoPath(run_dir) + ": pid is missing");
   return info;
 }
 
 absl::Status WriteClusterInfo(const std::string& run_dir, const ClusterInfo& info) {
-  const nlohmann::json object = {{"pid", info.pid},
-                                 {"http_address", info.http_address},
-                                 {"grpc_address", info.grpc_address},
-                                 {"admin_address", info.admin_address}};
+  const nlohmann::json object = {
+      {"pid", info.pid},
+      {"http_address", info.http_address},
+      {"grpc_address", info.grpc_address},
+      {"admin_address", info.admin_address},
+      {"stop_timeout_seconds",
+       absl::ToInt64Seconds(absl::Ceil(info.stop_timeout, absl::Seconds(1)))}};
   // Renamed into place, so that nobody reads half of it.
   const std::string path = InfoPath(run_dir);
   const std::string new_path = path + ".new";
@@ -92,10 +98,10 @@ absl::StatusOr<std::optional<PortFile>> ReadPortFile(const std::string& path) {
   if (!text.has_value()) return std::nullopt;
   SLUICE_ASSIGN_OR_RETURN(const nlohmann::json object, ParseObject(path, *text));
   PortFile ports;
-  ports.http_port = PortOf(object, "http_port");
-  ports.grpc_port = PortOf(object, "grpc_port");
-  ports.fleet_port = PortOf(object, "fleet_port");
-  ports.admin_port = PortOf(object, "admin_port");
+  ports.http_port = NumberOf(object, "http_port");
+  ports.grpc_port = NumberOf(object, "grpc_port");
+  ports.fleet_port = NumberOf(object, "fleet_port");
+  ports.admin_port = NumberOf(object, "admin_port");
   return ports;
 }
 

@@ -23,6 +23,7 @@ struct ClusterInfo {
   std::string http_address;  // host:port
   std::string grpc_address;
   std::string admin_address;
+  absl::Duration stop_timeout = absl::Seconds(60);  // the longest that it takes to stop
 };
 
 // What the running cluster of `run_dir` wrote; NOT_FOUND if none runs there.

@@ -52,6 +52,7 @@ struct UpFlags {
   std::string isa;
   std::string log_level;
   double ready_timeout_seconds = 120;
+  double drain_timeout_seconds = 25;
   std::vector<std::string> router_args;
   std::vector<std::string> worker_args;
   std::string bin_dir;
@@ -113,6 +114,7 @@ absl::StatusOr<ClusterOptions> MakeOptions(const UpFlags& flags) {
   options.kv_cache_per_worker =
       flags.kv_cache.empty() ? FormatByteSize(share.kv_cache) : flags.kv_cache;
   options.ready_timeout = absl::Seconds(flags.ready_timeout_seconds);
+  options.drain_timeout = absl::Seconds(flags.drain_timeout_seconds);
   if (!flags.log_level.empty()) {
     options.router_args = {"--log-level", flags.log_level};
     options.worker_args = {"--log-level", flags.log_level};
@@ -142,10 +144,13 @@ absl::Status RunCluster(const ClusterOptions& options, int output_fd,
                         const std::function<void(const std::string&)>& on_ready) {
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<RunDirLock> lock,
                           RunDirLock::Take(options.run_dir));
-  // At once, so that `sluice down` can stop what is still loading; the addresses follow.
-  SLUICE_RETURN_IF_ERROR(WriteClusterInfo(options.run_dir, {.pid = getpid()}));
   LogPrinter printer(output_fd, WantsColours(output_fd), std::string("prefill-0").size());
   ClusterLauncher launcher(options, &printer);
+  // At once, so that `sluice down` can stop what is still loading; the addresses follow.
+  ClusterInfo starting;
+  starting.pid = getpid();
+  starting.stop_timeout = launcher.StopTimeout();
+  SLUICE_RETURN_IF_ERROR(WriteClusterInfo(options.run_dir, starting));
   absl::Status status = launcher.Start();
   if (status.ok()) status = WriteClusterInfo(options.run_dir, launcher.info());
   if (status.ok()) {
@@ -245,8 +250,12 @@ void AddUp(CLI::App* app, int* exit_code) {
   up->add_option("--isa", flags->isa, "Instruction family: auto, portable, avx2, avx512, amx");
   up->add_option("--log-level", flags->log_level, "debug, info, warning or error");
   up->add_option("--ready-timeout", flags->ready_timeout_seconds,
-                 "Seconds to become ready, without any model being loaded further")
+                 "Give up after this many seconds without loading progress")
       ->check(CLI::Range(1.0, 86400.0))
+      ->capture_default_str();
+  up->add_option("--drain-timeout", flags->drain_timeout_seconds,
+                 "Seconds that running answers get when it is stopped; killed 10 s after that")
+      ->check(CLI::Range(0.0, 86400.0))
       ->capture_default_str();
   up->add_option("--router-arg", flags->router_args, "A further flag of sluice-router; repeatable")
       ->allow_extra_args(false);

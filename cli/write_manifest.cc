@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <iostream>
 #include <memory>
-#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/processors.h"
 #include "common/progress_bar.h"
 #include "common/status_macros.h"
 #include "engine/runtime/answer_check.h"
@@ -96,10 +96,10 @@ absl::Status AddGoldenAnswer(const std::string& model_dir, Manifest* manifest) {
 absl::Status WriteModelManifest(const std::string& model_dir) {
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Checkpoint> checkpoint,
                           Checkpoint::Open(model_dir));
-  SLUICE_ASSIGN_OR_RETURN(
-      Manifest manifest,
-      DigestCheckpoint(*checkpoint, static_cast<int>(std::thread::hardware_concurrency()),
-                       [](double progress) { ShowProgress("hashing", progress); }));
+  SLUICE_ASSIGN_OR_RETURN(Manifest manifest,
+                          DigestCheckpoint(*checkpoint, AvailableProcessors(), [](double progress) {
+                            ShowProgress("hashing", progress);
+                          }));
   SLUICE_RETURN_IF_ERROR(AddGoldenAnswer(model_dir, &manifest));
   SLUICE_RETURN_IF_ERROR(WriteManifest(model_dir, manifest));
   size_t num_tensors = 0;

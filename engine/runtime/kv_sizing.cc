@@ -49,14 +49,14 @@ absl::StatusOr<KvSizing> SizeKvCache(const KvSizingInput& input) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "KV cache: ", num_blocks, " blocks of ", input.block_bytes, " bytes are asked for, but ",
         input.available_bytes, " bytes of memory are available (room for ", affordable_blocks,
-        " blocks): lower kv_cache_bytes, num_kv_blocks or scheduler.max_model_len"));
+        " blocks): lower kv_cache, num_kv_blocks or scheduler.max_model_len"));
   }
   if (num_blocks < blocks_of_one) {
     if (length_is_configured) {
       return absl::ResourceExhaustedError(
           absl::StrCat("KV cache: ", num_blocks, " blocks hold ", num_blocks * kBlockTokens,
                        " tokens, fewer than scheduler.max_model_len (", max_model_len,
-                       "): raise kv_cache_bytes or num_kv_blocks, or lower max_model_len"));
+                       "): raise kv_cache or num_kv_blocks, or lower max_model_len"));
     }
     max_model_len = num_blocks * kBlockTokens;
   }

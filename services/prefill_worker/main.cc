@@ -9,8 +9,10 @@ int main(int argc, char** argv) {
   program.examples =
       "  # The tiny model, for a router on this machine (its fleet port)\n"
       "  sluice-prefill-worker models/deepseek-tiny --routers 127.0.0.1:8002\n"
-      "  # In Kubernetes: every router behind a headless service, KV over one device\n"
+      "  # In Kubernetes: every router behind a headless service that has\n"
+      "  # publishNotReadyAddresses: true, probes on port 8003, KV over one device\n"
       "  sluice-prefill-worker /models/deepseek --routers dns:sluice-router-fleet:8002 \\\n"
+      "      --worker-id $(POD_NAME) --admin-host 0.0.0.0 --admin-port 8003 \\\n"
       "      --transfer.net-devices eth1 --transfer.expect tcp\n";
   program.roles = {{"prefill", sluice::worker::MakePrefillHandler}};
   return sluice::worker::RunWorkerProgram(program, argc, argv);

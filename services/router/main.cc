@@ -1,10 +1,12 @@
 // sluice-router: parses the configuration, wires dispatcher, fleet server and the public fronts,
-// serves until SIGTERM or SIGINT, drains and exits. A second signal ends the process at once.
+// serves until SIGTERM or SIGINT (and drain_delay longer), drains and exits. A second signal ends
+// the process at once.
 #include <pthread.h>
 #include <signal.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <functional>
 #include <iostream>
 #include <memory>
 #include <thread>
@@ -12,8 +14,10 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/host_port.h"
 #include "common/log.h"
 #include "common/port_file.h"
 #include "common/status_macros.h"
@@ -78,11 +82,25 @@ absl::StatusOr<ApiOptions> MakeApiOptions(const RouterConfig& config) {
   SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(config.model));
   ApiOptions options;
   options.served_model_names = {config.served_model_name};
-  options.model_root = config.model;
   options.max_model_len = static_cast<int>(spec.max_position_embeddings);
   options.version = Version();
   options.request_timeout = config.request_timeout;
   return options;
+}
+
+// The next SIGTERM or SIGINT. A terminal and a supervisor may both deliver one Ctrl-C: what comes
+// within `kSameSignal` of it counts as the same; after that a signal ends the process at once.
+int AwaitStopSignal(const std::function<void()>& at_once) {
+  const sigset_t signals = StopSignals();
+  int signal = 0;
+  sigwait(&signals, &signal);
+  at_once();
+  for (const absl::Time end = MonotonicNow() + kSameSignal; MonotonicNow() < end;) {
+    const timespec left = absl::ToTimespec(end - MonotonicNow());
+    sigtimedwait(&signals, nullptr, &left);
+  }
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
+  return signal;
 }
 
 // Both fronts finish what runs, side by side, within `timeout` in all.
@@ -151,20 +169,19 @@ absl::Status Serve(const RouterConfig& config) {
                                                             {"fleet_port", fleet->port()},
                                                             {"admin_port", admin->port()}}));
   }
-  SLUICE_LOG(Info) << "serving " << config.served_model_name << ": http " << config.http_host << ":"
-                   << http->port() << ", grpc " << config.grpc_host << ":" << grpc->port()
-                   << ", workers " << config.fleet_host << ":" << fleet->port() << ", admin "
-                   << config.admin_host << ":" << admin->port();
+  SLUICE_LOG(Info) << "serving " << config.served_model_name << ": http "
+                   << JoinHostPort(config.http_host, http->port()) << ", grpc "
+                   << JoinHostPort(config.grpc_host, grpc->port()) << ", workers "
+                   << JoinHostPort(config.fleet_host, fleet->port()) << ", admin "
+                   << JoinHostPort(config.admin_host, admin->port());
 
-  const sigset_t signals = StopSignals();
-  int signal = 0;
-  sigwait(&signals, &signal);
-  // A terminal and a supervisor may both deliver one Ctrl-C; the next signal ends us at once.
-  for (const absl::Time end = MonotonicNow() + kSameSignal; MonotonicNow() < end;) {
-    const timespec left = absl::ToTimespec(end - MonotonicNow());
-    sigtimedwait(&signals, nullptr, &left);
+  // Load balancers look elsewhere from now on, but not all of them at once.
+  const int signal = AwaitStopSignal([&dispatcher] { dispatcher.AnnounceDrain(); });
+  if (config.drain_delay > absl::ZeroDuration()) {
+    SLUICE_LOG(Info) << "signal " << signal << ": not ready any more; serving for another "
+                     << absl::FormatDuration(config.drain_delay);
+    absl::SleepFor(config.drain_delay);
   }
-  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);
   SLUICE_LOG(Info) << "signal " << signal << ": draining for up to "
                    << absl::FormatDuration(config.drain_timeout);
   Drain(&dispatcher, http.get(), grpc.get(), config.drain_timeout);

@@ -17,10 +17,13 @@ void AddRouterConfig(ConfigSchema* schema, RouterConfig* config) {
               "Name clients use and workers must serve. Empty: the model folder's name.");
 
   schema->Add("http_host", &config->http_host,
-              "Address of the OpenAI-compatible HTTP server. 0.0.0.0 opens it to the network.");
+              "IP address of the OpenAI-compatible HTTP server. 0.0.0.0 (or ::) opens it to the "
+              "network: without encryption and without API keys, so put a proxy with both in "
+              "front.");
   schema->Add("http_port", &config->http_port, "Port of the HTTP server; 0 takes a free one.", 0,
               65535);
-  schema->Add("grpc_host", &config->grpc_host, "Address of the public gRPC server.");
+  schema->Add("grpc_host", &config->grpc_host,
+              "IP address of the public gRPC server; unencrypted and open, like that of HTTP.");
   schema->Add("grpc_port", &config->grpc_port,
               "Port of the public gRPC server; 0 takes a free one.", 0, 65535);
   schema->Add("fleet_host", &config->fleet_host,
@@ -70,8 +73,13 @@ void AddRouterConfig(ConfigSchema* schema, RouterConfig* config) {
       "what kills them. Raise it where workers come and go by themselves.",
       1, 1000);
 
+  schema->Add("drain_delay", &config->drain_delay,
+              "How long new requests are still served after SIGTERM, while /readyz says that they "
+              "should go elsewhere already. 0 where nothing balances load by that; in Kubernetes "
+              "5s, until every node knows.");
   schema->Add("drain_timeout", &config->drain_timeout,
-              "What running answers are given to finish after SIGTERM.");
+              "What running answers are given to finish after SIGTERM and drain_delay. Keep the "
+              "sum of both below the orchestrator's grace period (Kubernetes: 30s).");
   schema->AddChoice("log_level", &config->log_level, {"debug", "info", "warning", "error"},
                     "Least important messages to log.");
   schema->Add("log_json", &config->log_json, "One JSON object a line, for log collectors.");

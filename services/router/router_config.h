@@ -37,7 +37,8 @@ struct RouterConfig {
   absl::Duration no_worker_timeout = absl::Seconds(3);
   int max_lost_workers = 2;
 
-  absl::Duration drain_timeout = absl::Seconds(30);
+  absl::Duration drain_delay = absl::ZeroDuration();
+  absl::Duration drain_timeout = absl::Seconds(25);
   std::string log_level = "info";
   bool log_json = false;
 };

@@ -6,8 +6,7 @@
 #include <grpcpp/server_builder.h>
 #include <grpcpp/support/channel_arguments.h>
 
-#include "absl/strings/match.h"
-#include "absl/strings/str_cat.h"
+#include "common/host_port.h"
 
 namespace sluice::rpc {
 namespace {
@@ -57,10 +56,7 @@ void ConfigureServer(grpc::ServerBuilder* builder, const std::string& host, int 
   builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
   // Two servers on one port would each get half of the connections; refuse instead.
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
-  const bool bare_ipv6 = absl::StrContains(host, ':') && !absl::StartsWith(host, "[");
-  const std::string address =
-      bare_ipv6 ? absl::StrCat("[", host, "]:", port) : absl::StrCat(host, ":", port);
-  builder->AddListeningPort(address, ServerSideCredentials(), bound_port);
+  builder->AddListeningPort(JoinHostPort(host, port), ServerSideCredentials(), bound_port);
 }
 
 }  // namespace sluice::rpc

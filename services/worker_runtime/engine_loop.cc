@@ -35,7 +35,8 @@ EngineLoop::EngineLoop(Engine* engine, RequestHandler* handler, LoadBoard* board
       metrics_(metrics),
       clock_(clock),
       queue_(queue_capacity),
-      last_beat_nanos_(absl::ToUnixNanos(clock->Now())) {}
+      last_beat_nanos_(absl::ToUnixNanos(clock->Now())),
+      last_progress_nanos_(last_beat_nanos_.load()) {}
 
 EngineLoop::~EngineLoop() { Stop(); }
 
@@ -65,6 +66,10 @@ bool EngineLoop::Post(InternalCommand command) {
 
 absl::Duration EngineLoop::HeartbeatAge() const {
   return clock_->Now() - absl::FromUnixNanos(last_beat_nanos_.load(std::memory_order_relaxed));
+}
+
+absl::Duration EngineLoop::StuckFor() const {
+  return clock_->Now() - absl::FromUnixNanos(last_progress_nanos_.load(std::memory_order_relaxed));
 }
 
 void EngineLoop::Run() {
@@ -160,6 +165,9 @@ void EngineLoop::Publish(absl::Time now) {
 
 void EngineLoop::Beat(absl::Time now) {
   last_beat_nanos_.store(absl::ToUnixNanos(now), std::memory_order_relaxed);
+  if (!engine_->HasWork() || !stalled_) {
+    last_progress_nanos_.store(absl::ToUnixNanos(now), std::memory_order_relaxed);
+  }
 }
 
 }  // namespace sluice::worker

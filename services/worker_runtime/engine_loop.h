@@ -68,6 +68,10 @@ class EngineLoop {
 
   // Since the thread last finished a round. Any thread.
   absl::Duration HeartbeatAge() const;
+  // Since the thread last finished a round in which the engine computed something or had nothing to
+  // do: grows while a step does not return, and while steps return without doing any of the work
+  // there is. Any thread.
+  absl::Duration StuckFor() const;
 
  private:
   using Command = std::variant<RouterCommand, InternalCommand>;
@@ -88,7 +92,8 @@ class EngineLoop {
 
   BoundedQueue<Command> queue_;
   std::atomic<bool> stopping_{false};
-  std::atomic<int64_t> last_beat_nanos_;  // of clock_
+  std::atomic<int64_t> last_beat_nanos_;      // of clock_
+  std::atomic<int64_t> last_progress_nanos_;  // of clock_
 
   // Owned by thread_.
   RateMeter prefill_rate_;

@@ -1,13 +1,11 @@
 #include "services/worker_runtime/router_sessions.h"
 
-#include <netdb.h>
-#include <sys/socket.h>
-
 #include <optional>
 #include <utility>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "common/block_hash.h"
 #include "common/log.h"
@@ -22,31 +20,6 @@ v1::WorkerRole RoleToWire(const std::string& role) {
   if (role == "prefill") return v1::WORKER_ROLE_PREFILL;
   if (role == "decode") return v1::WORKER_ROLE_DECODE;
   return v1::WORKER_ROLE_BOTH;
-}
-
-// RouterSessionsOptions::resolver's default.
-std::vector<std::string> ResolveAll(const std::string& host_port) {
-  const size_t colon = host_port.rfind(':');
-  if (colon == std::string::npos) return {};
-  const std::string host = host_port.substr(0, colon);
-  const std::string port = host_port.substr(colon + 1);
-  addrinfo hints{};
-  hints.ai_family = AF_UNSPEC;
-  hints.ai_socktype = SOCK_STREAM;
-  addrinfo* found = nullptr;
-  if (getaddrinfo(host.c_str(), port.c_str(), &hints, &found) != 0) return {};
-  std::vector<std::string> addresses;
-  for (const addrinfo* entry = found; entry != nullptr; entry = entry->ai_next) {
-    char ip[NI_MAXHOST];
-    if (getnameinfo(entry->ai_addr, entry->ai_addrlen, ip, sizeof(ip), nullptr, 0,
-                    NI_NUMERICHOST) != 0) {
-      continue;
-    }
-    addresses.push_back(entry->ai_family == AF_INET6 ? absl::StrCat("[", ip, "]:", port)
-                                                     : absl::StrCat(ip, ":", port));
-  }
-  freeaddrinfo(found);
-  return addresses;
 }
 
 }  // namespace
@@ -88,7 +61,8 @@ RouterSessions::RouterSessions(RouterSessionsOptions options, WorkerIdentity ide
       board_(board),
       metrics_(metrics),
       clock_(clock),
-      healthy_(std::move(healthy)) {}
+      healthy_(std::move(healthy)),
+      names_(options_.resolver) {}
 
 RouterSessions::~RouterSessions() { Stop(); }
 
@@ -133,6 +107,13 @@ void RouterSessions::ReportLoadNow() {
 int RouterSessions::num_attached() const {
   absl::MutexLock lock(&mu_);
   return static_cast<int>(sessions_.size());
+}
+
+std::string RouterSessions::NotAttachedReason() const {
+  if (num_attached() > 0) return "";
+  const std::string unresolved = names_.Failures();
+  return absl::StrCat("not attached to any router (", absl::StrJoin(options_.routers, ", "), ")",
+                      unresolved.empty() ? "" : "; ", unresolved);
 }
 
 v1::WorkerMessage RouterSessions::MakeRegistration() const {
@@ -307,14 +288,16 @@ void RouterSessions::ResolveLoop() {
         continue;
       }
       const std::string name(absl::StripPrefix(router, kDnsPrefix));
-      const std::vector<std::string> found =
-          options_.resolver ? options_.resolver(name) : ResolveAll(name);
+      const absl::StatusOr<std::vector<std::string>> found = names_.LookUp(name);
       {
         absl::MutexLock lock(&mu_);
         if (stopping_) return;
       }
-      if (found.empty()) complete = false;  // an outage of DNS must not take routers away
-      addresses.insert(found.begin(), found.end());
+      if (found.ok()) {
+        addresses.insert(found->begin(), found->end());
+      } else {
+        complete = false;  // an outage of DNS must not take routers away
+      }
     }
     if (!complete) {
       absl::MutexLock lock(&mu_);

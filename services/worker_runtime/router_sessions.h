@@ -19,6 +19,7 @@
 #include "services/worker_runtime/engine_loop.h"
 #include "services/worker_runtime/load_board.h"
 #include "services/worker_runtime/router_link.h"
+#include "services/worker_runtime/router_names.h"
 #include "services/worker_runtime/worker_metrics.h"
 
 namespace sluice::worker {
@@ -44,10 +45,7 @@ struct RouterSessionsOptions {
   // host:port, or dns:host:port to attach to every address the name has (a headless service).
   std::vector<std::string> routers;
   absl::Duration resolve_interval = absl::Seconds(5);
-  // Every address of `host_port` ("name:port"), as "ip:port"; none when it does not resolve now.
-  // May block. Null: the system's resolver.
-  using Resolver = std::function<std::vector<std::string>(const std::string& host_port)>;
-  Resolver resolver;
+  Resolver resolver;          // null: the system's
   rpc::AttachOptions attach;  // router_address is filled in per router
 };
 
@@ -66,6 +64,8 @@ class RouterSessions final : public RouterLink {
   void Stop();
   void ReportLoadNow();
   int num_attached() const;
+  // "" with at least one session; else says so, and which routers' names do not resolve.
+  std::string NotAttachedReason() const;
 
   void SendGrant(rpc::SessionId session, const rpc::GrantTerms& grant) override;
   void SendBusy(rpc::SessionId session, const rpc::BusyAnswer& busy) override;
@@ -108,6 +108,7 @@ class RouterSessions final : public RouterLink {
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   MonotonicCondVar stop_;
 
+  RouterNames names_;
   std::thread resolver_;  // only with dns: addresses
 };
 

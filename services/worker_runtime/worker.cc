@@ -132,8 +132,13 @@ std::string Worker::NotReadyReason() const {
   if (const absl::Duration age = loop_->HeartbeatAge(); age >= options_.heartbeat_limit) {
     return absl::StrCat("the engine thread has not moved for ", absl::FormatDuration(age));
   }
-  if (sessions_->num_attached() == 0) return "not attached to any router";
-  return "";
+  return sessions_->NotAttachedReason();
+}
+
+std::string Worker::NotLiveReason() const {
+  const absl::Duration stuck = loop_->StuckFor();
+  if (stuck < options_.hang_limit) return "";
+  return absl::StrCat("the engine thread has made no progress for ", absl::FormatDuration(stuck));
 }
 
 std::string Worker::BlocksJson() const {

@@ -40,6 +40,9 @@ struct WorkerOptions {
   absl::Duration load_duration;  // of the engine, for the metrics
   // A worker that has not finished a round for this long is not ready.
   absl::Duration heartbeat_limit = absl::Seconds(5);
+  // One whose engine thread has been stuck for this long is not live: only a restart helps. A step
+  // that takes longer than this by itself is too long for anybody who waits.
+  absl::Duration hang_limit = absl::Seconds(60);
   // The transfer thread hangs: the worker cannot go on. May be called from any thread.
   std::function<void(const std::string& why)> on_fatal;
 };
@@ -70,6 +73,8 @@ class Worker {
 
   // "" when this worker can take requests, else why not. Any thread.
   std::string NotReadyReason() const;
+  // "" while the engine thread makes progress or has nothing to do, else what is wrong. Any thread.
+  std::string NotLiveReason() const;
   int num_requests() const;
   // Who holds the KV blocks, as of the engine thread's last report. Any thread.
   std::string BlocksJson() const;

@@ -55,7 +55,11 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
   schema->AddChoice("isa", &isa, {"auto", "portable", "avx2", "avx512", "amx"},
                     "Processor instructions to use. auto: the best there is. Set it when workers "
                     "on different processors must give the same bits.");
-  schema->Add("threads", &threads, "Compute threads. 0: one per core.", 0, 4096);
+  schema->Add(
+      "threads", &threads,
+      "Compute threads. 0: as many as this process may use processors, by its CPU affinity and "
+      "its container's CPU limit.",
+      0, 4096);
   schema->Add("compute_niceness", &compute_niceness,
               "What the compute threads yield to others of the processor, as nice(1). For prefill "
               "workers that share cores with decode workers; heartbeats and transfers yield "
@@ -63,10 +67,12 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
               0, 19);
   schema->Add(
       "verify_weights", &verify_weights,
-      "Hold the model folder against its sluice-manifest.json, if it has one, while loading: "
-      "a damaged or exchanged file is refused. Off saves reading what packing skips.");
-  schema->Add("kv_cache", &kv_cache,
-              "Memory for KV blocks, for example 4GiB. 0: a share of what is free at start.");
+      "Check the folder against its sluice-manifest.json, if it has one, while loading: a damaged "
+      "or exchanged file is refused. Off avoids reading tensors that loading would skip.");
+  schema->Add(
+      "kv_cache", &kv_cache,
+      "Memory for KV blocks, for example 4GiB. 0: a quarter of what is free at start, at most "
+      "2GiB; if that is little, scheduler.max_model_len becomes what fits.");
   schema->Add("num_kv_blocks", &num_kv_blocks,
               "KV blocks of 64 tokens; overrides kv_cache. 0: by kv_cache.", 0,
               std::numeric_limits<int32_t>::max());
@@ -106,7 +112,7 @@ void WorkerConfig::Register(ConfigSchema* schema, const std::vector<std::string>
 
   schema->Add("drain_timeout", &drain_timeout,
               "How long running requests may go on after SIGTERM. Keep it below the orchestrator's "
-              "grace period.");
+              "grace period (Kubernetes: 30s).");
   schema->AddChoice("log_level", &log_level, {"debug", "info", "warning", "error"},
                     "Least important messages that are logged.");
   schema->Add("log_json", &log_json, "Log one JSON object a line.");

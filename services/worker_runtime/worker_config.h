@@ -38,7 +38,7 @@ struct WorkerConfig {
   TransferOptions transfer;
   ByteSize transfer_window{TransferOptions().window_bytes};
 
-  absl::Duration drain_timeout = absl::Seconds(30);
+  absl::Duration drain_timeout = absl::Seconds(25);
   std::string log_level = "info";
   bool log_json = false;
 

@@ -12,6 +12,7 @@
 #include "absl/synchronization/notification.h"
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/host_port.h"
 #include "common/log.h"
 #include "common/port_file.h"
 #include "common/random.h"
@@ -50,6 +51,11 @@ class Phase {
   std::string NotReadyReason() const {
     const Worker* worker = worker_.load();
     return worker == nullptr ? NotStartedReason() : worker->NotReadyReason();
+  }
+  // Loading takes as long as it takes.
+  std::string NotLiveReason() const {
+    const Worker* worker = worker_.load();
+    return worker == nullptr ? "" : worker->NotLiveReason();
   }
   absl::StatusOr<std::string> BlocksJson() const {
     const Worker* worker = worker_.load();
@@ -127,7 +133,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   AddProcessMetrics(&registry, Version());
   std::unique_ptr<Worker> worker;  // outlives the admin server, whose probes ask it
   AdminProbes probes;
-  probes.live = [] { return std::string(); };
+  probes.live = [&phase] { return phase.NotLiveReason(); };
   probes.started = [&phase] { return phase.NotStartedReason(); };
   probes.ready = [&phase] { return phase.NotReadyReason(); };
   AdminPages pages;
@@ -150,7 +156,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   options.served_model_name = config.served_model_name;
   options.dtype = config.dtype;
   options.compute_niceness = config.compute_niceness;
-  options.admin_address = absl::StrCat(config.admin_host, ":", admin->port());
+  options.admin_address = JoinHostPort(config.admin_host, admin->port());
   options.max_num_seqs = config.scheduler.max_num_seqs;
   options.routers.routers = config.routers;
   options.transfer = config.transfer;

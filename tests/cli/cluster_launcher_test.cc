@@ -80,11 +80,13 @@ TEST_F(ClusterLauncherTest, StartsServesAndStopsInOrder) {
   }
   EXPECT_GT(programs_->Find("router", "end"), 0);
   for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
-  EXPECT_THAT(Log(), AllOf(HasSubstr("router    | router says hello: --model /some/model"),
-                           HasSubstr("decode-0  | decode-0 says hello: --model /some/model --role "
-                                     "decode --worker-id decode-0 --routers 127.0.0.1:4713 "
-                                     "--admin-port 0 --threads 1 --kv-cache 64MiB --dtype f32"),
-                           HasSubstr("ready after")));
+  EXPECT_THAT(Log(),
+              AllOf(HasSubstr("router    | router says hello: --model /some/model"),
+                    HasSubstr("decode-0  | decode-0 says hello: --model /some/model --role "
+                              "decode --worker-id decode-0 --routers 127.0.0.1:4713 "
+                              "--admin-port 0 --threads 1 --drain-timeout 25000ms --kv-cache "
+                              "64MiB --dtype f32"),
+                    HasSubstr("ready after")));
 }
 
 TEST_F(ClusterLauncherTest, ReportsWhoDiesAtStartWithItsLastWords) {
@@ -148,11 +150,13 @@ TEST_F(ClusterLauncherTest, ASignalWhileStartingCancels) {
 
 TEST_F(ClusterLauncherTest, KillsWhoDoesNotStop) {
   Prepare("decode-0:ignore-term");
-  options_.stop_timeout = absl::Seconds(1);
+  options_.drain_timeout = absl::Milliseconds(600);
+  options_.stop_grace = absl::Milliseconds(400);
   ClusterLauncher launcher(options_, printer_.get());
   ASSERT_TRUE(launcher.Start().ok());
   launcher.Stop();
   EXPECT_THAT(Log(), HasSubstr("killing decode-0"));
+  EXPECT_THAT(Log(), HasSubstr("--drain-timeout 600ms"));
   EXPECT_GT(programs_->Find("router", "end"), 0);
   for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
 }
@@ -217,8 +221,10 @@ TEST(RunDir, OneClusterAFolder) {
   {
     const auto lock = RunDirLock::Take(programs.run_dir()).value();
     EXPECT_TRUE(absl::IsAlreadyExists(RunDirLock::Take(programs.run_dir()).status()));
-    ASSERT_TRUE(WriteClusterInfo(programs.run_dir(), {1234, "a:1", "b:2", "c:3"}).ok());
+    ASSERT_TRUE(
+        WriteClusterInfo(programs.run_dir(), {1234, "a:1", "b:2", "c:3", absl::Seconds(90)}).ok());
     const ClusterInfo info = ReadClusterInfo(programs.run_dir()).value();
+    EXPECT_EQ(info.stop_timeout, absl::Seconds(90));
     EXPECT_EQ(info.pid, 1234);
     EXPECT_EQ(info.grpc_address, "b:2");
   }

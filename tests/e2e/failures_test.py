@@ -100,6 +100,30 @@ class FailuresTest(unittest.TestCase):
             for worker in cluster.workers:
                 self.assertEqual(worker.popen.wait(15), 0)
 
+    def test_drain_delay_serves_those_who_come_before_all_know(self):
+        with Cluster(router_args=["--drain-delay", "60s"]) as cluster:
+            cluster.router.signal(signal.SIGTERM)
+            wait_for(lambda: cluster.request("GET", "/readyz")[0] == 503, 10, "a router that is not ready")
+            status, _, body = cluster.request("GET", "/readyz")  # a new connection: it still listens
+            self.assertEqual(status, 503)
+            self.assertIn(b"draining", body)
+            self.assertEqual(cluster.post("/v1/completions", {**LONG, "max_tokens": 3})["usage"]["completion_tokens"], 3)
+            # From when it says so on, another signal is not the first one told twice.
+            wait_for(lambda: "serving for another" in cluster.router.log_path.read_text(), 10, "the delay")
+            cluster.router.signal(signal.SIGTERM)
+            self.assertNotEqual(cluster.router.popen.wait(15), 0)
+
+    def test_after_drain_delay_comes_the_drain(self):
+        with Cluster(router_args=["--drain-delay", "500ms"]) as cluster:
+            sock, received = self.start_stream(cluster, {**LONG, "max_tokens": 300})
+            cluster.router.signal(signal.SIGTERM)
+            while b"[DONE]" not in received:
+                piece = sock.recv(65536)
+                self.assertTrue(piece, "closed without a final event")
+                received += piece
+            self.assertNotIn(b'"error"', received)
+            self.assertEqual(cluster.router.popen.wait(15), 0)
+
     def test_two_signals_at_once_are_one(self):
         with Cluster() as cluster:
             sock, received = self.start_stream(cluster, {**LONG, "max_tokens": 300})

@@ -58,7 +58,7 @@ def main():
     write_section("A long prompt beside short streams", [
         (f"{PROMPT_TOKENS}-token prompt beside {STREAMS} streams", PAIRS, "p99 time per output token of the streams",
          f"{statistics.median(b['p99'] for b in beside):.1f} ms beside, {statistics.median(a['p99'] for a in alone):.1f} ms "
-         f"alone: ratio {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); the prompts took "
+         f"alone; median of the {len(ratios)} ratios {ratio:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f}); the prompts took "
          f"{max(took for _, _, took in pairs):.2f} s")],
         f"1 prefill and 1 decode worker, {OUTPUT_TOKENS} tokens a stream; all processes share the machine's cores.")
     if ratio > MAX_RATIO:

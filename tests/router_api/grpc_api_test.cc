@@ -580,6 +580,16 @@ TEST_F(GrpcTest, ATakenPortIsNamed) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(absl::StrCat(options.port)));
 }
 
+TEST_F(GrpcTest, ABareIpv6AddressIsTaken) {
+  GrpcOptions options;
+  options.host = "[::1]";
+  if (!StartGrpcServer(options, context_.get()).ok()) GTEST_SKIP() << "no IPv6 here";
+  options.host = "::1";
+  const auto server = StartGrpcServer(options, context_.get());
+  ASSERT_TRUE(server.ok()) << server.status();
+  EXPECT_GT((*server)->port(), 0);
+}
+
 class FewStreamsTest : public GrpcTest {
  protected:
   static GrpcOptions FewStreams() {

@@ -3,6 +3,8 @@
 
 #include <limits>
 
+#include "absl/time/clock.h"
+#include "absl/time/time.h"
 #include "tests/router_api/http_fixture.h"
 
 namespace sluice::router {
@@ -19,6 +21,11 @@ TEST_F(HttpApiTest, ChatAnswer) {
   ASSERT_EQ(reply.status, 200) << reply.body;
   EXPECT_EQ(reply.headers.at("content-type"), "application/json");
   EXPECT_EQ(reply.headers.at("x-request-id"), "my-id-7");
+  absl::Time date;
+  std::string why;
+  ASSERT_TRUE(absl::ParseTime("%a, %d %b %Y %H:%M:%S GMT", reply.headers.at("date"), &date, &why))
+      << why;
+  EXPECT_LT(absl::AbsDuration(absl::Now() - date), absl::Minutes(1));
   const Json json = Json::parse(reply.body);
   EXPECT_EQ(json["object"], "chat.completion");
   EXPECT_EQ(json["id"], "chatcmpl-my-id-7");
@@ -181,6 +188,48 @@ TEST_F(HttpApiTest, UnservedFeaturesAreRefusedByName) {
   EXPECT_EQ(Post("/v1/completions", body).status, 400);
 }
 
+TEST_F(HttpApiTest, ARefusalSaysWhatToDo) {
+  for (const auto& [field, value] :
+       {std::pair<const char*, Json>{"tools", Json::array({{{"type", "function"}}})},
+        {"response_format", {{"type", "json_object"}}},
+        {"response_format", {{"type", "json_schema"}, {"json_schema", Json::object()}}}}) {
+    Json body = ChatBody();
+    body[field] = value;
+    EXPECT_THAT(Post("/v1/chat/completions", body).body,
+                HasSubstr("not supported in this version; omit it"))
+        << value;
+  }
+}
+
+TEST_F(HttpApiTest, ToolsThatAreNotToBeUsedAreIgnored) {
+  AnswerWith("x");
+  Json body = ChatBody();
+  body["tools"] = Json::array({{{"type", "function"}, {"function", {{"name", "f"}}}}});
+  body["tool_choice"] = "auto";
+  EXPECT_EQ(Post("/v1/chat/completions", body).status, 400);
+  body["tool_choice"] = "none";
+  EXPECT_EQ(Post("/v1/chat/completions", body).status, 200);
+  body = ChatBody();
+  body["functions"] = Json::array({{{"name", "f"}}});
+  body["function_call"] = "none";
+  EXPECT_EQ(Post("/v1/chat/completions", body).status, 200);
+}
+
+TEST_F(HttpApiTest, TheFieldThatWasSentIsBlamed) {
+  const auto blamed = [this](const char* path, Json body, const char* field, int value) {
+    body[field] = value;
+    const HttpReply reply = Post(path, body);
+    EXPECT_EQ(reply.status, 400);
+    const Json error = Json::parse(reply.body)["error"];
+    EXPECT_THAT(error["message"].get<std::string>(), HasSubstr(field));
+    return error["param"].get<std::string>();
+  };
+  EXPECT_EQ(blamed("/v1/chat/completions", ChatBody(), "max_completion_tokens", 0),
+            "max_completion_tokens");
+  EXPECT_EQ(blamed("/v1/chat/completions", ChatBody(), "max_tokens", 0), "max_tokens");
+  EXPECT_EQ(blamed("/v1/completions", CompletionBody(), "logprobs", 50), "logprobs");
+}
+
 TEST_F(HttpApiTest, MessageForms) {
   AnswerWith("x");
   const Json good[] = {
@@ -188,6 +237,8 @@ TEST_F(HttpApiTest, MessageForms) {
        {"content",
         Json::array({{{"type", "text"}, {"text", "a"}}, {{"type", "text"}, {"text", "b"}}})}},
       {{"role", "developer"}, {"content", "be kind"}},
+      {{"role", "assistant"},
+       {"content", Json::array({{{"type", "refusal"}, {"refusal", "I would rather not."}}})}},
       {{"role", "system"}, {"content", ""}},
   };
   for (const Json& message : good) {
@@ -214,6 +265,9 @@ TEST_F(HttpApiTest, MessageForms) {
       {{"role", "user"}, {"content", 5}},
       {{"role", "user"}, {"content", Json::array({{{"type", "image_url"}}})}},
       {{"role", "user"}, {"content", Json::array({{{"type", "text"}}})}},
+      {{"role", "user"},
+       {"content", Json::array({{{"type", "refusal"}, {"refusal", "not the user's"}}})}},
+      {{"role", "assistant"}, {"content", Json::array({{{"type", "refusal"}}})}},
       {{"role", "assistant"}, {"tool_calls", Json::array({{{"id", "x"}}})}},
       {{"role", "nobody"}, {"content", "x"}},
   };
@@ -365,7 +419,8 @@ TEST_F(HttpApiTest, Models) {
   EXPECT_EQ(list["object"], "list");
   ASSERT_EQ(list["data"].size(), 2u);
   EXPECT_EQ(list["data"][0]["id"], "deepseek-tiny");
-  EXPECT_EQ(list["data"][0]["root"], "deepseek-tiny");  // vllm bench reads it
+  EXPECT_EQ(list["data"][0]["root"], "deepseek-tiny");        // vllm bench reads it
+  EXPECT_EQ(list["data"][1]["root"], list["data"][1]["id"]);  // never a path of ours
   EXPECT_EQ(list["data"][0]["max_model_len"], kTestMaxModelLen);
   EXPECT_EQ(Json::parse(Get("/v1/models/org/deepseek-tiny").body)["id"], "org/deepseek-tiny");
   EXPECT_EQ(Json::parse(Get("/v1/models/org%2Fdeepseek-tiny").body)["id"], "org/deepseek-tiny");

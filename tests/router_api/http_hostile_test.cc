@@ -12,6 +12,7 @@ namespace sluice::router {
 namespace {
 
 using testing::HasSubstr;
+using testing::Not;
 
 std::string ErrorCode(const HttpReply& reply) {
   const Json json = Json::parse(reply.body, nullptr, /*allow_exceptions=*/false);
@@ -62,6 +63,20 @@ TEST_F(HostileBodyTest, MalformedJson) {
   }
   EXPECT_EQ(dispatcher_.num_submitted(), 0);
   EXPECT_EQ(Get("/health").status, 200);
+}
+
+TEST_F(HostileBodyTest, AnUnpairedSurrogateIsCalledSo) {
+  for (const char* text :
+       {"\\ud800", "\\uDC00", "a\\ud83dz", "\\ud83d\\ud83d\\ude00", "\\ud83d\\n", "\\\\\\ud83d"}) {
+    const HttpReply reply = PostRaw("/v1/completions", absl::StrCat("{\"prompt\":\"", text, "\"}"));
+    EXPECT_EQ(reply.status, 400) << text;
+    EXPECT_THAT(reply.body, HasSubstr("unpaired surrogate")) << text;
+  }
+  for (const char* text : {"\\x", "\\ud83d\\ude00\\x", "\\\\ud83d\\x"}) {
+    const HttpReply reply = PostRaw("/v1/completions", absl::StrCat("{\"prompt\":\"", text, "\"}"));
+    EXPECT_EQ(reply.status, 400) << text;
+    EXPECT_THAT(reply.body, Not(HasSubstr("surrogate"))) << text;
+  }
 }
 
 TEST_F(HostileBodyTest, WrongTypesNameTheirField) {
@@ -171,8 +186,8 @@ TEST_F(HostileClientTest, PathsAndMethods) {
   EXPECT_EQ(reply.status, 404);
   EXPECT_EQ(ErrorCode(reply), "unknown_path");
   for (const char* path :
-       {"/", "//", "/v1", "/v1/", "/v1/responses", "/v1/embeddings", "/v1/messages", "/v1/models/",
-        "/v1/v1/models", "/../etc/passwd", "/%00", "/v1/chat/completions/", "/metrics"}) {
+       {"/", "//", "/v1", "/v1/", "/v1/responses", "/v1/embeddings", "/v1/messages", "/v1/models//",
+        "/v1/v1/models", "/../etc/passwd", "/%00", "/v1/chat/completions//", "/metrics"}) {
     EXPECT_EQ(Get(path).status, 404) << path;
   }
   reply = Get("/v1/chat/completions");
@@ -182,6 +197,12 @@ TEST_F(HostileClientTest, PathsAndMethods) {
   reply = Post("/v1/models", Json::object());
   EXPECT_EQ(reply.status, 405);
   EXPECT_EQ(reply.headers.at("allow"), "GET, HEAD");
+  EXPECT_EQ(Get("/v1/models/").status, 200) << "a slash at the end makes no difference";
+  EXPECT_EQ(Get("/v1/chat/completions/").status, 405);
+  for (const char* path : {"/v1/responses", "/embeddings/", "/v1/responses/resp_1"}) {
+    EXPECT_THAT(Get(path).body, HasSubstr("/v1/chat/completions")) << path;
+  }
+  EXPECT_THAT(Get("/v1/unknown").body, Not(HasSubstr("completions")));
   for (const char* method : {"DELETE", "PUT", "PATCH", "OPTIONS", "TRACE"}) {
     HttpClient client(port());
     client.Send(absl::StrCat(method, " /v1/completions HTTP/1.1\r\nHost: t\r\n\r\n"));
@@ -420,9 +441,13 @@ TEST_F(HostileClientTest, BusyConnectionsAreCapped) {
     generations.push_back(StartStream(clients.back().get()));
   }
   HttpClient over(port());
-  const HttpReply reply = over.ReadReply();
+  HttpReply reply = over.ReadReply();
   EXPECT_EQ(reply.status, 503);
   EXPECT_EQ(ErrorCode(reply), "no_capacity");
+  EXPECT_EQ(reply.headers["retry-after"], "2");
+  EXPECT_EQ(reply.headers["retry-after-ms"], "2000");
+  EXPECT_EQ(reply.headers["x-should-retry"], "true");
+  EXPECT_NE(reply.headers["date"], "");
   clients.pop_back();
   EXPECT_TRUE(WaitForMetric("sluice_http_connections", "7"));
   EXPECT_EQ(Get("/livez").status, 200);
@@ -516,6 +541,15 @@ TEST_F(DrainTest, ATakenPortIsNamed) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(absl::StrCat(port())));
 }
 
+TEST_F(DrainTest, AHostNameIsRefusedWithWhatIsWanted) {
+  HttpOptions options;
+  options.host = "router.example";
+  const auto server = StartHttpServer(options, context_.get());
+  ASSERT_FALSE(server.ok());
+  EXPECT_THAT(std::string(server.status().message()),
+              HasSubstr("'router.example' is not an IP address"));
+}
+
 HttpOptions TwoThreadsAndCors() {
   HttpOptions options;
   options.num_threads = 2;
@@ -555,7 +589,10 @@ TEST_F(TwoThreadsTest, Cors) {
   EXPECT_EQ(reply.headers.at("access-control-allow-origin"), "https://ui.example");
   EXPECT_THAT(reply.headers.at("access-control-allow-methods"), HasSubstr("POST"));
   EXPECT_EQ(reply.headers.at("access-control-allow-headers"), "*, authorization");
-  EXPECT_EQ(client.Get("/livez").headers.at("access-control-allow-origin"), "https://ui.example");
+  reply = client.Get("/livez");
+  EXPECT_EQ(reply.headers.at("access-control-allow-origin"), "https://ui.example");
+  EXPECT_EQ(reply.headers.at("access-control-expose-headers"),
+            "x-request-id, retry-after, retry-after-ms, x-should-retry");
 }
 
 }  // namespace

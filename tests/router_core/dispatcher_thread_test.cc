@@ -251,6 +251,25 @@ TEST_F(DispatcherThreadTest, WhoBringsATokenDuringATurnDoesNotWaitForItsEnd) {
   EXPECT_EQ(slow->end(), GenerationEnd::kCancelled);
 }
 
+TEST_F(DispatcherThreadTest, AnAnnouncedDrainStillAccepts) {
+  const SessionId session = Join("w");
+  dispatcher_.AnnounceDrain();
+  EXPECT_EQ(dispatcher_.NotReadyReason(), "draining");
+  const auto late = std::make_shared<Sink>();
+  dispatcher_.Submit(Spec(), late);
+  const auto key = port_.NextRun(session);
+  ASSERT_TRUE(key.has_value());
+
+  dispatcher_.StartDrain();
+  const auto too_late = std::make_shared<Sink>();
+  dispatcher_.Submit(Spec(), too_late);
+  EXPECT_TRUE(too_late->WaitForEnd());
+  EXPECT_EQ(too_late->end(), GenerationEnd::kFailed);
+  Answer(session, *key);
+  EXPECT_TRUE(late->WaitForEnd());
+  EXPECT_EQ(late->end(), GenerationEnd::kLength);
+}
+
 TEST_F(DispatcherThreadTest, StopEndsWhatRuns) {
   const SessionId session = Join("w");
   const auto running = std::make_shared<Sink>();

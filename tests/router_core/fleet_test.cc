@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 
 #include "common/clock.h"
+#include "common/host_port.h"
 #include "common/random.h"
+#include "services/router/fleet/admin_address.h"
 #include "services/router/fleet/dispatcher_thread.h"
 #include "services/router/fleet/fleet_server.h"
 #include "services/rpc/fleet_codec.h"
@@ -137,6 +139,46 @@ TEST_F(FleetTest, DisaggregatedAnswers) {
   ASSERT_EQ(snapshot.workers.size(), 2u);
   EXPECT_EQ(snapshot.workers[0].model, "fake-model");
   EXPECT_EQ(snapshot.max_model_len, 4096);
+}
+
+TEST_F(FleetTest, AWorkerThatListensEverywhereIsShownWhereItsStreamComesFrom) {
+  FakeWorkerOptions everywhere = Options("everywhere", WorkerRole::kBoth);
+  everywhere.admin_address = "0.0.0.0:9003";
+  AddWorker(everywhere);
+  FakeWorkerOptions local = Options("local", WorkerRole::kBoth);
+  local.admin_address = "10.1.2.3:9003";
+  AddWorker(local);
+  ASSERT_TRUE(WaitFor([&] { return dispatcher_->Snapshot().workers.size() == 2; }));
+  for (const WorkerSnapshot& worker : dispatcher_->Snapshot().workers) {
+    EXPECT_EQ(worker.address, worker.worker_id == "local" ? "10.1.2.3:9003" : "127.0.0.1:9003");
+  }
+}
+
+TEST_F(FleetTest, SoIsOneThatIsReachedByIpv6) {
+  FleetServerOptions server;
+  server.host = "::1";
+  if (!FleetServer::Start(server, dispatcher_.get()).ok()) GTEST_SKIP() << "no IPv6 here";
+  StartRouter({}, server);
+  FakeWorkerOptions everywhere = Options("everywhere", WorkerRole::kBoth);
+  everywhere.router_address = JoinHostPort("::1", server_->port());
+  everywhere.admin_address = "[::]:9003";
+  AddWorker(everywhere);
+  ASSERT_TRUE(WaitFor([&] { return dispatcher_->Snapshot().workers.size() == 1; }));
+  EXPECT_EQ(dispatcher_->Snapshot().workers[0].address, "[::1]:9003");
+}
+
+TEST(AdminAddressTest, OnlyTheWildcardIsReplaced) {
+  EXPECT_EQ(ReachableAdminAddress("0.0.0.0:9003", "ipv4:10.0.0.7:51034"), "10.0.0.7:9003");
+  EXPECT_EQ(ReachableAdminAddress("[::]:9003", "ipv4:10.0.0.7:51034"), "10.0.0.7:9003");
+  EXPECT_EQ(ReachableAdminAddress("0.0.0.0:9003", "ipv6:%5Bfd00::7%5D:51034"), "[fd00::7]:9003");
+  EXPECT_EQ(ReachableAdminAddress("[::]:9003", "ipv6:[fd00::7]:51034"), "[fd00::7]:9003");
+  EXPECT_EQ(ReachableAdminAddress("[::]:9003", "ipv6:%5B::ffff:10.0.0.7%5D:5"), "10.0.0.7:9003");
+  for (const char* announced : {"127.0.0.1:9003", "[::1]:9003", "localhost:9003", "", "0.0.0.0"}) {
+    EXPECT_EQ(ReachableAdminAddress(announced, "ipv4:10.0.0.7:51034"), announced);
+  }
+  for (const char* peer : {"", "unix:/run/x", "ipv4:", "ipv6:fd00::7:1"}) {
+    EXPECT_EQ(ReachableAdminAddress("0.0.0.0:9003", peer), "0.0.0.0:9003");
+  }
 }
 
 TEST_F(FleetTest, ColocatedAnswers) {

@@ -65,7 +65,7 @@ TEST_F(RouterMetricsTest, FollowARequestAndAWorker) {
   EXPECT_THAT(text, HasSubstr("sluice_inter_token_latency_seconds_count{model=\"m\"} 1"));
   EXPECT_THAT(text, HasSubstr("sluice_time_per_output_token_seconds_count{model=\"m\"} 1"));
   EXPECT_THAT(text, HasSubstr("sluice_prompt_tokens_total{model=\"m\",source=\"computed\"} 10"));
-  EXPECT_THAT(text, HasSubstr("sluice_route_decisions_total{decision=\"decode_only\"} 1"));
+  EXPECT_THAT(text, HasSubstr("sluice_route_decisions_total{decision=\"colocated\"} 1"));
   EXPECT_THAT(text, HasSubstr("sluice_workers{role=\"both\",state=\"ready\"} 1"));
   EXPECT_THAT(text, HasSubstr("sluice_worker_heartbeat_age_seconds{role=\"both\",worker=\"b\"} 0"));
 

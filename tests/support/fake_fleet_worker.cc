@@ -194,6 +194,7 @@ class FakeFleetWorkerImpl final : public FakeFleetWorker, public KvReceiver {
                     : options_.role == WorkerRole::kDecode ? v1::WORKER_ROLE_DECODE
                                                            : v1::WORKER_ROLE_BOTH);
     proto->set_model(options_.model);
+    proto->set_admin_address(options_.admin_address);
     proto->set_fingerprint(options_.fingerprint);
     proto->set_fingerprint_text(options_.fingerprint_text);
     proto->set_max_model_len(options_.max_model_len);

@@ -38,6 +38,7 @@ struct FakeWorkerOptions {
 
   uint64_t incarnation = 0;  // 0: random
   std::string model = "fake-model";
+  std::string admin_address;  // as it is announced
   std::string fingerprint = "fake-fingerprint";
   std::string fingerprint_text = "model=fake dtype=none";
   int max_model_len = 4096;

@@ -1,6 +1,7 @@
-// Attaching to routers by name, with a resolver that does not answer.
+// Attaching to routers by name: with a resolver that does not answer, or finds nothing.
 #include "services/worker_runtime/router_sessions.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <string>
@@ -18,18 +19,21 @@ namespace {
 
 using sluice::testing::Eventually;
 using sluice::testing::FakeRouter;
+using ::testing::AnyOf;
+using ::testing::Contains;
+using ::testing::HasSubstr;
 
 // A name server in the middle of an outage.
 class HangingResolver {
  public:
-  RouterSessionsOptions::Resolver AsResolver() {
-    return [this](const std::string& host_port) {
+  Resolver AsResolver() {
+    return [this](const std::string& host_port) -> absl::StatusOr<std::vector<std::string>> {
       {
         absl::MutexLock lock(&mu_);
         asked_.push_back(host_port);
       }
       outage_ends_.WaitForNotification();
-      return std::vector<std::string>();
+      return absl::UnavailableError("outage");
     };
   }
   void EndOutage() { outage_ends_.Notify(); }
@@ -113,6 +117,61 @@ TEST(RouterSessions, AnUndecodableOrderIsRefusedNotForgotten) {
   EXPECT_EQ(script.WaitForEnd("w", prefilled).status_code(), run_end.status_code());
   EXPECT_EQ(script.router().num_registrations(), 1);
   sessions.Stop();
+}
+
+TEST(RouterSessions, WithoutASessionNamesTheRoutersAndWhyTheyAreNotFound) {
+  RouterSessionsOptions options;
+  options.routers = {"dns:lost:1"};
+  options.resolver = [](const std::string&) { return absl::NotFoundError("no such name"); };
+  MetricsRegistry registry;
+  WorkerMetrics metrics(&registry);
+  LoadBoard board(RealClock().Now());
+  EngineLoop loop(/*engine=*/nullptr, /*handler=*/nullptr, &board, &metrics, &RealClock());
+  RouterSessions sessions(options, WorkerIdentity(), &board, &metrics, &RealClock(),
+                          [] { return true; });
+  sessions.Start(&loop);
+  EXPECT_TRUE(Eventually([&] {
+    return sessions.NotAttachedReason() ==
+           "not attached to any router (dns:lost:1); lost:1: no such name";
+  }));
+}
+
+TEST(RouterNames, LogsAFailureOnceAndWhenItEnds) {
+  absl::StatusOr<std::vector<std::string>> answer = absl::NotFoundError("no such name");
+  RouterNames names([&](const std::string&) { return answer; });
+  const auto log_of_lookup = [&] {
+    ::testing::internal::CaptureStderr();
+    names.LookUp("lost:1").IgnoreError();
+    return ::testing::internal::GetCapturedStderr();
+  };
+  EXPECT_THAT(log_of_lookup(), HasSubstr("router name lost:1 does not resolve: no such name"));
+  EXPECT_EQ(log_of_lookup(), "");
+  EXPECT_EQ(names.Failures(), "lost:1: no such name");
+  answer = absl::UnavailableError("try again");
+  EXPECT_THAT(log_of_lookup(), HasSubstr("does not resolve: try again"));
+  answer = std::vector<std::string>{"10.0.0.1:1", "10.0.0.2:1"};
+  EXPECT_THAT(log_of_lookup(), HasSubstr("router name lost:1 resolves, to 10.0.0.1:1, 10.0.0.2:1"));
+  EXPECT_EQ(log_of_lookup(), "");
+  EXPECT_EQ(names.Failures(), "");
+  answer = std::vector<std::string>{};
+  EXPECT_THAT(log_of_lookup(), HasSubstr("does not resolve: it has no address"));
+}
+
+TEST(RouterNames, ANameThatWorksFromTheBeginningIsNoNews) {
+  RouterNames names([](const std::string&) { return std::vector<std::string>{"10.0.0.1:1"}; });
+  ::testing::internal::CaptureStderr();
+  EXPECT_TRUE(names.LookUp("router:1").ok());
+  EXPECT_EQ(::testing::internal::GetCapturedStderr(), "");
+}
+
+TEST(RouterNames, TheSystemsResolverSaysWhy) {
+  RouterNames names(nullptr);
+  const auto local = names.LookUp("localhost:8002");
+  ASSERT_TRUE(local.ok()) << local.status();
+  EXPECT_THAT(*local, Contains(AnyOf("127.0.0.1:8002", "[::1]:8002")));
+  // Not even a legal name, so that no name server is asked.
+  EXPECT_FALSE(names.LookUp(std::string(300, 'x') + ":8002").ok());
+  EXPECT_NE(names.Failures(), "");
 }
 
 }  // namespace

@@ -40,6 +40,7 @@ worker::Worker& WorkerCluster::Add(const std::string& id, const std::string& rol
   options.routers.attach.backoff_max = absl::Milliseconds(300);
   options.transfer = options_.transfer;
   options.heartbeat_limit = options_.heartbeat_limit;
+  options.hang_limit = options_.hang_limit;
   options.incarnation = Incarnation(RandomUint64());
   options.on_fatal = [](const std::string&) { std::abort(); };
 

@@ -24,6 +24,7 @@ struct ClusterOptions {
   int max_model_len = 1024;
   TransferOptions transfer;
   absl::Duration heartbeat_limit = worker::WorkerOptions().heartbeat_limit;
+  absl::Duration hang_limit = worker::WorkerOptions().hang_limit;
   // See FakeModel::set_before_forward; for every worker.
   std::function<void()> before_forward;
 };

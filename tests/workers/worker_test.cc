@@ -494,9 +494,11 @@ TEST(Worker, LoadReportsFollowThePrefixCache) {
 
 TEST(Worker, AWedgedEngineThreadIsNotReadyUntilItMoves) {
   EXPECT_LE(worker::WorkerOptions().heartbeat_limit, absl::Seconds(5));
+  EXPECT_GE(worker::WorkerOptions().hang_limit, absl::Seconds(60));
   absl::Notification moves;
   ClusterOptions options;
   options.heartbeat_limit = absl::Milliseconds(1500);  // an idle thread beats every second
+  options.hang_limit = absl::Seconds(6);
   options.before_forward = [&moves] { moves.WaitForNotification(); };
   WorkerCluster cluster(options);
   worker::Worker& worker = cluster.Add("w", "both");
@@ -507,12 +509,18 @@ TEST(Worker, AWedgedEngineThreadIsNotReadyUntilItMoves) {
     return absl::StrContains(worker.NotReadyReason(), "the engine thread has not moved");
   };
   EXPECT_TRUE(Eventually(not_ready));
+  EXPECT_EQ(worker.NotLiveReason(), "") << "not ready is not yet dead";
   EXPECT_GE(absl::Now() - began, absl::Milliseconds(500)) << "a long step is not a wedged thread";
   // Routers hear it too, over the stream that the worker keeps alive.
   EXPECT_TRUE(Eventually([&] { return !cluster.router().last_load("w").ready(); }));
 
+  EXPECT_TRUE(Eventually([&] {
+    return absl::StrContains(worker.NotLiveReason(), "the engine thread has made no progress");
+  }));
+
   moves.Notify();
   EXPECT_EQ(cluster.WaitForEnd("w", sequence).reason(), RequestEnded::REASON_LENGTH);
+  EXPECT_TRUE(Eventually([&] { return worker.NotLiveReason().empty(); }));
   EXPECT_TRUE(Eventually([&] { return worker.NotReadyReason().empty(); }));
   EXPECT_TRUE(Eventually([&] { return cluster.router().last_load("w").ready(); }));
   cluster.ExpectAllFreed("w");

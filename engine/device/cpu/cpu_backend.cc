@@ -1,12 +1,11 @@
 #include "engine/device/cpu/cpu_backend.h"
 
-#include <sched.h>
-
 #include <algorithm>
 #include <cstring>
 
 #include "absl/strings/str_cat.h"
 #include "common/check.h"
+#include "common/processors.h"
 #include "engine/device/bf16.h"
 #include "engine/device/cpu/gate.h"
 
@@ -16,12 +15,6 @@ namespace {
 using cpu::Epilogue;
 using cpu::GemmArgs;
 using cpu::kPanelColumns;
-
-int ProcessorsAllowed() {
-  cpu_set_t set;
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return 1;
-  return std::max(1, CPU_COUNT(&set));
-}
 
 const CpuMatrix& AsCpu(const PackedMatrix* matrix) {
   return *static_cast<const CpuMatrix*>(matrix);
@@ -43,7 +36,7 @@ CpuBackend::CpuBackend(DType dtype, Isa isa, int num_threads, int niceness)
     : dtype_(dtype),
       isa_(isa),
       kernels_(KernelsFor(isa)),
-      pool_(num_threads > 0 ? num_threads : ProcessorsAllowed(), niceness),
+      pool_(num_threads > 0 ? num_threads : AvailableProcessors(), niceness),
       worker_scratch_(static_cast<size_t>(pool_.num_threads())) {}
 
 // Raised when a kernel's order of sums changes, so that workers whose bits would differ never share

@@ -12,11 +12,6 @@ namespace {
 
 constexpr absl::Duration kMaxModelLenAge = absl::Milliseconds(500);
 
-ApiOptions WithDefaults(ApiOptions options) {
-  if (options.model_root.empty()) options.model_root = options.served_model_names.front();
-  return options;
-}
-
 }  // namespace
 
 absl::StatusOr<ServedModel> LoadServedModel(const std::string& model_dir) {
@@ -54,7 +49,7 @@ absl::StatusOr<std::unique_ptr<ApiContext>> ApiContext::Create(ApiOptions option
   }
   if (model.tokenizer == nullptr) return absl::InvalidArgumentError("a tokenizer is needed");
   return std::unique_ptr<ApiContext>(
-      new ApiContext(WithDefaults(std::move(options)), std::move(model), dispatcher, metrics));
+      new ApiContext(std::move(options), std::move(model), dispatcher, metrics));
 }
 
 ApiContext::ApiContext(ApiOptions options, ServedModel model, Dispatcher* dispatcher,

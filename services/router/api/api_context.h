@@ -25,8 +25,6 @@ namespace sluice::router {
 struct ApiOptions {
   // Names clients may use; the first is the one answers carry. Required.
   std::vector<std::string> served_model_names;
-  // Shown as "root" in /v1/models; the model folder or hub name. Defaults to the first served name.
-  std::string model_root;
   // Upper bound of prompt plus answer, in tokens. The smallest value of the ready workers lowers
   // it.
   int max_model_len = 4096;

@@ -142,13 +142,14 @@ absl::Status FillSampling(const ApiContext& context, const SamplingRequest& requ
   SLUICE_RETURN_IF_ERROR(SetChecked("n", request.n, 1, kMaxN, &plan->n));
 
   if (request.max_tokens.has_value()) {
-    SLUICE_RETURN_IF_ERROR(CheckRange("max_tokens", *request.max_tokens, 1, kMaxInt32));
+    SLUICE_RETURN_IF_ERROR(CheckRange(request.max_tokens_field, *request.max_tokens, 1, kMaxInt32));
   }
   SLUICE_RETURN_IF_ERROR(SetChecked("min_tokens", request.min_tokens, 0,
                                     request.max_tokens.value_or(kMaxInt32), &sampling.min_tokens));
   if (request.logprobs) sampling.num_top_logprobs = 0;
   if (request.top_logprobs.has_value()) {
-    SLUICE_RETURN_IF_ERROR(CheckRange("top_logprobs", *request.top_logprobs, 0, kMaxTopLogprobs));
+    SLUICE_RETURN_IF_ERROR(
+        CheckRange(request.top_logprobs_field, *request.top_logprobs, 0, kMaxTopLogprobs));
     if (request.logprobs) {
       sampling.num_top_logprobs = static_cast<int32_t>(*request.top_logprobs);
     } else if (*request.top_logprobs > 0) {

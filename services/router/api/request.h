@@ -30,9 +30,11 @@ struct SamplingRequest {
   std::vector<int64_t> stop_token_ids;
   std::optional<int64_t> min_tokens;
   std::optional<int64_t> max_tokens;
+  const char* max_tokens_field = "max_tokens";  // what the client calls it
   std::optional<int64_t> n;
   bool logprobs = false;
   std::optional<int64_t> top_logprobs;
+  const char* top_logprobs_field = "top_logprobs";  // what the client calls it
   bool ignore_eos = false;
   bool skip_special_tokens = true;
   bool include_stop_str_in_output = false;

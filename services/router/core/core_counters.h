@@ -32,7 +32,7 @@ inline constexpr const char* kStageNames[] = {"reserve", "prefill", "kv_transfer
                                               "admission"};
 
 enum class RouteDecision { kDisaggregated, kColocated, kRejected, kNumDecisions };
-inline constexpr const char* kRouteDecisionNames[] = {"disaggregated", "decode_only", "rejected"};
+inline constexpr const char* kRouteDecisionNames[] = {"disaggregated", "colocated", "rejected"};
 
 struct CoreCounters {
   uint64_t stale_messages[static_cast<int>(StaleReason::kNumReasons)] = {};

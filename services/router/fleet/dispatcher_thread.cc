@@ -86,6 +86,11 @@ void DispatcherThread::Stop() {
   if (thread_.joinable()) thread_.join();
 }
 
+void DispatcherThread::AnnounceDrain() {
+  absl::MutexLock lock(&mu_);
+  draining_ = true;
+}
+
 void DispatcherThread::StartDrain() {
   absl::MutexLock lock(&mu_);
   draining_ = true;

@@ -59,7 +59,9 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   // Ends what still runs with UNAVAILABLE, frees it at the workers, and joins. Idempotent.
   void Stop();
 
-  // From now on new requests are refused and NotReadyReason says so.
+  // NotReadyReason says "draining" from now on; requests are still accepted.
+  void AnnounceDrain();
+  // The same, and new requests are refused.
   void StartDrain();
   // True when no request was left within `timeout`.
   bool WaitUntilIdle(absl::Duration timeout);
@@ -143,7 +145,7 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
 
   mutable absl::Mutex mu_;
   Mailbox mailbox_ ABSL_GUARDED_BY(mu_);
-  bool draining_ ABSL_GUARDED_BY(mu_) = false;
+  bool draining_ ABSL_GUARDED_BY(mu_) = false;  // or about to
   bool stopped_ ABSL_GUARDED_BY(mu_) = false;
   bool busy_ ABSL_GUARDED_BY(mu_) = false;       // mail is in somebody's hand, or requests run
   bool turn_taken_ ABSL_GUARDED_BY(mu_) = true;  // free once the thread runs

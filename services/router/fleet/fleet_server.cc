@@ -10,6 +10,7 @@
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "common/host_port.h"
 #include "common/log.h"
 #include "common/random.h"
 #include "services/router/fleet/fleet_session.h"
@@ -49,8 +50,8 @@ class FleetServerImpl final : public FleetServer, public v1::Fleet::CallbackServ
     builder.RegisterService(this);
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port_ == 0) {
-      return absl::UnavailableError(absl::StrCat("cannot listen for workers on ", options_.host,
-                                                 ":", options_.port,
+      return absl::UnavailableError(absl::StrCat("cannot listen for workers on ",
+                                                 JoinHostPort(options_.host, options_.port),
                                                  " (fleet_host, fleet_port): address in use?"));
     }
     return absl::OkStatus();

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/log.h"
+#include "services/router/fleet/admin_address.h"
 #include "services/router/fleet/wire.h"
 #include "services/rpc/fleet_codec.h"
 
@@ -124,6 +125,10 @@ absl::Status FleetSession::HandleIncoming() {
   arena_.Reset();
   incoming_ = google::protobuf::Arena::CreateMessage<v1::WorkerMessage>(&arena_);
   if (!event.ok()) return event.status();
+  if (auto* const registered = std::get_if<WorkerRegistered>(&*event)) {
+    std::string& address = registered->info.admin_address;
+    address = ReachableAdminAddress(address, context_->peer());
+  }
   {
     absl::MutexLock lock(&mu_);
     if (closing_) return absl::OkStatus();

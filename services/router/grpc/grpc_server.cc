@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "common/clock.h"
+#include "common/host_port.h"
 #include "common/log.h"
 #include "common/monotonic_cond_var.h"
 #include "services/router/grpc/generation_service.h"
@@ -52,7 +53,7 @@ class GrpcServerImpl : public GrpcServer {
 
   absl::Status Start() {
     const GrpcOptions& options = shared_.options;
-    const std::string address = absl::StrCat(options.host, ":", options.port);
+    const std::string address = JoinHostPort(options.host, options.port);
     grpc::EnableDefaultHealthCheckService(true);
     if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     grpc::ServerBuilder builder;

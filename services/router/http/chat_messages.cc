@@ -10,8 +10,10 @@
 namespace sluice::router {
 namespace {
 
-// A string, or parts of type text, joined by newlines.
-absl::StatusOr<std::string> ReadContent(const JsonElement& element, const std::string& param) {
+// A string, or parts of type text, joined by newlines. What the assistant refused with is text of
+// its too.
+absl::StatusOr<std::string> ReadContent(const JsonElement& element, const std::string& param,
+                                        bool of_assistant) {
   if (const auto text = AsString(element)) return std::string(*text);
   simdjson::dom::array parts;
   if (element.get(parts) != simdjson::SUCCESS) {
@@ -25,14 +27,16 @@ absl::StatusOr<std::string> ReadContent(const JsonElement& element, const std::s
     const JsonObjectReader reader(object, absl::StrCat(param, "[]."));
     std::string type;
     SLUICE_RETURN_IF_ERROR(reader.Read("type", &type));
-    if (type != "text") {
+    const bool refusal = of_assistant && type == "refusal";
+    if (type != "text" && !refusal) {
       return MakeError(
           ErrorKind::kUnsupported,
           absl::StrCat("content parts of type '", type, "' are not served; only 'text' is"), param);
     }
-    if (!reader.Find("text").has_value()) return WrongType(reader.Param("text"), "a string");
+    const char* const field = refusal ? "refusal" : "text";
+    if (!reader.Find(field).has_value()) return WrongType(reader.Param(field), "a string");
     std::string text;
-    SLUICE_RETURN_IF_ERROR(reader.Read("text", &text));
+    SLUICE_RETURN_IF_ERROR(reader.Read(field, &text));
     absl::StrAppend(&content, first ? "" : "\n", text);
     first = false;
   }
@@ -82,7 +86,8 @@ absl::StatusOr<ChatMessage> ReadMessage(const JsonObjectReader& reader) {
     }
   }
   if (const auto content = reader.Find("content")) {
-    SLUICE_ASSIGN_OR_RETURN(message.content, ReadContent(*content, reader.Param("content")));
+    SLUICE_ASSIGN_OR_RETURN(message.content, ReadContent(*content, reader.Param("content"),
+                                                         message.role == "assistant"));
   } else if (message.role != "assistant") {
     return WrongType(reader.Param("content"), "a string or a list of text parts");
   }

@@ -4,22 +4,18 @@
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/post.hpp>
 #include <boost/asio/write.hpp>
-#include <boost/beast/http/read.hpp>
-#include <boost/beast/http/status.hpp>
 #include <chrono>
 #include <utility>
 
-#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
-#include "services/router/api/request_id.h"
 #include "services/router/http/http_routes.h"
+#include "services/router/http/response_head.h"
 
 namespace sluice::router {
 namespace {
 
 namespace asio = boost::asio;
-namespace http = boost::beast::http;
 
 using boost::system::error_code;
 
@@ -29,18 +25,6 @@ constexpr absl::Duration kLingerTimeout = absl::Seconds(2);
 // Buffers that grew beyond this for a slow client are given back.
 constexpr size_t kMaxIdleBufferBytes = 16 * 1024;
 constexpr int64_t kLingerBytes = 32 * 1024 * 1024;
-
-// "/a/b?c" and "http://host/a/b?c" -> "/a/b".
-std::string PathOf(absl::string_view target) {
-  if (absl::StartsWithIgnoreCase(target, "http://")) {
-    target.remove_prefix(7);
-    const size_t slash = target.find('/');
-    target = slash == absl::string_view::npos ? absl::string_view("/") : target.substr(slash);
-  }
-  return std::string(target.substr(0, target.find_first_of("?#")));
-}
-
-absl::string_view View(boost::beast::string_view text) { return {text.data(), text.size()}; }
 
 }  // namespace
 
@@ -90,128 +74,25 @@ bool HttpConnection::CloseIfIdle() {
   return true;
 }
 
-// ---- Reading ----
-
-void HttpConnection::ForgetRequest() {
-  request_ = HttpRequest();
-  route_ = "other";
-  head_request_ = http_1_0_ = streaming_ = answer_complete_ = false;
-}
-
-void HttpConnection::ReadNext() {
-  ForgetRequest();
-  if (draining_ || client_gone_) return Finish();
-  if (buffer_.size() > 0) return ReadHeader();  // pipelined
-  phase_ = Phase::kIdle;
-  ArmDeadline(shared_->options.idle_timeout);
-  if (!watching_) Watch();
-}
-
-void HttpConnection::ReadHeader() {
-  phase_ = Phase::kReading;
-  keep_alive_ = false;  // until the request says otherwise
-  parser_.emplace();
-  parser_->header_limit(static_cast<uint32_t>(shared_->options.max_header_bytes));
-  parser_->body_limit(static_cast<uint64_t>(shared_->options.max_body_bytes));
-  ArmDeadline(shared_->options.header_timeout);
-  http::async_read_header(socket_, buffer_, *parser_,
-                          InTurn([this](const error_code& error, size_t) {
-                            if (error) return RefuseUnreadable(error);
-                            ReadBody();
-                          }));
-}
-
-void HttpConnection::ReadBody() {
-  if (parser_->is_done()) return Answer();
-  ArmDeadline(shared_->options.body_timeout);
-  if (!absl::EqualsIgnoreCase(View(parser_->get()[http::field::expect]), "100-continue")) {
-    return ReadRestOfBody();
-  }
-  static constexpr char kContinue[] = "HTTP/1.1 100 Continue\r\n\r\n";
-  asio::async_write(socket_, asio::buffer(kContinue, sizeof(kContinue) - 1),
-                    InTurn([this](const error_code& error, size_t) {
-                      if (error) return RefuseUnreadable(error);
-                      ReadRestOfBody();
-                    }));
-}
-
-void HttpConnection::ReadRestOfBody() {
-  http::async_read(socket_, buffer_, *parser_, InTurn([this](const error_code& error, size_t) {
-                     if (error) return RefuseUnreadable(error);
-                     Answer();
-                   }));
-}
-
-void HttpConnection::TakeRequest() {
-  auto& message = parser_->get();
-  request_.method = std::string(View(message.method_string()));
-  request_.path = PathOf(View(message.target()));
-  request_.content_type = std::string(View(message[http::field::content_type]));
-  request_.has_origin = message.find(http::field::origin) != message.end();
-  request_.request_id = RequestIdOr(View(message["x-request-id"]));
-  request_.received_at = MonotonicNow();
-  request_.body = std::move(message.body());
-  head_request_ = message.method() == http::verb::head;
-  http_1_0_ = message.version() < 11;
-  keep_alive_ = message.keep_alive();
-  parser_.reset();
-}
-
-void HttpConnection::RefuseUnreadable(const error_code& error) {
-  if (client_gone_) {
-    Finish();
-  } else if (deadline_passed_) {
-    RefuseUnread(ErrorKind::kRequestTimeout, "the request did not arrive in time");
-  } else if (error == http::error::header_limit || error == http::error::buffer_overflow) {
-    RefuseUnread(
-        ErrorKind::kHeadersTooLarge,
-        absl::StrCat("headers may have at most ", shared_->options.max_header_bytes, " bytes"));
-  } else if (error == http::error::body_limit) {
-    RefuseUnread(ErrorKind::kBodyTooLarge, absl::StrCat("the body may have at most ",
-                                                        shared_->options.max_body_bytes, " bytes"));
-  } else if (error.category() == make_error_code(http::error::bad_method).category() &&
-             error != http::error::end_of_stream && error != http::error::partial_message) {
-    RefuseUnread(ErrorKind::kInvalidRequest, absl::StrCat("not HTTP/1.1: ", error.message()));
-  } else {
-    Finish();  // the client left
-  }
-}
-
-void HttpConnection::RefuseUnread(ErrorKind kind, absl::string_view message) {
-  DisarmDeadline();
-  phase_ = Phase::kAnswering;
-  answering_ = shared_from_this();
-  request_.request_id = RequestIdOr("");
-  RespondError(this, MakeError(kind, message));
-}
-
 // ---- Answering ----
 
-std::string HttpConnection::HeaderBlock(int status, absl::string_view content_type,
-                                        const std::vector<HttpHeader>& headers) const {
-  std::string block = absl::StrCat(
-      "HTTP/1.1 ", status, " ", View(http::obsolete_reason(http::int_to_status(status))),
-      "\r\nServer: sluice\r\nx-request-id: ", request_.request_id, "\r\n");
-  if (!content_type.empty()) absl::StrAppend(&block, "Content-Type: ", content_type, "\r\n");
-  if (!shared_->options.cors_allow_origin.empty()) {
-    absl::StrAppend(&block, "Access-Control-Allow-Origin: ", shared_->options.cors_allow_origin,
-                    "\r\nAccess-Control-Expose-Headers: x-request-id, retry-after\r\n");
-  }
-  for (const HttpHeader& header : headers) {
-    absl::StrAppend(&block, header.name, ": ", header.value, "\r\n");
-  }
-  if (!keep_alive_ || draining_) {
-    absl::StrAppend(&block, "Connection: close\r\n");
-  } else if (http_1_0_) {
-    absl::StrAppend(&block, "Connection: keep-alive\r\n");
-  }
-  return block;
+std::string HttpConnection::Head(int status, absl::string_view content_type,
+                                 const std::vector<HttpHeader>& headers) const {
+  ResponseHead head;
+  head.status = status;
+  head.content_type = content_type;
+  head.request_id = request_.request_id;
+  head.cors_allow_origin = shared_->options.cors_allow_origin;
+  head.headers = headers;
+  head.close = !keep_alive_ || draining_;
+  head.http_1_0 = http_1_0_;
+  return FormatHead(head);
 }
 
 void HttpConnection::Respond(int status, absl::string_view content_type, std::string body,
                              std::vector<HttpHeader> headers) {
   if (client_gone_ || answer_complete_) return;
-  std::string answer = HeaderBlock(status, content_type, headers);
+  std::string answer = Head(status, content_type, headers);
   if (status != 204) absl::StrAppend(&answer, "Content-Length: ", body.size(), "\r\n");
   answer += "\r\n";
   if (!head_request_) answer += body;
@@ -228,7 +109,7 @@ void HttpConnection::StartStream() {
   streaming_ = counted_as_stream_ = true;
   shared_->context->metrics().streams(Front::kHttp)->Add(1);
   CountAnswer(200);
-  absl::StrAppend(&outbox_, HeaderBlock(200, "text/event-stream; charset=utf-8", headers), "\r\n");
+  absl::StrAppend(&outbox_, Head(200, "text/event-stream; charset=utf-8", headers), "\r\n");
   WriteMore();
 }
 

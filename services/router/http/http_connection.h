@@ -1,6 +1,6 @@
 // One HTTP/1.1 connection: reads requests one after another under deadlines, writes their answers,
 // and notices when the client goes away or stops reading. Heavy header (Asio, Beast), for
-// http_connection.cc and http_server.cc only.
+// http_connection.cc, http_connection_reading.cc and http_server.cc only.
 //
 // Everything in it happens in turns, one at a time, each with turn_mu_ held. Most are of its I/O
 // thread; whoever brings a token on a quiet router takes the turn to write it (CallExecutor).
@@ -126,8 +126,8 @@ class HttpConnection : public HttpExchange,
   void RefuseUnread(ErrorKind kind, absl::string_view message);
   // Maps a parser's error to an answer, or to silence when the client just left.
   void RefuseUnreadable(const boost::system::error_code& error);
-  std::string HeaderBlock(int status, absl::string_view content_type,
-                          const std::vector<HttpHeader>& headers) const;
+  std::string Head(int status, absl::string_view content_type,
+                   const std::vector<HttpHeader>& headers) const;
   void WriteRest();
   void CountBuffered();
   void DropOutbox();

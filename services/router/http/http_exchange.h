@@ -69,6 +69,8 @@ class HttpExchange {
 
 inline constexpr char kJsonContentType[] = "application/json";
 
+// x-should-retry, Retry-After and retry-after-ms as the error table says.
+std::vector<HttpHeader> RetryHeaders(const ApiError& error);
 // Status, body and retry headers as the error table says.
 void RespondError(HttpExchange* exchange, const ApiError& error,
                   std::vector<HttpHeader> headers = {});

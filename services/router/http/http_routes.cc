@@ -125,7 +125,7 @@ void AppendModel(const ApiContext& context, const std::string& id, JsonWriter* j
       .Key("owned_by")
       .String("sluice")
       .Key("root")
-      .String(context.options().model_root)
+      .String(id)
       .Key("parent")
       .Null()
       .Key("max_model_len")
@@ -250,8 +250,10 @@ constexpr Route kRoutes[] = {
     {"GET", "/version", false, false, "/version", HandleVersion},
 };
 
-// Null when no path matches; *rest gets what follows a prefix.
+// Null when no path matches; *rest gets what follows a prefix. A slash at the end makes no
+// difference.
 const Route* FindRoute(absl::string_view path, absl::string_view* rest) {
+  absl::ConsumeSuffix(&path, "/");
   absl::string_view without_v1 = path;
   const bool v1 = absl::StartsWith(path, "/v1/") && absl::ConsumePrefix(&without_v1, "/v1");
   for (const Route& route : kRoutes) {
@@ -266,6 +268,18 @@ const Route* FindRoute(absl::string_view path, absl::string_view* rest) {
   return nullptr;
 }
 
+// For paths of OpenAI's that clients try and that are not here: what is.
+std::string UnknownPath(absl::string_view path) {
+  absl::string_view name = path;
+  absl::ConsumePrefix(&name, "/v1");
+  for (const char* const other : {"/responses", "/embeddings"}) {
+    if (name != other && !absl::StartsWith(name, absl::StrCat(other, "/"))) continue;
+    return absl::StrCat("unknown path ", absl::CHexEscape(path),
+                        ": not supported in this version; there is /v1/chat/completions");
+  }
+  return absl::StrCat("unknown path ", absl::CHexEscape(path));
+}
+
 std::string Allowed(const Route& route) {
   return absl::string_view(route.method) == "GET" ? "GET, HEAD" : route.method;
 }
@@ -277,9 +291,7 @@ void HandleHttpRequest(const HttpOptions& options, ApiContext* context, HttpExch
   absl::string_view rest;
   const Route* route = FindRoute(request.path, &rest);
   if (route == nullptr) {
-    RespondError(exchange,
-                 MakeError(ErrorKind::kUnknownPath,
-                           absl::StrCat("unknown path ", absl::CHexEscape(request.path))));
+    RespondError(exchange, MakeError(ErrorKind::kUnknownPath, UnknownPath(request.path)));
     return;
   }
   exchange->SetRoute(route->label);

@@ -14,11 +14,13 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "common/host_port.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "services/router/http/http_connection.h"
 #include "services/router/http/loop_tasks.h"
 #include "services/router/http/openai_format.h"
+#include "services/router/http/response_head.h"
 
 namespace sluice::router {
 namespace {
@@ -32,16 +34,19 @@ constexpr absl::Duration kAcceptRetry = absl::Milliseconds(100);
 // connections without using them cannot keep the others out.
 int ShedIdleFrom(int max_connections) { return max_connections - max_connections / 8; }
 
-// The answer to a connection over the cap.
-std::string TooManyConnections() {
+// The answer to a connection over the cap, of which no request is read.
+std::string TooManyConnections(const HttpOptions& options) {
   ApiError error;
   error.kind = ErrorKind::kNoCapacity;
   error.message = "too many connections";
   const std::string body = FormatError(error);
-  return absl::StrCat(
-      "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n",
-      "x-should-retry: true\r\nConnection: close\r\nContent-Length: ", body.size(), "\r\n\r\n",
-      body);
+  ResponseHead head;
+  head.status = error.row().http_status;
+  head.content_type = kJsonContentType;
+  head.cors_allow_origin = options.cors_allow_origin;
+  head.headers = RetryHeaders(error);
+  head.close = true;
+  return absl::StrCat(FormatHead(head), "Content-Length: ", body.size(), "\r\n\r\n", body);
 }
 
 // One event loop with its thread and the connections that live on it.
@@ -101,8 +106,12 @@ class HttpServerImpl : public HttpServer {
     boost::system::error_code error;
     const std::string host = options.host == "localhost" ? "127.0.0.1" : options.host;
     const asio::ip::address address = asio::ip::make_address(host, error);
-    const std::string where = absl::StrCat("http address ", options.host, ":", options.port);
-    if (error) return absl::InvalidArgumentError(absl::StrCat(where, ": ", error.message()));
+    const std::string where =
+        absl::StrCat("http address ", JoinHostPort(options.host, options.port));
+    if (error) {
+      return absl::InvalidArgumentError(absl::StrCat(
+          where, ": '", options.host, "' is not an IP address (0.0.0.0 or :: for all of them)"));
+    }
     const tcp::endpoint endpoint(address, static_cast<uint16_t>(options.port));
     acceptor_->open(endpoint.protocol(), error);
     if (!error) acceptor_->set_option(tcp::acceptor::reuse_address(true), error);
@@ -157,7 +166,7 @@ class HttpServerImpl : public HttpServer {
   void Admit(IoThread* target, tcp::socket socket) {
     if (shared_.connections.Get() >= shared_.options.max_connections) {
       // Best effort: one send that does not wait.
-      const std::string answer = TooManyConnections();
+      const std::string answer = TooManyConnections(shared_.options);
       send(socket.native_handle(), answer.data(), answer.size(), MSG_DONTWAIT | MSG_NOSIGNAL);
       shared_.context->metrics().CountHttpRequest("other", 503);
       return;

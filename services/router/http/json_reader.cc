@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/container/flat_hash_set.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "common/status_macros.h"
 #include "services/router/api/error_table.h"
@@ -36,6 +37,35 @@ absl::Status CheckNoDuplicateKeys(const JsonElement& element) {
   return absl::OkStatus();
 }
 
+// One half of an escaped UTF-16 pair (\ud83d without \ude00) stands for no character. Languages
+// whose strings are UTF-16 send it when they cut a text in the middle of one.
+bool HasUnpairedSurrogate(absl::string_view json) {
+  const auto escaped_unit = [json](size_t at) -> uint32_t {  // 0: no \uXXXX is there
+    uint32_t unit = 0;
+    if (json.substr(at, 2) != "\\u" || !absl::SimpleHexAtoi(json.substr(at + 2, 4), &unit))
+      return 0;
+    return unit;
+  };
+  for (size_t i = 0; i + 1 < json.size(); ++i) {
+    if (json[i] != '\\') continue;
+    const uint32_t unit = escaped_unit(i);
+    ++i;  // what is escaped; for \uXXXX the digits follow as if they were text
+    if (unit >= 0xDC00 && unit <= 0xDFFF) return true;
+    if (unit < 0xD800 || unit > 0xDFFF) continue;
+    const uint32_t second = i + 5 < json.size() ? escaped_unit(i + 5) : 0;
+    if (second < 0xDC00 || second > 0xDFFF) return true;
+    i += 6;
+  }
+  return false;
+}
+
+std::string WhyUnparsed(simdjson::error_code code, absl::string_view body) {
+  if (code == simdjson::STRING_ERROR && HasUnpairedSurrogate(body)) {
+    return "a string holds an unpaired surrogate (\\uD800 to \\uDFFF)";
+  }
+  return simdjson::error_message(code);
+}
+
 }  // namespace
 
 absl::StatusOr<std::unique_ptr<JsonDocument>> JsonDocument::ParseObject(absl::string_view body) {
@@ -50,7 +80,7 @@ absl::StatusOr<std::unique_ptr<JsonDocument>> JsonDocument::ParseObject(absl::st
   const simdjson::error_code code = document->parser_.parse(body.data(), body.size()).get(root);
   if (code != simdjson::SUCCESS) {
     return MakeError(ErrorKind::kInvalidRequest,
-                     absl::StrCat("the body is not valid JSON: ", simdjson::error_message(code)));
+                     absl::StrCat("the body is not valid JSON: ", WhyUnparsed(code, body)));
   }
   if (root.get(document->root_) != simdjson::SUCCESS) {
     return MakeError(ErrorKind::kInvalidRequest, "the body must be a JSON object");

@@ -32,12 +32,21 @@ constexpr const char* kRefusedFields[] = {"suffix",
                                           "truncate_prompt_tokens",
                                           "tools"};
 
+constexpr char kOmitIt[] = "is not supported in this version; omit it";
+
+// Whether the client itself says that the answer is to use none of the tools it lists.
+bool AsksForNoCalls(const JsonObjectReader& reader, absl::string_view choice_field) {
+  const std::optional<JsonElement> choice = reader.Find(choice_field);
+  return choice.has_value() && AsString(*choice) == absl::string_view("none");
+}
+
 absl::Status RefuseUnserved(const JsonObjectReader& reader) {
-  for (const char* field : kRefusedFields) {
+  for (const absl::string_view field : kRefusedFields) {
     const std::optional<JsonElement> element = reader.Find(field);
-    if (element.has_value() && !AsksForNothing(*element)) {
-      return MakeError(ErrorKind::kUnsupported, absl::StrCat("`", field, "` is not served"), field);
-    }
+    if (!element.has_value() || AsksForNothing(*element)) continue;
+    if (field == "tools" && AsksForNoCalls(reader, "tool_choice")) continue;
+    if (field == "functions" && AsksForNoCalls(reader, "function_call")) continue;
+    return MakeError(ErrorKind::kUnsupported, absl::StrCat("`", field, "` ", kOmitIt), field);
   }
   if (const auto format = reader.Find("response_format")) {
     simdjson::dom::object object;
@@ -45,10 +54,9 @@ absl::Status RefuseUnserved(const JsonObjectReader& reader) {
     std::string type;
     SLUICE_RETURN_IF_ERROR(JsonObjectReader(object, "response_format.").Read("type", &type));
     if (type != "text") {
-      return MakeError(
-          ErrorKind::kUnsupported,
-          absl::StrCat("response_format of type '", type, "' is not served; only 'text' is"),
-          "response_format");
+      return MakeError(ErrorKind::kUnsupported,
+                       absl::StrCat("`response_format` of type '", type, "' ", kOmitIt),
+                       "response_format");
     }
   }
   for (const char* field : {"tool_choice", "function_call"}) {
@@ -57,7 +65,7 @@ absl::Status RefuseUnserved(const JsonObjectReader& reader) {
     const std::optional<absl::string_view> text = AsString(*choice);
     if (!text.has_value() || (*text != "none" && *text != "auto")) {
       return MakeError(ErrorKind::kUnsupported,
-                       absl::StrCat("`", field, "` other than none and auto is not served"), field);
+                       absl::StrCat("`", field, "` other than none and auto ", kOmitIt), field);
     }
   }
   if (const auto modalities = reader.Find("modalities")) {
@@ -252,6 +260,7 @@ absl::StatusOr<CompletionBody> ParseCompletionBody(absl::string_view body) {
     request.sampling.max_tokens = kDefaultCompletionTokens;
   }
   SLUICE_RETURN_IF_ERROR(reader.Read("logprobs", &request.sampling.top_logprobs));
+  request.sampling.top_logprobs_field = "logprobs";
   request.sampling.logprobs = request.sampling.top_logprobs.has_value();
   return result;
 }
@@ -262,8 +271,10 @@ absl::StatusOr<ChatBody> ParseChatBody(absl::string_view body) {
   ChatBody result;
   ChatRequest& request = result.request;
   SLUICE_RETURN_IF_ERROR(ReadCommon(reader, &request, &result.stream));
-  SLUICE_RETURN_IF_ERROR(
-      reader.Read("max_completion_tokens", &request.sampling.max_tokens));  // wins
+  if (reader.Find("max_completion_tokens").has_value()) {  // wins
+    SLUICE_RETURN_IF_ERROR(reader.Read("max_completion_tokens", &request.sampling.max_tokens));
+    request.sampling.max_tokens_field = "max_completion_tokens";
+  }
   SLUICE_RETURN_IF_ERROR(reader.Read("logprobs", &request.sampling.logprobs));
   SLUICE_RETURN_IF_ERROR(reader.Read("top_logprobs", &request.sampling.top_logprobs));
   SLUICE_RETURN_IF_ERROR(ReadThinking(reader, &request.thinking));
