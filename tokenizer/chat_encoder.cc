@@ -18,6 +18,7 @@ class FormatChatEncoder final : public ChatEncoder {
     SLUICE_ASSIGN_OR_RETURN(const ChatText chat, RenderChat(format_, messages, options));
     std::vector<TokenId> ids;
     for (const ChatText::Segment& segment : chat.segments()) {
+      if (ids.size() > options.max_tokens) break;
       if (segment.is_control) {
         const std::optional<TokenId> id = tokenizer_.AddedTokenId(segment.text);
         if (!id.has_value()) {
@@ -26,7 +27,8 @@ class FormatChatEncoder final : public ChatEncoder {
         }
         ids.push_back(*id);
       } else {
-        const std::vector<TokenId> text = tokenizer_.Encode(segment.text, AddedTokens::kIgnore);
+        const std::vector<TokenId> text = tokenizer_.EncodeUpTo(segment.text, AddedTokens::kIgnore,
+                                                                options.max_tokens - ids.size());
         ids.insert(ids.end(), text.begin(), text.end());
       }
     }

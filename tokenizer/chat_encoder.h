@@ -37,6 +37,8 @@ struct ChatOptions {
   // The last message, an assistant's, is the beginning of the answer: it stands where the answer
   // will, as a finished one would, and stays open. There is a generation prompt then.
   bool continue_final_message = false;
+  // Encode may stop once there are more than these: for who refuses that many.
+  size_t max_tokens = Tokenizer::kAllTokens;
 };
 
 enum class ChatFormat {

@@ -47,8 +47,9 @@ class BpeTokenizer final : public Tokenizer {
   static absl::StatusOr<std::unique_ptr<Tokenizer>> Create(const TokenizerDefinition& definition,
                                                            TokenizerConfig config);
 
-  std::vector<TokenId> Encode(absl::string_view text, AddedTokens added) const override;
-  std::vector<TokenId> EncodePrompt(absl::string_view text) const override;
+  std::vector<TokenId> EncodeUpTo(absl::string_view text, AddedTokens added,
+                                  size_t max_tokens) const override;
+  std::vector<TokenId> EncodePromptUpTo(absl::string_view text, size_t max_tokens) const override;
   absl::string_view TokenBytes(TokenId id) const override;
   size_t max_token_bytes() const override { return max_token_bytes_; }
   std::string Decode(absl::Span<const TokenId> ids, bool skip_special_tokens) const override;
@@ -134,7 +135,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> BpeTokenizer::Create(
   return tokenizer;
 }
 
-std::vector<TokenId> BpeTokenizer::Encode(absl::string_view text, AddedTokens added) const {
+std::vector<TokenId> BpeTokenizer::EncodeUpTo(absl::string_view text, AddedTokens added,
+                                              size_t max_tokens) const {
   std::vector<AddedTokenMatcher::Part> parts;
   if (added == AddedTokens::kMatch) {
     parts = added_tokens_.Split(text);
@@ -151,13 +153,17 @@ std::vector<TokenId> BpeTokenizer::Encode(absl::string_view text, AddedTokens ad
     }
     pieces.clear();
     pre_tokenizer_.Split(part.text, &pieces);
-    for (const absl::string_view piece : pieces) bpe_.Encode(piece, &scratch, &ids);
+    for (const absl::string_view piece : pieces) {
+      if (ids.size() > max_tokens) return ids;
+      bpe_.Encode(piece, &scratch, &ids);
+    }
   }
   return ids;
 }
 
-std::vector<TokenId> BpeTokenizer::EncodePrompt(absl::string_view text) const {
-  std::vector<TokenId> ids = Encode(text, AddedTokens::kMatch);
+std::vector<TokenId> BpeTokenizer::EncodePromptUpTo(absl::string_view text,
+                                                    size_t max_tokens) const {
+  std::vector<TokenId> ids = EncodeUpTo(text, AddedTokens::kMatch, max_tokens);
   if (add_bos_token_ && (ids.empty() || ids.front() != *bos_token_id_)) {
     ids.insert(ids.begin(), *bos_token_id_);
   }

@@ -2,6 +2,8 @@
 // Immutable after loading; any thread.
 #pragma once
 
+#include <cstddef>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,6 +23,8 @@ enum class AddedTokens {
 
 class Tokenizer {
  public:
+  static constexpr size_t kAllTokens = std::numeric_limits<size_t>::max();
+
   virtual ~Tokenizer() = default;
 
   // Reads tokenizer.json and, if present, tokenizer_config.json of a model folder. A pre-tokenizer,
@@ -31,10 +35,19 @@ class Tokenizer {
                                                           absl::string_view config_json);
 
   // REQUIRES: `text` is valid UTF-8. No BOS is added.
-  virtual std::vector<TokenId> Encode(absl::string_view text, AddedTokens added) const = 0;
+  std::vector<TokenId> Encode(absl::string_view text, AddedTokens added) const {
+    return EncodeUpTo(text, added, kAllTokens);
+  }
+  // The same, but it may stop once there are more than `max_tokens`: for who refuses that many.
+  virtual std::vector<TokenId> EncodeUpTo(absl::string_view text, AddedTokens added,
+                                          size_t max_tokens) const = 0;
   // Encode(text, kMatch), with BOS first if tokenizer_config.json asks for it (add_bos_token) and
   // the text does not already begin with it.
-  virtual std::vector<TokenId> EncodePrompt(absl::string_view text) const = 0;
+  std::vector<TokenId> EncodePrompt(absl::string_view text) const {
+    return EncodePromptUpTo(text, kAllTokens);
+  }
+  virtual std::vector<TokenId> EncodePromptUpTo(absl::string_view text,
+                                                size_t max_tokens) const = 0;
 
   // The token's raw bytes; may be part of a character. Unknown ids: empty.
   virtual absl::string_view TokenBytes(TokenId id) const = 0;

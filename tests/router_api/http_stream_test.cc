@@ -152,6 +152,32 @@ TEST_F(LongContextStreamTest, LargeEventsReachAClientThatReads) {
   EXPECT_TRUE(WaitForMetric("sluice_stream_buffered_bytes{api=\"http\"}", "0"));
 }
 
+// Prompts that come back are not counted without end.
+TEST_F(LongContextStreamTest, AClientThatReadsNoneOfManyLargeEventsIsEvicted) {
+  HttpClient client(port(), /*receive_buffer_bytes=*/2048);
+  std::string prompt;
+  while (prompt.size() < (2U << 20)) prompt += "once upon a time ";
+  Json body = CompletionBody(prompt);
+  body["stream"] = true;
+  body["echo"] = true;
+  body["n"] = 16;
+  client.SendPost("/v1/completions", body.dump());
+  const TokenId a = Ids("a")[0];
+  const auto first = dispatcher_.NextGeneration();
+  first.Tokens({a});
+  // Its write is under way, without an end, before the others answer.
+  for (int i = 0; i < 1000; ++i) {
+    if (MetricsText().find("sluice_stream_buffered_bytes{api=\"http\"} 0") == std::string::npos) {
+      break;
+    }
+    absl::SleepFor(absl::Milliseconds(10));
+  }
+  for (int i = 1; i < 16; ++i) dispatcher_.NextGeneration().Tokens({a});
+  EXPECT_TRUE(dispatcher_.WaitForCancel(first.spec().id, absl::Seconds(10)));
+  EXPECT_TRUE(WaitForMetric("sluice_slow_client_evictions_total{api=\"http\"}", "1"));
+  EXPECT_TRUE(WaitForMetric("sluice_stream_buffered_bytes{api=\"http\"}", "0"));
+}
+
 // guidellm: include_usage and continuous_usage_stats together.
 TEST_F(StreamTest, GuidellmContinuousUsage) {
   AnswerWith(text_);

@@ -311,6 +311,26 @@ TEST_F(PlanTest, WhatCannotFitIsRefusedWithoutTokenizing) {
   EXPECT_EQ(tokenizer_->encoded_bytes(), before);
 }
 
+// What is not refused for its bytes is encoded until it is clear that it does not fit.
+TEST_F(PlanTest, APromptIsNotEncodedToItsEndToBeRefused) {
+  std::string text;
+  while (text.size() < 8 * static_cast<size_t>(kTestMaxModelLen)) text += "once upon a time, ";
+  const size_t all = tokenizer().Encode(text, AddedTokens::kIgnore).size();
+  ASSERT_GT(all, static_cast<size_t>(kTestMaxModelLen));
+  for (const auto& status : {PlanCompletion(*context_, Prompt(text)).status(), [&] {
+                               ChatRequest chat = Hello();
+                               chat.messages[0].content = text;
+                               return PlanChat(*context_, chat).status();
+                             }()}) {
+    EXPECT_EQ(ToApiError(status).kind, ErrorKind::kContextLength);
+    EXPECT_THAT(std::string(status.message()), HasSubstr("you requested at least 5"));
+  }
+  const std::vector<TokenId> part =
+      tokenizer().EncodeUpTo(text, AddedTokens::kIgnore, kTestMaxModelLen);
+  EXPECT_GT(part.size(), static_cast<size_t>(kTestMaxModelLen));
+  EXPECT_LT(part.size(), static_cast<size_t>(kTestMaxModelLen) + 64);
+}
+
 // The longest prompts there are: nothing but the longest token, which is an added one.
 TEST_F(PlanTest, WhatFitsIsNeverRefusedForItsBytes) {
   std::string longest;

@@ -18,13 +18,14 @@ class CountingTokenizer : public Tokenizer {
 
   int64_t encoded_bytes() const { return encoded_bytes_; }
 
-  std::vector<TokenId> Encode(absl::string_view text, AddedTokens added) const override {
+  std::vector<TokenId> EncodeUpTo(absl::string_view text, AddedTokens added,
+                                  size_t max_tokens) const override {
     encoded_bytes_ += static_cast<int64_t>(text.size());
-    return tokenizer_->Encode(text, added);
+    return tokenizer_->EncodeUpTo(text, added, max_tokens);
   }
-  std::vector<TokenId> EncodePrompt(absl::string_view text) const override {
+  std::vector<TokenId> EncodePromptUpTo(absl::string_view text, size_t max_tokens) const override {
     encoded_bytes_ += static_cast<int64_t>(text.size());
-    return tokenizer_->EncodePrompt(text);
+    return tokenizer_->EncodePromptUpTo(text, max_tokens);
   }
   absl::string_view TokenBytes(TokenId id) const override { return tokenizer_->TokenBytes(id); }
   size_t max_token_bytes() const override { return tokenizer_->max_token_bytes(); }

@@ -166,10 +166,10 @@ absl::Status FillSampling(const ApiContext& context, const SamplingRequest& requ
   return absl::OkStatus();
 }
 
-// Each prompt and its answer must fit into the model's context.
-absl::Status FillMaxTokens(const ApiContext& context, const SamplingRequest& request,
+// Each prompt and its answer must fit into `max_model_len`. Prompts that do not fit by themselves
+// may have been encoded in part only.
+absl::Status FillMaxTokens(int64_t max_model_len, const SamplingRequest& request,
                            absl::string_view prompt_param, GenerationPlan* plan) {
-  const int64_t max_model_len = context.MaxModelLen();
   for (const std::vector<TokenId>& prompt : plan->prompts) {
     if (prompt.empty()) {
       return InvalidParameter(prompt_param, absl::StrCat(prompt_param, " must not be empty"));
@@ -181,9 +181,9 @@ absl::Status FillMaxTokens(const ApiContext& context, const SamplingRequest& req
           ErrorKind::kContextLength,
           absl::StrCat(
               "This model's maximum context length is ", max_model_len,
-              " tokens. However, you requested ", prompt_tokens + wanted, " tokens (",
-              prompt_tokens, " in the prompt, at least ", wanted,
-              " in the completion). Please reduce the length of the prompt or max_tokens."),
+              " tokens. However, you requested ", prompt_tokens > max_model_len ? "at least " : "",
+              prompt_tokens + wanted, " tokens (", prompt_tokens, " in the prompt, at least ",
+              wanted, " in the completion). Please reduce the length of the prompt or max_tokens."),
           prompt_param);
     }
     const int64_t room = max_model_len - prompt_tokens;
@@ -330,6 +330,7 @@ absl::Status CheckModel(const ApiContext& context, const std::string& model) {
 absl::StatusOr<GenerationPlan> PlanCompletion(const ApiContext& context,
                                               const CompletionRequest& request) {
   GenerationPlan plan;
+  const int64_t max_model_len = context.MaxModelLen();  // read once: it changes with the cluster
   SLUICE_RETURN_IF_ERROR(FillCommon(context, request, &plan));
   if (request.prompts.empty()) return InvalidParameter("prompt", "prompt must not be empty");
   SLUICE_RETURN_IF_ERROR(CheckNumChoices(context, request.prompts.size(), plan.n));
@@ -340,7 +341,8 @@ absl::StatusOr<GenerationPlan> PlanCompletion(const ApiContext& context,
   for (const PromptInput& prompt : request.prompts) {
     if (const auto* text = std::get_if<std::string>(&prompt)) {
       SLUICE_RETURN_IF_ERROR(CheckTextBytes(context, "prompt", text->size()));
-      plan.prompts.push_back(context.tokenizer().EncodePrompt(*text));
+      plan.prompts.push_back(
+          context.tokenizer().EncodePromptUpTo(*text, static_cast<size_t>(max_model_len)));
       if (request.echo) plan.echo_texts.push_back(*text);
       continue;
     }
@@ -352,7 +354,7 @@ absl::StatusOr<GenerationPlan> PlanCompletion(const ApiContext& context,
     }
     plan.prompts.push_back(std::move(tokens));
   }
-  SLUICE_RETURN_IF_ERROR(FillMaxTokens(context, request.sampling, "prompt", &plan));
+  SLUICE_RETURN_IF_ERROR(FillMaxTokens(max_model_len, request.sampling, "prompt", &plan));
   return plan;
 }
 
@@ -364,11 +366,13 @@ absl::StatusOr<GenerationPlan> PlanChat(const ApiContext& context, const ChatReq
   options.add_generation_prompt = request.add_generation_prompt;
   options.thinking = request.thinking;
   options.continue_final_message = request.continue_final_message;
+  const int64_t max_model_len = context.MaxModelLen();
+  options.max_tokens = static_cast<size_t>(max_model_len);
   SLUICE_ASSIGN_OR_RETURN(std::vector<TokenId> tokens,
                           EncodeChat(context, request.messages, options));
   plan.prompts.push_back(std::move(tokens));
   plan.output.reasoning_start = context.chat_encoder()->AnswerStart(request.messages, options);
-  SLUICE_RETURN_IF_ERROR(FillMaxTokens(context, request.sampling, "messages", &plan));
+  SLUICE_RETURN_IF_ERROR(FillMaxTokens(max_model_len, request.sampling, "messages", &plan));
   return plan;
 }
 

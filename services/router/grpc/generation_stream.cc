@@ -9,6 +9,9 @@ namespace sluice::router {
 namespace {
 
 constexpr char kFrontIsFull[] = "too many streams have work waiting";
+// Messages that carry prompts back may wait up to this many times max_stream_buffer_bytes
+// uncounted.
+constexpr int64_t kUncountedBuffers = 16;
 
 int64_t SizeOf(const google::protobuf::Message& message) {
   // An empty message still occupies a frame and our bookkeeping.
@@ -167,9 +170,13 @@ void GenerationStream<Response>::Enqueue(Response response, bool opens) {
   absl::MutexLock lock(&mu_);
   if (finished_ || ending_ || broken_) return;
   const int64_t bytes = SizeOf(response);
-  // Nor does what finds the way free, or only the message under way before it.
-  const bool counts = !opens && outbox_.size() > (writing_ ? 1U : 0U);
-  if (counts && counted_bytes_ + bytes > shared_->options.max_stream_buffer_bytes) {
+  const int64_t limit = shared_->options.max_stream_buffer_bytes;
+  // What finds the way free, or only the message under way before it, does not count either.
+  const bool waits_alone = outbox_.size() <= (writing_ ? 1U : 0U);
+  const int64_t uncounted_bytes = outbox_bytes_ - counted_bytes_;
+  const bool counts =
+      !waits_alone && !(opens && uncounted_bytes + bytes <= kUncountedBuffers * limit);
+  if (counts && counted_bytes_ + bytes > limit) {
     shared_->context->metrics().slow_client_evictions(Front::kGrpc)->Increment();
     BreakLocked();
     return;

@@ -24,6 +24,8 @@ constexpr size_t kReadChunkBytes = 16 * 1024;
 constexpr absl::Duration kLingerTimeout = absl::Seconds(2);
 // Buffers that grew beyond this for a slow client are given back.
 constexpr size_t kMaxIdleBufferBytes = 16 * 1024;
+// Events that carry prompts back may wait up to this many times max_stream_buffer_bytes uncounted.
+constexpr size_t kUncountedBuffers = 16;
 constexpr int64_t kLingerBytes = 32 * 1024 * 1024;
 
 }  // namespace
@@ -126,7 +128,11 @@ void HttpConnection::SendOpeningEvent(absl::string_view data) {
   if (client_gone_) return;
   const size_t before = outbox_.size();
   AppendEvent(data);
-  uncounted_bytes_ += outbox_.size() - before;
+  const size_t added = outbox_.size() - before;
+  const auto limit = static_cast<size_t>(shared_->options.max_stream_buffer_bytes);
+  if (before == 0 || uncounted_bytes_ + added <= kUncountedBuffers * limit) {
+    uncounted_bytes_ += added;
+  }
   WriteMore();
 }
 
