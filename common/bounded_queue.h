@@ -30,8 +30,8 @@ class BoundedQueue {
       absl::MutexLock lock(&mu_);
       if (closed_ || items_.size() >= capacity_) return false;
       items_.push_back(std::move(item));
-      ready_.SignalAll();
     }
+    ready_.SignalAll();
     if (on_push_) on_push_();
     return true;
   }

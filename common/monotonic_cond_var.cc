@@ -20,14 +20,14 @@ void MonotonicCondVar::Wait(absl::Mutex* mu, absl::Duration timeout) {
   if (timeout <= absl::ZeroDuration()) return;
   const auto end =
       std::chrono::steady_clock::now() + absl::ToChronoNanoseconds(std::min(timeout, kLongestWait));
-  ++waiters_;
+  waiters_.fetch_add(1, std::memory_order_relaxed);
   {
     std::unique_lock<std::mutex> lock(asleep_mu_);
     mu->Unlock();
     asleep_.wait_until(lock, end);
   }
   mu->Lock();
-  --waiters_;
+  waiters_.fetch_sub(1, std::memory_order_relaxed);
 }
 
 bool MonotonicCondVar::Await(absl::Mutex* mu, const absl::Condition& condition,
@@ -43,9 +43,10 @@ bool MonotonicCondVar::Await(absl::Mutex* mu, const absl::Condition& condition,
 }
 
 void MonotonicCondVar::Notify(bool all) {
-  if (waiters_ == 0) return;
-  // Whoever counted itself holds asleep_mu_ since before it gave up the callers' mutex; when this
-  // gets it, they sleep.
+  // Whoever looked before the change has counted itself and taken asleep_mu_ before it gave up the
+  // callers' mutex, under which the change was made: it is seen here, and sleeps when this gets
+  // asleep_mu_.
+  if (waiters_.load(std::memory_order_relaxed) == 0) return;
   { const std::lock_guard<std::mutex> lock(asleep_mu_); }
   if (all) {
     asleep_.notify_all();

@@ -3,6 +3,7 @@
 // meant to sleep for 200 ms sleeps for an hour. tests/lint/clock_test.py keeps them out.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <mutex>
 
@@ -12,8 +13,9 @@
 
 namespace sluice {
 
-// Every call is made with the same mutex held, which so guards the number of waiters: a signal that
-// nobody waits for costs nothing.
+// All waits are made with the same mutex. What they wait for is changed under it; the signal may
+// come afterwards, when whoever wakes up finds the mutex free. One that nobody waits for costs
+// nothing.
 class MonotonicCondVar {
  public:
   MonotonicCondVar() = default;
@@ -33,7 +35,7 @@ class MonotonicCondVar {
  private:
   void Notify(bool all);
 
-  int waiters_ = 0;  // guarded by the callers' mutex
+  std::atomic<int> waiters_{0};  // changed under the callers' mutex
   // Held only between giving up the callers' mutex and falling asleep, and to wait for that moment.
   std::mutex asleep_mu_;
   std::condition_variable asleep_;

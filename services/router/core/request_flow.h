@@ -68,7 +68,7 @@ class RequestFlow {
   // `deadline` is absolute; InfiniteFuture: none.
   RequestFlow(GenerationSpec spec, const CoreOptions& options, absl::Time now);
 
-  // Looks after its queue anew when a missing role will be given up. REQUIRES: queued.
+  // A role is missing: OnTimer decides anew when that is given up. REQUIRES: queued.
   void WaitForRole(absl::Time gives_up_at) {
     phase_deadline_ = std::min(queued_until_, gives_up_at);
   }

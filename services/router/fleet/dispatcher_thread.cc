@@ -76,13 +76,15 @@ void DispatcherThread::Start(FleetPort* port) {
 }
 
 void DispatcherThread::Stop() {
+  bool wake = false;
   {
     absl::MutexLock lock(&mu_);
     stopped_ = true;
     idle_.SignalAll();
     mailbox_.stop = true;
-    CallThreadLocked();
+    wake = CallThreadLocked();
   }
+  if (wake) wake_.Signal();
   if (thread_.joinable()) thread_.join();
 }
 
@@ -92,10 +94,14 @@ void DispatcherThread::AnnounceDrain() {
 }
 
 void DispatcherThread::StartDrain() {
-  absl::MutexLock lock(&mu_);
-  draining_ = true;
-  mailbox_.drain = true;
-  CallThreadLocked();
+  bool wake = false;
+  {
+    absl::MutexLock lock(&mu_);
+    draining_ = true;
+    mailbox_.drain = true;
+    wake = CallThreadLocked();
+  }
+  if (wake) wake_.Signal();
 }
 
 bool DispatcherThread::WaitUntilIdle(absl::Duration timeout) {
@@ -104,17 +110,21 @@ bool DispatcherThread::WaitUntilIdle(absl::Duration timeout) {
 }
 
 void DispatcherThread::Submit(GenerationSpec spec, std::shared_ptr<GenerationSink> sink) {
+  bool stopped = false, wake = false;
   {
     absl::MutexLock lock(&mu_);
-    if (!stopped_) {
+    stopped = stopped_;
+    if (!stopped) {
       if (static_cast<int>(mailbox_.submissions.size()) < options_.max_mailbox_requests) {
         mailbox_.submissions.emplace_back(std::move(spec), std::move(sink));
       } else {
         mailbox_.refused.emplace_back(spec.api, std::move(sink));
       }
-      return CallThreadLocked();
+      wake = CallThreadLocked();
     }
   }
+  if (wake) wake_.Signal();
+  if (!stopped) return;
   // There is no dispatcher any more.
   sink->OnEnd(Refusal(absl::UnavailableError("the router is shutting down"), std::nullopt));
   sink->Flush(/*alone=*/true);
@@ -125,10 +135,14 @@ void DispatcherThread::Cancel(RequestId id) { PostCancel(id, /*satisfied=*/false
 void DispatcherThread::Stop(RequestId id) { PostCancel(id, /*satisfied=*/true); }
 
 void DispatcherThread::PostCancel(RequestId id, bool satisfied) {
-  absl::MutexLock lock(&mu_);
-  if (stopped_) return;
-  mailbox_.cancels.emplace(id, satisfied);
-  CallThreadLocked();
+  bool wake = false;
+  {
+    absl::MutexLock lock(&mu_);
+    if (stopped_) return;
+    mailbox_.cancels.emplace(id, satisfied);
+    wake = CallThreadLocked();
+  }
+  if (wake) wake_.Signal();
 }
 
 void DispatcherThread::OnWorkerEvent(SessionId session, Event event) {
@@ -200,9 +214,9 @@ DispatcherThread::Mailbox DispatcherThread::AwaitTurn() {
   return std::exchange(mailbox_, Mailbox());
 }
 
-void DispatcherThread::CallThreadLocked() {
-  if (std::exchange(thread_is_next_, true)) return;
-  if (!turn_taken_) wake_.Signal();  // else whoever has the turn does
+bool DispatcherThread::CallThreadLocked() {
+  if (std::exchange(thread_is_next_, true)) return false;
+  return !turn_taken_;  // else whoever has the turn wakes it up
 }
 
 bool DispatcherThread::TryBeginTurnLocked(Mailbox* mail) {
@@ -226,13 +240,17 @@ DispatcherThread::Sinks DispatcherThread::EndTurn(absl::Time now) {
   const absl::Time due = std::min(next_tick_, core_.NextTimer(now));
   const bool busy = !sinks_.empty();
   Sinks touched = std::exchange(touched_, {});
-  absl::MutexLock lock(&mu_);
-  turn_taken_ = false;
-  busy_ = busy;
-  timer_due_ = due;
-  if (!mailbox_.empty()) thread_is_next_ = true;
-  if (IsIdleLocked()) idle_.SignalAll();
-  if (thread_is_next_ || due < sleeps_until_) wake_.Signal();
+  bool wake = false;
+  {
+    absl::MutexLock lock(&mu_);
+    turn_taken_ = false;
+    busy_ = busy;
+    timer_due_ = due;
+    if (!mailbox_.empty()) thread_is_next_ = true;
+    if (IsIdleLocked()) idle_.SignalAll();
+    wake = thread_is_next_ || due < sleeps_until_;
+  }
+  if (wake) wake_.Signal();
   return touched;
 }
 

@@ -103,8 +103,9 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   bool IsIdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return stopped_ || (!busy_ && mailbox_.empty());
   }
-  // The mail is for the dispatcher's own thread.
-  void CallThreadLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
+  // The mail is for the dispatcher's own thread. True: to be woken up once mu_ is free, so that it
+  // does not run into it.
+  [[nodiscard]] bool CallThreadLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // Serves `mail`, gives the turn back and flushes the sinks.
   void ServeTurn(Mailbox mail);
   // Gives the turn back; returns the sinks to flush.
