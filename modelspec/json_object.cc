@@ -25,7 +25,8 @@ absl::StatusOr<nlohmann::json> ParseJsonObject(absl::string_view text) {
     const bool is_container =
         event == Json::parse_event_t::object_start || event == Json::parse_event_t::array_start;
     is_too_deep = is_too_deep || (is_container && depth > kMaxDepth);
-    // What is not kept has no end in `open_objects`, but its keys are told: nothing counts any more.
+    // What is not kept has no end in `open_objects`, but its keys are told: nothing counts any
+    // more.
     if (is_too_deep) return false;
     if (event == Json::parse_event_t::object_start) {
       open_objects.emplace_back();

@@ -34,8 +34,8 @@ struct TransferOptions {
   absl::Duration lease = absl::Seconds(5);
   absl::Duration resend_interval = absl::Milliseconds(300);  // Bind, Final, Cancel until answered
   uint64_t window_bytes = 32 << 20;                          // per transfer, unacknowledged
-  // Per transfer, checksummed and not yet out of the channel's hands: few, so that the channel finds
-  // in the cache what the checksum has read. Two messages are allowed in any case.
+  // Per transfer, checksummed and not yet out of the channel's hands: few, so that the channel
+  // finds in the cache what the checksum has read. Two messages are allowed in any case.
   uint64_t ahead_bytes = 1 << 20;
   // Smaller blocks travel together up to this; a block of more than half of it goes alone, because
   // UCX over TCP copies what is not in one piece (bench/handoff_bench).
