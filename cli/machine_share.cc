@@ -1,10 +1,8 @@
 #include "cli/machine_share.h"
 
 #include <algorithm>
-#include <fstream>
-#include <sstream>
-#include <string>
 
+#include "common/available_memory.h"
 #include "common/processors.h"
 
 namespace sluice::cli {
@@ -12,30 +10,12 @@ namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
 
-uint64_t MemAvailable() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string line; std::getline(file, line);) {
-    std::istringstream fields(line);
-    std::string name;
-    uint64_t kib = 0;
-    if (fields >> name >> kib && name == "MemAvailable:") return kib * 1024;
-  }
-  return 0;
-}
-
-// What the container's limit leaves, cgroup v2.
-uint64_t MemoryByLimit() {
-  std::ifstream limit_file("/sys/fs/cgroup/memory.max");
-  std::ifstream used_file("/sys/fs/cgroup/memory.current");
-  uint64_t limit = 0;
-  uint64_t used = 0;
-  if (!(limit_file >> limit) || !(used_file >> used)) return ~uint64_t{0};
-  return limit > used ? limit - used : 0;
-}
-
 }  // namespace
 
-Machine ThisMachine() { return {AvailableProcessors(), std::min(MemAvailable(), MemoryByLimit())}; }
+Machine ThisMachine() {
+  const int64_t memory = AvailableMemoryBytes().value_or(0);
+  return {AvailableProcessors(), static_cast<uint64_t>(memory)};
+}
 
 WorkerShare ShareMachine(const Machine& machine, int num_workers) {
   const uint64_t workers = static_cast<uint64_t>(std::max(1, num_workers));

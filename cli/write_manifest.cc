@@ -7,11 +7,11 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "common/available_memory.h"
 #include "common/processors.h"
 #include "common/progress_bar.h"
 #include "common/status_macros.h"
 #include "engine/runtime/answer_check.h"
-#include "engine/runtime/available_memory.h"
 #include "engine/runtime/engine.h"
 #include "engine/weights/checkpoint_digest.h"
 #include "engine/weights/manifest.h"

@@ -3,13 +3,13 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "common/available_memory.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "engine/device/cpu/isa.h"
 #include "engine/model/deepseek_model.h"
 #include "engine/model/deepseek_weights.h"
 #include "engine/runtime/answer_check.h"
-#include "engine/runtime/available_memory.h"
 #include "engine/runtime/engine_impl.h"
 #include "engine/runtime/kv_sizing.h"
 #include "engine/weights/manifest.h"

@@ -4,7 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
-#include "engine/runtime/available_memory.h"
+#include "common/available_memory.h"
 
 namespace sluice {
 namespace {

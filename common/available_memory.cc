@@ -1,4 +1,4 @@
-#include "engine/runtime/available_memory.h"
+#include "common/available_memory.h"
 
 #include <algorithm>
 #include <fstream>
