@@ -89,7 +89,8 @@ void Worker::BeginDrain() {
   if (draining_.exchange(true)) return;
   board_.SetDraining();
   metrics_.SetDraining(true);
-  if (!loop_->Post(InternalCommand(DrainCommand{}))) {
+  drain_posted_ = loop_->Post(InternalCommand(DrainCommand{}));
+  if (!drain_posted_) {
     SLUICE_LOG(Warning) << "the engine thread's queue is full; new requests are refused by the "
                            "routers only";
   }
@@ -100,6 +101,7 @@ bool Worker::WaitDrained(absl::Duration timeout) {
   const absl::Time deadline = clock_->Now() + timeout;
   // The number of transfers may be a moment old: ask a few times in a row.
   for (int quiet = 0; quiet < 3;) {
+    if (!drain_posted_) drain_posted_ = loop_->Post(InternalCommand(DrainCommand{}));
     const bool idle =
         HasEnded(EndingStage::kDraining) && (transfers_ == nullptr || transfers_->in_flight() == 0);
     quiet = idle ? quiet + 1 : 0;

@@ -101,6 +101,7 @@ class Worker {
   std::unique_ptr<EngineLoop> loop_;
 
   std::atomic<bool> draining_{false};
+  std::atomic<bool> drain_posted_{false};  // to the engine thread, whose queue may be full
   bool stopped_ = false;
 };
 

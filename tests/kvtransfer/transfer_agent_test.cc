@@ -384,8 +384,6 @@ TEST_F(TransferAgentTest, ShortTransfersOvertakeLongOnes) {
   EXPECT_EQ(d_->All<Received>()[0].transfer, quick);
 }
 
-// Whoever can reach the channel can send it anything. Nothing but a correct message of the bound
-// life counts.
 // What is checksummed long before it is sent is read from memory twice.
 TEST_F(TransferAgentTest, TheChannelGetsAFewMessagesAtATime) {
   SimFaults rendezvous;
@@ -413,6 +411,8 @@ TEST_F(TransferAgentTest, TheChannelGetsAFewMessagesAtATime) {
   EXPECT_EQ(p_->channel->PendingSources().size(), 6u);
 }
 
+// Whoever can reach the channel can send it anything. Nothing but a correct message of the bound
+// life counts.
 TEST_F(TransferAgentTest, HostileMessagesAreCountedAndHarmless) {
   ReceiveSpec receive = ReceiveOf(0, 128);
   TransferId transfer = Begin(receive);

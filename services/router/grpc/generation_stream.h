@@ -73,8 +73,8 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   void AbandonOnFront();
   // Any thread.
   void Refuse(ErrorKind kind, absl::string_view message);
-  // A message that `opens` a choice may carry the client's own prompt back, however long: its size
-  // does not count against a client that reads.
+  // A message that `opens` a choice may carry the client's own prompt back; up to 16 times
+  // max_stream_buffer_bytes of that do not count against the client.
   void Enqueue(Response response, bool opens);
   // Ends the call with `status` once everything queued was written.
   void EndWith(const grpc::Status& status);

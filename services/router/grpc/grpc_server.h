@@ -19,7 +19,7 @@ struct GrpcOptions {
   // Streams at once; further ones are refused with RESOURCE_EXHAUSTED.
   int max_streams = 4096;
   // A stream whose client does not read is ended, and its generation cancelled, once this much
-  // waits behind a write. Messages that carry the prompt back are not counted, nor is the first.
+  // waits behind a write. Messages that carry the prompt back have 16 times as much for themselves.
   int64_t max_stream_buffer_bytes = 1024 * 1024;
   // Clients behind a headless service find new routers when their connection ends; streams in
   // flight finish first. Infinite: never.

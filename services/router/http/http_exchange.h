@@ -53,8 +53,8 @@ class HttpExchange {
   // Server-sent events: one event a write.
   virtual void StartStream() = 0;
   virtual void SendEvent(absl::string_view data) = 0;
-  // The event with which a choice begins. It may carry the client's own prompt back, however long,
-  // so its size does not count against a client that reads.
+  // The event with which a choice begins. It may carry the client's own prompt back; up to 16 times
+  // max_stream_buffer_bytes of that do not count against the client.
   virtual void SendOpeningEvent(absl::string_view data) = 0;
   // With `close`, the connection ends too: the stream was cut short.
   virtual void EndStream(bool close) = 0;

@@ -20,7 +20,7 @@ struct HttpOptions {
   int64_t max_header_bytes = 16 * 1024;
   int64_t max_body_bytes = 8 * 1024 * 1024;
   // A stream whose client does not read is closed, and its generation cancelled, once this much
-  // waits behind a write. Events that carry the prompt back are not counted, nor is the first one.
+  // waits behind a write. Events that carry the prompt back have 16 times as much for themselves.
   int64_t max_stream_buffer_bytes = 1024 * 1024;
   // SO_SNDBUF of each connection; 0 leaves it to the kernel.
   int socket_send_buffer_bytes = 0;
