@@ -9,6 +9,7 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <memory>
 #include <string>
@@ -23,6 +24,16 @@
 
 namespace sluice::router {
 namespace {
+
+// libFuzzer's watchdog is a signal every few seconds that interrupts calls.
+template <typename Call>
+ssize_t Uninterrupted(const Call& call) {
+  ssize_t result;
+  do {
+    result = call();
+  } while (result < 0 && errno == EINTR);
+  return result;
+}
 
 // Ends whatever it is given.
 class EndingDispatcher : public Dispatcher {
@@ -70,7 +81,9 @@ class Server {
     SLUICE_CHECK(bind(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
     address.sin_port = htons(static_cast<uint16_t>(server_->port()));
     address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    SLUICE_CHECK(connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address)) == 0);
+    SLUICE_CHECK(Uninterrupted([&] {
+                   return connect(fd, reinterpret_cast<sockaddr*>(&address), sizeof(address));
+                 }) == 0);
     const timeval limit = {10, 0};
     setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof(limit));
     return fd;
@@ -111,13 +124,15 @@ void Fuzz(fuzz::ByteSource source) {
   while (!source.empty()) {
     const absl::string_view segment = source.Until('\xff');
     // The server may have seen enough and closed.
-    if (send(fd, segment.data(), segment.size(), MSG_NOSIGNAL) < 0) break;
+    const ssize_t sent =
+        Uninterrupted([&] { return send(fd, segment.data(), segment.size(), MSG_NOSIGNAL); });
+    if (sent < 0) break;
   }
   shutdown(fd, SHUT_WR);
   std::string answers;
   char buffer[16384];
   ssize_t got;
-  while ((got = recv(fd, buffer, sizeof(buffer), 0)) > 0) {
+  while ((got = Uninterrupted([&] { return recv(fd, buffer, sizeof(buffer), 0); })) > 0) {
     answers.append(buffer, static_cast<size_t>(got));
   }
   const bool in_time = got == 0 || errno == ECONNRESET || errno == EPIPE;
