@@ -8,8 +8,10 @@
 #include <thread>
 #include <vector>
 
+#include "absl/base/thread_annotations.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
+#include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
 #include "cli/block_table.h"
 #include "cli/chat_client.h"
@@ -27,7 +29,10 @@ class EchoService final : public v1::Generation::Service {
  public:
   grpc::Status Chat(grpc::ServerContext* context, const v1::ChatRequest* request,
                     grpc::ServerWriter<v1::ChatResponse>* writer) override {
-    requests.push_back(*request);
+    {
+      absl::MutexLock lock(&mutex_);
+      requests_.push_back(*request);
+    }
     const std::string text = request->messages(request->messages_size() - 1).content();
     if (text == "refuse") {
       context->AddTrailingMetadata("sluice-error-code", "no_capacity");
@@ -51,7 +56,14 @@ class EchoService final : public v1::Generation::Service {
     return grpc::Status::OK;
   }
 
-  std::vector<v1::ChatRequest> requests;
+  v1::ChatRequest LastRequest() {
+    absl::MutexLock lock(&mutex_);
+    return requests_.back();
+  }
+
+ private:
+  absl::Mutex mutex_;
+  std::vector<v1::ChatRequest> requests_ ABSL_GUARDED_BY(mutex_);
 };
 
 class ChatClientTest : public ::testing::Test {
@@ -96,7 +108,7 @@ TEST_F(ChatClientTest, KeepsTheConversation) {
   EXPECT_EQ(text_, "one");
 
   ASSERT_TRUE(client.Ask("two", Collect()).ok());
-  const v1::ChatRequest& second = service_.requests.back();
+  const v1::ChatRequest second = service_.LastRequest();
   ASSERT_EQ(second.messages_size(), 4);
   EXPECT_EQ(second.messages(0).content(), "Be brief.");
   EXPECT_EQ(second.messages(1).content(), "one");
@@ -106,7 +118,7 @@ TEST_F(ChatClientTest, KeepsTheConversation) {
 
   client.Reset();
   ASSERT_TRUE(client.Ask("three", Collect()).ok());
-  EXPECT_EQ(service_.requests.back().messages_size(), 2);
+  EXPECT_EQ(service_.LastRequest().messages_size(), 2);
 }
 
 TEST_F(ChatClientTest, CancelEndsTheAnswerAndKeepsWhatCame) {
@@ -125,7 +137,7 @@ TEST_F(ChatClientTest, CancelEndsTheAnswerAndKeepsWhatCame) {
   EXPECT_TRUE(stats->cancelled);
   EXPECT_EQ(stats->num_tokens, 1);  // counted, though no usage came
   ASSERT_TRUE(client.Ask("next", Collect()).ok());
-  EXPECT_EQ(service_.requests.back().messages_size(), 3);
+  EXPECT_EQ(service_.LastRequest().messages_size(), 3);
 }
 
 TEST_F(ChatClientTest, AFailedQuestionIsTakenBack) {
@@ -134,7 +146,7 @@ TEST_F(ChatClientTest, AFailedQuestionIsTakenBack) {
   EXPECT_EQ(stats.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(stats.status().message(), "too many questions");
   ASSERT_TRUE(client.Ask("next", Collect()).ok());
-  EXPECT_EQ(service_.requests.back().messages_size(), 1);
+  EXPECT_EQ(service_.LastRequest().messages_size(), 1);
 }
 
 TEST_F(ChatClientTest, ARouterThatRefusesIsNotTakenForNone) {
