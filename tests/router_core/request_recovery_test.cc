@@ -13,6 +13,7 @@ namespace {
 
 using ::testing::ElementsAre;
 using ::testing::HasSubstr;
+using ::testing::SizeIs;
 
 CoreOptions NoRecovery() {
   CoreOptions options;
@@ -412,17 +413,32 @@ TEST_F(RecoveryTest, NoWorkerLeftToRecoverOnIsUnavailable) {
   EXPECT_EQ(h_.ends.at(id)[0].reject, RejectReason::kNoDecode);
 }
 
-TEST_F(RecoveryTest, AWorkerThatComesBackInTimeTakesTheRequest) {
+TEST_F(RecoveryTest, AWorkerThatComesBackInTimeTakesTheRequestAtOnce) {
   const RequestId id = SubmitAndDecode(2);
   h_.Play(WorkerLeft{d2_, "gone"});
   h_.Play(WorkerLeft{d_, "gone"});
   h_.AdvanceAlive(CoreOptions().no_worker_timeout / 2);
   const SessionId d3 = h_.Join("d3", WorkerRole::kDecode);
-  h_.AdvanceAlive(absl::Seconds(1));
   const SendReserve reserve = h_.Take<SendReserve>().at(0);
   EXPECT_EQ(reserve.to, d3);
   EXPECT_EQ(reserve.sequence.num_output_tokens, 2);
   EXPECT_FALSE(h_.HasEnded(id));
+}
+
+TEST_F(RecoveryTest, AnswersThatHaveBegunGoFirstWhenTheRoleIsBack) {
+  h_.Play(WorkerLeft{d2_, "gone"});
+  h_.Submit(10, 100);  // no token yet
+  Grant();
+  const RequestId begun = h_.Submit(10, 100);
+  const AttemptKey key = Grant();
+  h_.PlayToken(h_.Take<SendPrefill>().at(1).to, key, 0, 100);
+  h_.Play(WorkerLeft{d_, "gone"});
+  h_.AdvanceAlive(absl::Seconds(1));
+  h_.sent.clear();
+  h_.Join("d3", WorkerRole::kDecode);  // one of the two may start anew at a time
+  const std::vector<SendReserve> started = h_.Take<SendReserve>();
+  ASSERT_THAT(started, SizeIs(1));
+  EXPECT_EQ(started[0].sequence.key.request, begun);
 }
 
 TEST_F(RecoveryTest, PreemptedRequestIsPrefilledAnewWithItsTokens) {

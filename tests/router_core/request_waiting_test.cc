@@ -106,7 +106,7 @@ TEST_F(RequestWaitingTest, AWorkerThatWasThereInBetweenStartsTheClockAnew) {
     Refuse(absl::Seconds(2));
   }
   h_.Play(WorkerLeft{p_, "gone"});
-  h_.AdvanceAlive(CoreOptions().no_worker_timeout + absl::Seconds(2));
+  Refuse(CoreOptions().no_worker_timeout + absl::Seconds(2));
   EXPECT_EQ(h_.Result(id).status.code(), absl::StatusCode::kUnavailable);
 }
 

@@ -364,7 +364,7 @@ void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryRe
     return;
   }
   ctx.counters.CountRetry(stage, reason);
-  if (journal_.size() > 0) failed_at_ = ctx.now;
+  if (has_begun()) failed_at_ = ctx.now;
   if (decode_.has_value()) kv_holder_ = decode_->session;
   starts_anew_ = true;
   EndAttempt(ctx, std::string(status.message()));

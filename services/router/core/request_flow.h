@@ -87,6 +87,8 @@ class RequestFlow {
 
   // The retry budget has a place for it. REQUIRES: it stood in line.
   void OnRetryPlace(const FlowContext& ctx) { Plan(ctx); }
+  // No role is missing any more. REQUIRES: waits_for_role().
+  void OnRoleBack(const FlowContext& ctx) { Plan(ctx); }
 
   // `satisfied`: the front met a stop string, and the request ends well.
   void Cancel(const FlowContext& ctx, bool satisfied);
@@ -104,7 +106,10 @@ class RequestFlow {
     const bool seeks = phase_ == Phase::kWaiting || phase_ == Phase::kReserving;
     return seeks && refused_ ? no_room_since_ : absl::InfiniteFuture();
   }
+  // No worker of a role was ready when it was planned last.
+  bool waits_for_role() const { return phase_ == Phase::kWaiting && role_missing_; }
   bool Involves(SessionId session) const;
+  bool has_begun() const { return journal_.size() > 0; }  // its client has tokens
   RequestId id() const { return spec_.id; }
   int num_prompt_tokens() const { return static_cast<int>(spec_.prompt.size()); }
 
@@ -195,6 +200,7 @@ class RequestFlow {
   // forgotten when a worker has taken the request up.
   absl::Time no_room_since_ = absl::InfiniteFuture();
   absl::Time no_worker_since_ = absl::InfiniteFuture();  // and when a worker can be chosen
+  bool role_missing_ = false;  // why it is kWaiting
   bool refused_ = false;  // what it heard last from a worker it asked: that there is no room
   absl::Time yields_at_ = absl::InfiniteFuture();  // when that is forgotten, for want of an answer
   absl::Duration retry_pause_;

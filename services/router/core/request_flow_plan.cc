@@ -13,6 +13,7 @@ void RequestFlow::Plan(const FlowContext& ctx) {
   base_index_ = journal_.size();
   first_token_seen_ = kv_arrived_ = decode_token_seen_ = false;
   end_reason_.reset();
+  role_missing_ = false;
 
   const ClusterView view = ctx.membership.View(ctx.now);
   const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_, kv_holder_});
@@ -23,8 +24,7 @@ void RequestFlow::Plan(const FlowContext& ctx) {
     WaitForWorkers(ctx, choice.none);
     return;
   }
-  if (starts_anew_ &&
-      !ctx.retries.Acquire(spec_.id, journal_.size() > 0, ctx.num_running, ctx.now)) {
+  if (starts_anew_ && !ctx.retries.Acquire(spec_.id, has_begun(), ctx.num_running, ctx.now)) {
     phase_ = Phase::kWaiting;  // until OnRetryPlace
     return;
   }
@@ -77,6 +77,7 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
   retry_pause_ = std::min(2 * retry_pause_, ctx.options.max_retry_pause);
   busy_retry_after_ = absl::ZeroDuration();
   phase_ = Phase::kWaiting;
+  role_missing_ = why == NoRoute::kNoPrefill || why == NoRoute::kNoDecode;
   phase_deadline_ = yields_at_ = absl::InfiniteFuture();
   retry_at_ = std::min(ctx.now + pause, give_up_at);
   excluded_.clear();  // the next round asks everybody again

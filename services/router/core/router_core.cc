@@ -27,6 +27,7 @@ void RouterCore::Step(Event event, absl::Time now, std::vector<Action>* actions)
   // A worker that falls silent does so at NextTimer, so until now nothing has changed.
   if (can_serve_) could_serve_at_ = now;
   std::visit([&](auto& e) { Handle(ctx, std::move(e)); }, event);
+  ResumeWaiting(ctx);
   ResumeRetries(ctx);
   AdmitQueued(ctx);
 }
@@ -231,6 +232,20 @@ void RouterCore::AdmitQueued(const FlowContext& ctx) {
   }
 }
 
+void RouterCore::ResumeWaiting(const FlowContext& ctx) {
+  if (waiting_for_role_.empty() || !membership_.HasEachRole(ctx.now)) return;
+  const absl::btree_set<RequestId> waiting = std::exchange(waiting_for_role_, {});
+  std::vector<RequestId> order(waiting.begin(), waiting.end());
+  std::stable_partition(order.begin(), order.end(),
+                        [this](RequestId id) { return flows_.at(id).flow->has_begun(); });
+  for (const RequestId id : order) {
+    Entry& entry = flows_.at(id);
+    entry.waits_for_role = false;
+    entry.flow->OnRoleBack(ctx);
+    Settle(id, entry);
+  }
+}
+
 void RouterCore::ResumeRetries(const FlowContext& ctx) {
   while (const std::optional<RequestId> id = retries_.TakeNext(num_running(), ctx.now)) {
     Entry& entry = flows_.at(*id);
@@ -252,6 +267,14 @@ void RouterCore::Settle(RequestId id, Entry& entry) {
     starving_.erase({entry.starving_since, id});
     entry.starving_since = since;
     if (since != absl::InfiniteFuture()) starving_.insert({since, id});
+  }
+  if (const bool waits = entry.flow->waits_for_role(); waits != entry.waits_for_role) {
+    entry.waits_for_role = waits;
+    if (waits) {
+      waiting_for_role_.insert(id);
+    } else {
+      waiting_for_role_.erase(id);
+    }
   }
   if (!entry.flow->ended()) return;
   if (entry.ticket != 0) queue_.erase(entry.ticket);

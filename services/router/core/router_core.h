@@ -63,6 +63,7 @@ class RouterCore {
     uint64_t ticket = 0;  // place in queue_; 0: not queued
     absl::Time timer = absl::InfiniteFuture();
     absl::Time starving_since = absl::InfiniteFuture();
+    bool waits_for_role = false;
   };
 
   void Handle(const FlowContext& ctx, WorkerRegistered event);
@@ -89,6 +90,9 @@ class RouterCore {
   bool IsAnyStarving(absl::Time now) const;
   // After what may have changed which workers are ready.
   void ReviewRoles(absl::Time now) { can_serve_ = membership_.HasEachRole(now); }
+  // Plans those that waited for a missing role as soon as it is back: first whose clients have
+  // tokens.
+  void ResumeWaiting(const FlowContext& ctx);
   // Lets queued requests run while there is room.
   void AdmitQueued(const FlowContext& ctx);
   // Lets requests start anew while the budget has places.
@@ -116,6 +120,7 @@ class RouterCore {
   uint64_t next_ticket_ = 1;
   absl::btree_set<std::pair<absl::Time, RequestId>> timers_;
   absl::btree_set<std::pair<absl::Time, RequestId>> starving_;  // by starving_since
+  absl::btree_set<RequestId> waiting_for_role_;
 };
 
 }  // namespace sluice::router
