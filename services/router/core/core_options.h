@@ -43,13 +43,15 @@ struct CoreOptions {
 
   // From Reserve to Grant or Busy.
   absl::Duration reserve_timeout = absl::Seconds(5);
-  // All decode workers busy, or no worker ready: pauses between tries, and for how long in all.
+  // All decode workers busy, or no worker ready: pauses between tries, if nothing happens meanwhile
+  // that may help, and for how long in all.
   absl::Duration min_retry_pause = absl::Milliseconds(20);
   absl::Duration max_retry_pause = absl::Seconds(1);
   absl::Duration capacity_timeout = absl::Seconds(30);
-  // Once a request has been refused for want of room for this long, new ones stay in the queue
-  // until it got some: else many small ones would take every block that becomes free. A worker that
-  // does not answer it within the same time refuses nothing, and new ones go on.
+  // Once a request has been refused for want of room for this long, and at once if its client has
+  // tokens already, new ones stay in the queue until it got some: else many small ones would take
+  // every block that becomes free. A worker that does not answer it within the same time refuses
+  // nothing, and new ones go on.
   absl::Duration starvation_patience = absl::Seconds(1);
   absl::Duration no_worker_timeout = absl::Seconds(3);
   // A decode worker's tokens wait this long for the prefill worker's first one.

@@ -60,6 +60,7 @@ DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query
     if (!is_both && !HasPrefillPeer(view, worker, query.num_tokens)) continue;
     saw_fitting = true;
     if (IsExcluded(query, worker.session)) continue;
+    if (query.only_decode.value_or(worker.session) != worker.session) continue;
     (is_both ? both : paired).push_back(&worker);
   }
   if (const WorkerView* best = BestForDecode(paired, query)) return {best, NoRoute::kNone};

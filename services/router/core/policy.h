@@ -18,6 +18,8 @@ struct RouteQuery {
   absl::Span<const SessionId> excluded;
   // Decode worker of the attempt before this one: it keeps the KV it was sent.
   std::optional<SessionId> kv_holder;
+  // Set: no other decode worker is asked.
+  std::optional<SessionId> only_decode;
 };
 
 // Blocks at the front of the request's chain in a worker's prefix cache.

@@ -60,7 +60,7 @@ void RequestFlow::OnGranted(const FlowContext& ctx, const Granted& event) {
   }
   if (event.grant.cached_tokens > num_tokens()) {
     // A prefill worker would ignore an order with such a grant, and nobody would end the attempt.
-    excluded_.push_back(event.session);
+    ExcludeFailed(event.session);
     RetryAfterFailure(
         ctx, Stage::kReserve, RetryReason::kFailed,
         absl::InternalError(absl::StrCat("decode worker ", decode_->worker_id, " granted ",
@@ -68,6 +68,7 @@ void RequestFlow::OnGranted(const FlowContext& ctx, const Granted& event) {
                                          num_tokens(), " (stage reserve)")));
     return;
   }
+  chance_.reset();
   SendPrefillTo(ctx, event.grant);
 }
 
@@ -78,8 +79,10 @@ void RequestFlow::OnBusy(const FlowContext& ctx, const AnsweredBusy& event) {
     return;
   }
   busy_retry_after_ = std::max(busy_retry_after_, event.retry_after);
-  refused_ = true;
+  refusal_ = Refusal::kBusy;
   excluded_.push_back(event.session);
+  // After a report in between this takes away from others' promises, until the next one.
+  ctx.membership.AddAssigned(event.session, 0, 0, -decode_->blocks);
   DropLeg(ctx, LegKind::kDecode, /*cancel=*/false);
   Plan(ctx);
 }
@@ -189,7 +192,7 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
     // Either end may be at fault, most often the silent one: the next attempt avoids both.
     const std::optional<Leg>& peer =
         leg(kind == LegKind::kDecode ? LegKind::kPrefill : LegKind::kDecode);
-    if (peer.has_value()) excluded_.push_back(peer->session);
+    if (peer.has_value()) ExcludeFailed(peer->session);
   }
 
   switch (event.reason) {
@@ -206,26 +209,28 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
       return;
     case AttemptEndReason::kHandedOver:
       if (kind == LegKind::kPrefill && first_token_seen_) return;
-      excluded_.push_back(event.session);
+      ExcludeFailed(event.session);
       RetryAfterFailure(ctx, stage, RetryReason::kFailed,
                         absl::InternalError(absl::StrCat(
                             who, " handed over without a first token (stage prefill)")));
       return;
     case AttemptEndReason::kCancelled:
-      excluded_.push_back(event.session);
+      ExcludeFailed(event.session);
       RetryAfterFailure(ctx, stage, RetryReason::kFailed,
                         absl::AbortedError(absl::StrCat(who, " gave the request up (stage ",
                                                         StageName(stage), ")")));
       return;
     case AttemptEndReason::kFailed: {
-      excluded_.push_back(event.session);
       if (event.status.code() == absl::StatusCode::kResourceExhausted && !first_token_seen_) {
         // Its queue or pool is full: no failure, try another or wait.
-        refused_ = true;
+        chance_.reset();
+        excluded_.push_back(event.session);
+        refusal_ = Refusal::kQueueFull;
         EndAttempt(ctx, "worker is full");
         Plan(ctx);
         return;
       }
+      ExcludeFailed(event.session);
       // The codes are of what happened between the router and its workers. To the client they would
       // mean something else: that it left (CANCELLED), that there is no room (UNAVAILABLE).
       const absl::StatusCode code =
@@ -285,10 +290,10 @@ void RequestFlow::OnTimer(const FlowContext& ctx) {
     const absl::Status status = absl::InternalError(
         absl::StrCat("decode worker ", decode_->worker_id, " did not answer Reserve within ",
                      absl::FormatDuration(ctx.options.reserve_timeout), " (stage reserve)"));
-    excluded_.push_back(decode_->session);
+    ExcludeFailed(decode_->session);
     RetryAfterFailure(ctx, Stage::kReserve, RetryReason::kTimeout, status);
   } else if (phase_ == Phase::kReserving && ctx.now >= yields_at_) {
-    refused_ = false;
+    refusal_ = Refusal::kNone;
     yields_at_ = absl::InfiniteFuture();
   } else if (ctx.now >= gap_deadline_) {
     RetryAfterFailure(
@@ -346,8 +351,9 @@ void RequestFlow::EndAttempt(const FlowContext& ctx, const std::string& reason) 
 void RequestFlow::RetryAfterFailure(const FlowContext& ctx, Stage stage, RetryReason reason,
                                     absl::Status status) {
   if (FinishIfComplete(ctx)) return;
+  chance_.reset();
   if (phase_ == Phase::kReserving) {
-    refused_ = false;
+    refusal_ = Refusal::kNone;
   } else {
     ForgetWaiting();
   }
@@ -477,6 +483,7 @@ void RequestFlow::UpdatePhase() {
 void RequestFlow::RecordFirstToken(const FlowContext& ctx, const ProducedToken& token) {
   ForgetWaiting();
   excluded_.clear();
+  failed_in_round_ = false;
   starts_anew_ = false;
   ctx.retries.Release(spec_.id);
   Leg& computed_by = colocated_ || !prefill_.has_value() ? *decode_ : *prefill_;

@@ -34,6 +34,7 @@
 #include "services/router/core/policy.h"
 #include "services/router/core/prefix_index.h"
 #include "services/router/core/retry_budget.h"
+#include "services/router/core/waiting_lines.h"
 
 namespace sluice::router {
 
@@ -56,7 +57,7 @@ class RequestFlow {
  public:
   enum class Phase {
     kQueued,       // waiting for a place among the running requests
-    kWaiting,      // no worker can take it now: tried again at retry_at_; or for a place to retry
+    kWaiting,      // no worker can take it now: tried again at retry_at_, or as waits_for() says
     kReserving,    // Reserve sent
     kPrefill,      // Prefill or Run sent
     kTransfer,     // first token seen, KV on its way
@@ -87,8 +88,11 @@ class RequestFlow {
 
   // The retry budget has a place for it. REQUIRES: it stood in line.
   void OnRetryPlace(const FlowContext& ctx) { Plan(ctx); }
-  // No role is missing any more. REQUIRES: waits_for_role().
+  // No role is missing any more. REQUIRES: waits_for() == WaitsFor::kRole.
   void OnRoleBack(const FlowContext& ctx) { Plan(ctx); }
+  // The worker may have room now: asks it and nobody else, and if it refuses waits on as it did.
+  // REQUIRES: waits_for() == WaitsFor::kRoom.
+  void OnRoom(const FlowContext& ctx, SessionId session);
 
   // `satisfied`: the front met a stop string, and the request ends well.
   void Cancel(const FlowContext& ctx, bool satisfied);
@@ -100,14 +104,19 @@ class RequestFlow {
   Phase phase() const { return phase_; }
   bool ended() const { return phase_ == Phase::kEnded; }
   absl::Time next_timer() const;
-  // Since when it has sought room, if it was told last that there is none; InfiniteFuture: it was
-  // not. A missing role or a Reserve that nobody answers is no want of room.
-  absl::Time starving_since() const {
+  // From when new requests leave it the room it seeks, if it was told last that there is none;
+  // InfiniteFuture: never. At once if its client waits in the middle of the answer. A missing role
+  // or a Reserve that nobody answers is no want of room.
+  absl::Time has_precedence_at(absl::Duration starvation_patience) const {
     const bool seeks = phase_ == Phase::kWaiting || phase_ == Phase::kReserving;
-    return seeks && refused_ ? no_room_since_ : absl::InfiniteFuture();
+    if (!seeks || refusal_ == Refusal::kNone) return absl::InfiniteFuture();
+    return no_room_since_ + (has_begun() ? absl::ZeroDuration() : starvation_patience);
   }
-  // No worker of a role was ready when it was planned last.
-  bool waits_for_role() const { return phase_ == Phase::kWaiting && role_missing_; }
+  WaitsFor waits_for() const { return phase_ == Phase::kWaiting ? waits_for_ : WaitsFor::kTime; }
+  // When it began to wait for that; says nothing of WaitsFor::kTime.
+  absl::Time waiting_since() const {
+    return waits_for_ == WaitsFor::kRoom ? no_room_since_ : no_worker_since_;
+  }
   bool Involves(SessionId session) const;
   bool has_begun() const { return journal_.size() > 0; }  // its client has tokens
   RequestId id() const { return spec_.id; }
@@ -118,6 +127,7 @@ class RequestFlow {
     SessionId session;
     std::string worker_id;
     int64_t prefill_tokens = 0;  // counted in the membership until the first token
+    int64_t blocks = 0;          // promised there until the worker's next report
   };
   enum class LegKind { kDecode, kPrefill };
 
@@ -127,6 +137,11 @@ class RequestFlow {
   void WaitForWorkers(const FlowContext& ctx, NoRoute why);
   void GiveUpWaiting(const FlowContext& ctx, NoRoute why, absl::Duration waited);
   void ForgetWaiting();
+  // Leaves the worker out until the next round of tries.
+  void ExcludeFailed(SessionId session) {
+    excluded_.push_back(session);
+    failed_in_round_ = true;
+  }
   // The end of its time in the queue, or of that without a role.
   void OnQueueTimer(const FlowContext& ctx);
   void SendPrefillTo(const FlowContext& ctx, const Grant& grant);
@@ -183,6 +198,7 @@ class RequestFlow {
 
   // Over all attempts.
   std::vector<SessionId> excluded_;     // answered Busy in this round, or failed
+  bool failed_in_round_ = false;        // one of them failed
   std::optional<SessionId> kv_holder_;  // decode worker of the attempt before this one
   int lost_workers_ = 0;
   bool starts_anew_ = false;  // an attempt after the first, until its first token
@@ -200,8 +216,17 @@ class RequestFlow {
   // forgotten when a worker has taken the request up.
   absl::Time no_room_since_ = absl::InfiniteFuture();
   absl::Time no_worker_since_ = absl::InfiniteFuture();  // and when a worker can be chosen
-  bool role_missing_ = false;  // why it is kWaiting
-  bool refused_ = false;  // what it heard last from a worker it asked: that there is no room
+  WaitsFor waits_for_ = WaitsFor::kTime;
+  // From OnRoom to the worker's answer.
+  struct Chance {
+    SessionId session;    // nobody else is asked
+    absl::Time retry_at;  // if it refuses: the timer as it was
+  };
+  std::optional<Chance> chance_;
+  // What it heard last from a worker it asked: Reserve was answered Busy, or work that was sent
+  // came back because a queue was full.
+  enum class Refusal { kNone, kBusy, kQueueFull };
+  Refusal refusal_ = Refusal::kNone;
   absl::Time yields_at_ = absl::InfiniteFuture();  // when that is forgotten, for want of an answer
   absl::Duration retry_pause_;
   absl::Duration busy_retry_after_;  // the longest one asked for in this round

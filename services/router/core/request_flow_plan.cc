@@ -13,10 +13,12 @@ void RequestFlow::Plan(const FlowContext& ctx) {
   base_index_ = journal_.size();
   first_token_seen_ = kv_arrived_ = decode_token_seen_ = false;
   end_reason_.reset();
-  role_missing_ = false;
+  waits_for_ = WaitsFor::kTime;
 
   const ClusterView view = ctx.membership.View(ctx.now);
-  const DecodeChoice choice = ChooseDecodeWorker(view, {num_tokens(), excluded_, kv_holder_});
+  RouteQuery query{num_tokens(), excluded_, kv_holder_, /*only_decode=*/std::nullopt};
+  if (chance_.has_value()) query.only_decode = chance_->session;
+  const DecodeChoice choice = ChooseDecodeWorker(view, query);
   if (choice.worker != nullptr || choice.none == NoRoute::kAllExcluded) {
     no_worker_since_ = absl::InfiniteFuture();
   }
@@ -31,6 +33,7 @@ void RequestFlow::Plan(const FlowContext& ctx) {
   max_model_len_ = choice.worker->max_model_len;
   colocated_ = choice.worker->role == WorkerRole::kBoth;
   if (colocated_) {
+    chance_.reset();
     SetLeg(ctx, LegKind::kDecode, *choice.worker, num_tokens());
     sent_at_ = ctx.now;
     phase_ = Phase::kPrefill;
@@ -40,9 +43,14 @@ void RequestFlow::Plan(const FlowContext& ctx) {
     SetLeg(ctx, LegKind::kDecode, *choice.worker, 0);
     phase_ = Phase::kReserving;
     phase_deadline_ = ctx.now + ctx.options.reserve_timeout;
-    if (refused_) yields_at_ = ctx.now + ctx.options.starvation_patience;
+    if (refusal_ != Refusal::kNone) yields_at_ = ctx.now + ctx.options.starvation_patience;
     ctx.actions.push_back(SendReserve{decode_->session, MakeSequence(ctx)});
   }
+}
+
+void RequestFlow::OnRoom(const FlowContext& ctx, SessionId session) {
+  chance_ = Chance{session, retry_at_};
+  Plan(ctx);
 }
 
 void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
@@ -59,7 +67,7 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
   const bool busy = why == NoRoute::kAllExcluded;
   if (!busy) {
     ctx.retries.Release(spec_.id);  // whoever waits for a worker burdens none
-    refused_ = false;
+    refusal_ = Refusal::kNone;
   }
   absl::Time& since = busy ? no_room_since_ : no_worker_since_;
   if (since == absl::InfiniteFuture()) {
@@ -74,13 +82,21 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
   }
   const absl::Duration pause = std::clamp(std::max(retry_pause_, busy_retry_after_),
                                           ctx.options.min_retry_pause, ctx.options.max_retry_pause);
-  retry_pause_ = std::min(2 * retry_pause_, ctx.options.max_retry_pause);
+  if (!chance_.has_value()) {
+    retry_pause_ = std::min(2 * retry_pause_, ctx.options.max_retry_pause);
+  }
   busy_retry_after_ = absl::ZeroDuration();
   phase_ = Phase::kWaiting;
-  role_missing_ = why == NoRoute::kNoPrefill || why == NoRoute::kNoDecode;
+  // A full queue or a failure is left alone for the pause: the grant that came before it would be
+  // the next chance, and so on without one.
+  waits_for_ = WaitsFor::kTime;
+  if (why == NoRoute::kNoPrefill || why == NoRoute::kNoDecode) waits_for_ = WaitsFor::kRole;
+  if (busy && refusal_ == Refusal::kBusy && !failed_in_round_) waits_for_ = WaitsFor::kRoom;
   phase_deadline_ = yields_at_ = absl::InfiniteFuture();
-  retry_at_ = std::min(ctx.now + pause, give_up_at);
+  retry_at_ = std::min(chance_.has_value() ? chance_->retry_at : ctx.now + pause, give_up_at);
+  chance_.reset();
   excluded_.clear();  // the next round asks everybody again
+  failed_in_round_ = false;
 }
 
 void RequestFlow::GiveUpWaiting(const FlowContext& ctx, NoRoute why, absl::Duration waited) {
@@ -123,7 +139,7 @@ void RequestFlow::OnQueueTimer(const FlowContext& ctx) {
 
 void RequestFlow::ForgetWaiting() {
   no_room_since_ = no_worker_since_ = absl::InfiniteFuture();
-  refused_ = false;
+  refusal_ = Refusal::kNone;
 }
 
 void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
@@ -137,6 +153,7 @@ void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
     // Decode blocks must not wait for a prefill worker: others could use them.
     EndAttempt(ctx, "no prefill worker");
     WaitForWorkers(ctx, choice.none);
+    if (waits_for_ == WaitsFor::kRoom) waits_for_ = WaitsFor::kTime;  // it had that
     return;
   }
   max_model_len_ = std::min(max_model_len_, choice.worker->max_model_len);
@@ -192,7 +209,7 @@ PrefixMatch RequestFlow::MatchPrefixes(const ClusterView& view, const WorkerInfo
 void RequestFlow::SetLeg(const FlowContext& ctx, LegKind kind, const WorkerView& worker,
                          int64_t prefill_tokens) {
   const int64_t blocks = num_tokens() / std::max(1, worker.kv_block_tokens) + 1;
-  leg(kind) = Leg{worker.session, worker.worker_id, prefill_tokens};
+  leg(kind) = Leg{worker.session, worker.worker_id, prefill_tokens, blocks};
   ctx.membership.AddAssigned(worker.session, 1, prefill_tokens, blocks);
 }
 

@@ -7,6 +7,13 @@
 #include "services/router/core/mutants.h"
 
 namespace sluice::router {
+namespace {
+
+// Requests that a worker with room cannot serve, its context being too short, do not keep it from
+// those behind them, unless they are as many.
+constexpr int kMaxPassedOver = 7;
+
+}  // namespace
 
 RouterCore::RouterCore(CoreOptions options)
     : options_(std::move(options)),
@@ -77,6 +84,7 @@ void RouterCore::Handle(const FlowContext& ctx, LoadReported event) {
   }
   prefixes_.Update(event.session, event.load.kv_blocks_added, event.load.kv_blocks_removed);
   membership_.SetLoad(event.session, std::move(event.load));
+  NoteRoom(event.session);
   ReviewRoles(ctx.now);
 }
 
@@ -120,6 +128,7 @@ void RouterCore::Handle(const FlowContext& ctx, Granted event) {
   if (Entry* entry = FindFor(ctx, event.session, event.key.request)) {
     entry->flow->OnGranted(ctx, event);
     Settle(event.key.request, *entry);
+    NoteRoom(event.session);  // the next one may be as lucky
   } else if (membership_.Find(event.session) != nullptr) {
     // The request ended while its Reserve was on the way.
     counters_.CountStale(StaleReason::kUnknownRequest);
@@ -148,10 +157,15 @@ void RouterCore::Handle(const FlowContext& ctx, TokensProduced event) {
 
 void RouterCore::Handle(const FlowContext& ctx, AttemptEnded event) {
   // For a request that ended here first this is the answer to our Cancel.
-  if (Entry* entry = FindFor(ctx, event.session, event.key.request)) {
-    entry->flow->OnAttemptEnded(ctx, event);
-    Settle(event.key.request, *entry);
-  }
+  Entry* const entry = FindFor(ctx, event.session, event.key.request);
+  const bool refuses =
+      event.reason == AttemptEndReason::kFailed &&
+      (entry == nullptr || entry->flow->phase() == RequestFlow::Phase::kReserving ||
+       event.status.code() == absl::StatusCode::kResourceExhausted);
+  if (!refuses) NoteRoom(event.session);
+  if (entry == nullptr) return;
+  entry->flow->OnAttemptEnded(ctx, event);
+  Settle(event.key.request, *entry);
 }
 
 void RouterCore::Handle(const FlowContext& ctx, AttemptPreempted event) {
@@ -213,8 +227,13 @@ void RouterCore::Handle(const FlowContext& ctx, RequestCancelled event) {
 
 void RouterCore::Handle(const FlowContext&, DrainStarted) { draining_ = true; }
 
+void RouterCore::NoteRoom(SessionId session) {
+  const Membership::Member* member = membership_.Find(session);
+  if (member != nullptr && member->info.role != WorkerRole::kPrefill) may_have_room_ = session;
+}
+
 bool RouterCore::IsAnyStarving(absl::Time now) const {
-  return !starving_.empty() && starving_.begin()->first + options_.starvation_patience <= now;
+  return !starving_.empty() && starving_.begin()->first <= now;
 }
 
 void RouterCore::AdmitQueued(const FlowContext& ctx) {
@@ -233,16 +252,22 @@ void RouterCore::AdmitQueued(const FlowContext& ctx) {
 }
 
 void RouterCore::ResumeWaiting(const FlowContext& ctx) {
-  if (waiting_for_role_.empty() || !membership_.HasEachRole(ctx.now)) return;
-  const absl::btree_set<RequestId> waiting = std::exchange(waiting_for_role_, {});
-  std::vector<RequestId> order(waiting.begin(), waiting.end());
-  std::stable_partition(order.begin(), order.end(),
-                        [this](RequestId id) { return flows_.at(id).flow->has_begun(); });
-  for (const RequestId id : order) {
+  if (!waiting_.is_role_line_empty() && membership_.HasEachRole(ctx.now)) {
+    for (const RequestId& id : waiting_.RoleLine()) {
+      Entry& entry = flows_.at(id);
+      entry.flow->OnRoleBack(ctx);
+      Settle(id, entry);
+    }
+  }
+  const std::optional<SessionId> session = std::exchange(may_have_room_, std::nullopt);
+  if (!session.has_value()) return;
+  for (const RequestId& id : waiting_.FirstForRoom(kMaxPassedOver + 1)) {
     Entry& entry = flows_.at(id);
-    entry.waits_for_role = false;
-    entry.flow->OnRoleBack(ctx);
+    entry.flow->OnRoom(ctx, *session);
+    const bool is_asked =
+        !entry.flow->ended() && entry.flow->phase() != RequestFlow::Phase::kWaiting;
     Settle(id, entry);
+    if (is_asked) return;
   }
 }
 
@@ -261,21 +286,13 @@ void RouterCore::Settle(RequestId id, Entry& entry) {
     entry.timer = timer;
     if (timer != absl::InfiniteFuture()) timers_.insert({timer, id});
   }
-  const absl::Time since =
-      entry.flow->ended() ? absl::InfiniteFuture() : entry.flow->starving_since();
-  if (since != entry.starving_since) {
-    starving_.erase({entry.starving_since, id});
-    entry.starving_since = since;
-    if (since != absl::InfiniteFuture()) starving_.insert({since, id});
+  const absl::Time precedence = entry.flow->has_precedence_at(options_.starvation_patience);
+  if (precedence != entry.has_precedence_at) {
+    starving_.erase({entry.has_precedence_at, id});
+    entry.has_precedence_at = precedence;
+    if (precedence != absl::InfiniteFuture()) starving_.insert({precedence, id});
   }
-  if (const bool waits = entry.flow->waits_for_role(); waits != entry.waits_for_role) {
-    entry.waits_for_role = waits;
-    if (waits) {
-      waiting_for_role_.insert(id);
-    } else {
-      waiting_for_role_.erase(id);
-    }
-  }
+  waiting_.Place(id, entry.flow->waits_for(), entry.flow->has_begun(), entry.flow->waiting_since());
   if (!entry.flow->ended()) return;
   if (entry.ticket != 0) queue_.erase(entry.ticket);
   flows_.erase(id);

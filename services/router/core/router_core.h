@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -62,8 +63,7 @@ class RouterCore {
     std::unique_ptr<RequestFlow> flow;
     uint64_t ticket = 0;  // place in queue_; 0: not queued
     absl::Time timer = absl::InfiniteFuture();
-    absl::Time starving_since = absl::InfiniteFuture();
-    bool waits_for_role = false;
+    absl::Time has_precedence_at = absl::InfiniteFuture();
   };
 
   void Handle(const FlowContext& ctx, WorkerRegistered event);
@@ -86,12 +86,16 @@ class RouterCore {
   // Takes the worker out and tells every request it served.
   void RemoveWorker(const FlowContext& ctx, SessionId session, const std::string& reason,
                     MembershipEvent event);
-  // Whether an admitted request has sought room for so long that new ones must not compete with it.
+  // Something happened that lets the worker have room for one more. Ignored: prefill workers, who
+  // hold no answer's place, and who is no member.
+  void NoteRoom(SessionId session);
+  // Whether an admitted request seeks room that new ones must leave to it.
   bool IsAnyStarving(absl::Time now) const;
   // After what may have changed which workers are ready.
   void ReviewRoles(absl::Time now) { can_serve_ = membership_.HasEachRole(now); }
-  // Plans those that waited for a missing role as soon as it is back: first whose clients have
-  // tokens.
+  // Plans anew who waits for a role that is back; and, if a worker may have room, lets the first of
+  // those who wait for it ask that worker. One is asked for each event: a grant lets the next one
+  // try, a refusal ends that until there may be room again.
   void ResumeWaiting(const FlowContext& ctx);
   // Lets queued requests run while there is room.
   void AdmitQueued(const FlowContext& ctx);
@@ -114,13 +118,14 @@ class RouterCore {
   absl::Time could_serve_at_ = absl::InfinitePast();  // when no role was last seen missing
 
   // At most max_queued_requests + max_running_requests entries. Whoever acts on several takes them
-  // in the order of their ids, so that the same events give the same actions.
+  // in an order that does not come from here, so that the same events give the same actions.
   absl::flat_hash_map<RequestId, Entry> flows_;
   absl::btree_map<uint64_t, RequestId> queue_;  // by ticket: first come, first served
   uint64_t next_ticket_ = 1;
   absl::btree_set<std::pair<absl::Time, RequestId>> timers_;
-  absl::btree_set<std::pair<absl::Time, RequestId>> starving_;  // by starving_since
-  absl::btree_set<RequestId> waiting_for_role_;
+  absl::btree_set<std::pair<absl::Time, RequestId>> starving_;  // by has_precedence_at
+  WaitingLines waiting_;
+  std::optional<SessionId> may_have_room_;  // freed something in this step, granted or reported
 };
 
 }  // namespace sluice::router
