@@ -3,6 +3,8 @@
 #   scripts/fuzz.sh                          every target of tests/fuzz for 30 s each
 #   scripts/fuzz.sh --seconds 600 http_body_fuzz ...
 #   --seconds N     per target
+#   --seed N        where the mutations begin (0: anywhere). The stage of scripts/test.sh always begins at 1, so that
+#                   its verdict owes less to luck; look further by hand.
 #   --jobs N        compilers, then targets, at once (2)
 # The inputs in tests/fuzz/corpus are only read: what a run learns goes to build/fuzz/corpus/TARGET
 # and is used again by the next one. A finding lies in build/fuzz/findings and makes the exit code 1;
@@ -10,18 +12,20 @@
 set -uo pipefail
 cd "$(dirname "$0")/.." || exit 1
 
-seconds=30 jobs=2 targets=()
+seconds=30 jobs=2 seed=0 targets=()
 while [ $# -gt 0 ]; do
   case "$1" in
     --seconds) seconds="${2:?--seconds needs a number}"; shift ;;
+    --seed) seed="${2:?--seed needs a number}"; shift ;;
     --jobs) jobs="${2:?--jobs needs a number}"; shift ;;
-    -h | --help) sed -n '2,9p' "$0" | cut -c3-; exit 0 ;;
+    -h | --help) sed -n '2,11p' "$0" | cut -c3-; exit 0 ;;
     -*) echo "fuzz.sh: unknown argument '$1' (try --help)" >&2; exit 2 ;;
     *) targets+=("$1") ;;
   esac
   shift
 done
 [[ "$seconds" =~ ^[1-9][0-9]*$ ]] || { echo "fuzz.sh: --seconds needs a positive number" >&2; exit 2; }
+[[ "$seed" =~ ^[0-9]+$ ]] || { echo "fuzz.sh: --seed needs a number" >&2; exit 2; }
 if [ ${#targets[@]} -eq 0 ]; then
   for source in tests/fuzz/*_fuzz.cc; do targets+=("$(basename "$source" .cc)"); done
 fi
@@ -52,7 +56,7 @@ fuzz_one() {
   before=$(mktemp)
   # The limit is for a target that hangs beyond libFuzzer's own.
   timeout --kill-after=10 $((seconds + 120)) build/fuzz/bin/"$target" \
-    -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=512 \
+    -seed="$seed" -max_total_time="$seconds" -max_len=16384 -timeout=20 -rss_limit_mb=2048 -malloc_limit_mb=512 \
     -print_final_stats=1 -artifact_prefix="build/fuzz/findings/$target-" \
     "$learned" "tests/fuzz/corpus/$target" >"$log" 2>&1
   status=$?

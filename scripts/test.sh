@@ -87,7 +87,7 @@ for stage in "${stages[@]}"; do
     release) run_stage "release build" configure_and_build release && run_stage "release tests" run_tests release -LE chaos ;;
     chaos) run_stage "chaos build" configure_and_build release && run_stage "chaos tests" run_tests release -L chaos ;;
     tidy) run_stage "tidy build" configure_and_build release && run_stage tidy scripts/lint.sh --tidy-all --jobs "$jobs" ;;
-    fuzz) run_stage fuzz scripts/fuzz.sh --seconds "$fuzz_seconds" --jobs "$jobs" ;;
+    fuzz) run_stage fuzz scripts/fuzz.sh --seconds "$fuzz_seconds" --seed 1 --jobs "$jobs" ;;
     *)
       run_stage "$stage build" configure_and_build "$stage" tests-unit tests-property tests-simulation &&
         run_stage "$stage tests" run_tests "$stage" ;;
