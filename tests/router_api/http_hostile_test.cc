@@ -282,6 +282,27 @@ TEST_F(HostileClientTest, ChunkedBodiesAndMissingLength) {
   EXPECT_EQ(client.ReadReply().status, 400);
 }
 
+// Beast 1.81 asserts that this cannot be; see cmake/SluiceDependencies.cmake.
+TEST_F(HostileClientTest, TheLastChunkMayComeByteByByte) {
+  AnswerWith("x");
+  HttpClient client(port());
+  client.Send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n");
+  const std::string json = CompletionBody().dump();
+  client.Send(absl::StrCat(absl::Hex(json.size()), "\r\n", json, "\r\n"));
+  for (const char* piece : {"0\r\n", "\r", "\n"}) {
+    absl::SleepFor(absl::Milliseconds(30));
+    client.Send(piece);
+  }
+  EXPECT_EQ(client.ReadReply().status, 200);
+  HttpClient empty(port());
+  empty.Send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n");
+  for (const char* piece : {"0\r\n", "\r", "\n"}) {
+    absl::SleepFor(absl::Milliseconds(30));
+    empty.Send(piece);
+  }
+  EXPECT_EQ(empty.ReadReply().status, 400);
+}
+
 TEST_F(HostileClientTest, ExpectContinue) {
   AnswerWith("x");
   const std::string json = CompletionBody().dump();
