@@ -110,11 +110,13 @@ class AnswerPrinter {
 };
 
 std::string StatsLine(const AnswerStats& stats) {
-  return absl::StrFormat("[%d tokens, %.1f tokens/s, first token after %.2f s%s]", stats.num_tokens,
-                         stats.tokens_per_second(), stats.time_to_first_token_seconds,
-                         stats.cancelled                              ? ", stopped"
-                         : stats.finished == v1::FINISH_REASON_LENGTH ? ", length limit"
-                                                                      : "");
+  const double rate = stats.tokens_per_second();
+  return absl::StrFormat(
+      "[%d tokens in %.2f s%s, first token after %.2f s%s]", stats.num_tokens, stats.total_seconds,
+      rate > 0 ? absl::StrFormat(", %.1f tokens/s", rate) : "", stats.time_to_first_token_seconds,
+      stats.cancelled                              ? ", stopped"
+      : stats.finished == v1::FINISH_REASON_LENGTH ? ", length limit"
+                                                   : "");
 }
 
 absl::Status AskAndPrint(const ChatFlags& flags, const std::string& question, bool terminal,

@@ -22,8 +22,9 @@ v1::ChatRequest WithTokenIds(v1::ChatRequest request) {
 }  // namespace
 
 double AnswerStats::tokens_per_second() const {
+  constexpr double kMinSeconds = 0.02;
   const double seconds = total_seconds - time_to_first_token_seconds;
-  return num_tokens > 1 && seconds > 0 ? (num_tokens - 1) / seconds : 0;
+  return num_tokens > 1 && seconds >= kMinSeconds ? (num_tokens - 1) / seconds : 0;
 }
 
 ChatClient::ChatClient(std::string address, v1::ChatRequest defaults, absl::Duration timeout)

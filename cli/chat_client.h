@@ -23,7 +23,8 @@ struct AnswerStats {
   bool cancelled = false;
   v1::FinishReason finished = v1::FINISH_REASON_UNSPECIFIED;
 
-  // Of the tokens after the first; 0 if there are none.
+  // Of the tokens after the first; 0 if they came within 20 ms or are none: a client that was busy
+  // finds them all at once, and what that would give says nothing.
   double tokens_per_second() const;
 };
 

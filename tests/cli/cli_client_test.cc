@@ -156,6 +156,18 @@ TEST_F(ChatClientTest, ARouterThatRefusesIsNotTakenForNone) {
   EXPECT_EQ(status.message(), "no ready decode worker");
 }
 
+TEST(AnswerStatsTest, ARateNeedsTime) {
+  AnswerStats stats;
+  stats.num_tokens = 12;
+  stats.time_to_first_token_seconds = 0.05;
+  stats.total_seconds = 0.0502;
+  EXPECT_EQ(stats.tokens_per_second(), 0);
+  stats.total_seconds = 0.15;
+  EXPECT_NEAR(stats.tokens_per_second(), 110, 1e-6);
+  stats.num_tokens = 1;
+  EXPECT_EQ(stats.tokens_per_second(), 0);
+}
+
 TEST(ServerAddress, ExplainsWhatToDo) {
   const absl::Status status =
       ExplainRpcError({grpc::StatusCode::UNAVAILABLE, "refused"}, grpc::ClientContext(), "here:1");
