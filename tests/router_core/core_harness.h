@@ -133,6 +133,19 @@ class CoreHarness {
     Play(AttemptEnded{from, key, reason, std::move(status), std::move(stage)});
   }
 
+  // A new request that decodes there until it is ended; forgets what was sent.
+  AttemptKey StartDecode(SessionId prefill, SessionId decode) {
+    Submit();
+    const AttemptKey key = Take<SendReserve>().at(0).sequence.key;
+    PlayGrant(decode, key);
+    PlayToken(prefill, key, 0, 100);
+    PlayKv(decode, key);
+    PlayEnd(prefill, key, AttemptEndReason::kHandedOver);
+    PlayToken(decode, key, 1, 101);
+    sent.clear();
+    return key;
+  }
+
   bool HasEnded(RequestId id) const { return ends.contains(id); }
   const GenerationResult& Result(RequestId id) const { return ends.at(id).front().result; }
   uint64_t Stale(StaleReason reason) const {

@@ -23,18 +23,6 @@ class MissingRoleTest : public ::testing::Test {
     d_ = h_.Join("d", WorkerRole::kDecode);
     h_.sent.clear();
   }
-  // A request that runs on the decode worker until it is ended there.
-  AttemptKey StartDecode() {
-    h_.Submit();
-    const AttemptKey key = h_.Take<SendReserve>().at(0).sequence.key;
-    h_.PlayGrant(d_, key);
-    h_.PlayToken(p_, key, 0, 100);
-    h_.PlayKv(d_, key);
-    h_.PlayEnd(p_, key, AttemptEndReason::kHandedOver);
-    h_.PlayToken(d_, key, 1, 101);
-    h_.sent.clear();
-    return key;
-  }
   // Only these report; timers fire when they are due.
   void Pass(absl::Duration time, std::vector<SessionId> alive) {
     for (const absl::Time end = h_.now + time; h_.now < end;) {
@@ -51,7 +39,7 @@ class MissingRoleTest : public ::testing::Test {
 };
 
 TEST_F(MissingRoleTest, OnceTheRoleIsBackTheQueuesOwnTimeCounts) {
-  const AttemptKey running = StartDecode();
+  const AttemptKey running = h_.StartDecode(p_, d_);
   h_.Play(WorkerLeft{p_, "restarted"});
   const RequestId id = h_.Submit();
   Pass(absl::Seconds(1), {d_});
@@ -63,7 +51,7 @@ TEST_F(MissingRoleTest, OnceTheRoleIsBackTheQueuesOwnTimeCounts) {
 }
 
 TEST_F(MissingRoleTest, AndEndsIt) {
-  StartDecode();
+  h_.StartDecode(p_, d_);
   h_.Play(WorkerLeft{p_, "restarted"});
   const RequestId id = h_.Submit();
   Pass(absl::Seconds(1), {d_});
@@ -74,7 +62,7 @@ TEST_F(MissingRoleTest, AndEndsIt) {
 }
 
 TEST_F(MissingRoleTest, ARoleThatIsLostAgainIsWaitedForAnew) {
-  StartDecode();
+  h_.StartDecode(p_, d_);
   h_.Play(WorkerLeft{p_, "restarted"});
   const RequestId id = h_.Submit();
   Pass(absl::Seconds(1), {d_});

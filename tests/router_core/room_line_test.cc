@@ -22,18 +22,6 @@ class RoomLineTest : public ::testing::Test {
     d_ = h_.Join("d", WorkerRole::kDecode);
     h_.sent.clear();
   }
-  // One that decodes.
-  AttemptKey Start() {
-    h_.Submit();
-    const AttemptKey key = h_.Take<SendReserve>().at(0).sequence.key;
-    h_.PlayGrant(d_, key);
-    h_.PlayToken(p_, key, 0, 100);
-    h_.PlayKv(d_, key);
-    h_.PlayEnd(p_, key, AttemptEndReason::kHandedOver);
-    h_.PlayToken(d_, key, 1, 101);
-    h_.sent.clear();
-    return key;
-  }
   // Whoever is asked for now is refused. The requests' ids.
   std::vector<RequestId> RefuseAll() {
     std::vector<RequestId> refused;
@@ -64,7 +52,7 @@ class RoomLineTest : public ::testing::Test {
 };
 
 TEST_F(RoomLineTest, AnEndLetsTheFirstTryAndEachGrantTheNext) {
-  const AttemptKey running = Start();
+  const AttemptKey running = h_.StartDecode(p_, d_);
   const std::vector<RequestId> ids = SubmitRefused(3);
   h_.PlayEnd(d_, running, AttemptEndReason::kStop);
   for (int i = 0; i < 2; ++i) {
@@ -86,8 +74,8 @@ TEST_F(RoomLineTest, AReportLetsTheFirstTry) {
 }
 
 TEST_F(RoomLineTest, AnswersThatHaveBegunGoFirstAndKeepNewOnesOut) {
-  const AttemptKey begun = Start();
-  const AttemptKey other = Start();
+  const AttemptKey begun = h_.StartDecode(p_, d_);
+  const AttemptKey other = h_.StartDecode(p_, d_);
   SubmitRefused(1);
   h_.Play(AttemptPreempted{d_, begun});
   EXPECT_THAT(RefuseAll(), ElementsAre(begun.request));
