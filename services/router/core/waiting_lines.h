@@ -26,6 +26,7 @@ class WaitingLines {
   // Takes the request's place, leaves it, or keeps the one it has. `since` is when it began to
   // wait.
   void Place(RequestId id, WaitsFor what, bool has_begun, absl::Time since) {
+    if (what == WaitsFor::kTime && places_.empty()) return;  // as nearly always
     const auto it = places_.find(id);
     if ((it == places_.end() ? WaitsFor::kTime : it->second.first) == what) return;
     if (it != places_.end()) {
