@@ -90,6 +90,9 @@ absl::Status Configure(const UcxOptions& options, Config* config) {
   // endpoint has no transport, and is looked after all the same. The handoff protocol has
   // heartbeats.
   SLUICE_RETURN_IF_ERROR(config->Set("KEEPALIVE_INTERVAL", "inf"));
+  // Else the transfer thread waits in connect() for a host that does not answer, minutes long, and
+  // UCX 1.13 ends the process when a peer dies between connecting and the greeting.
+  SLUICE_RETURN_IF_ERROR(config->Set("CONN_NB", "y"));
   // Shared memory hides that it can report failures, and mode PEER then falls back to TCP over the
   // loopback.
   const char* env_tls = std::getenv("UCX_TLS");

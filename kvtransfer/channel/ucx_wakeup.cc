@@ -26,7 +26,7 @@ constexpr absl::Duration kLongestSleep = absl::Hours(1);
 constexpr int kMinRefusals = 100;
 
 absl::Duration Pause(int idle_rounds) {
-  const int doublings = std::min((idle_rounds - kBusyRounds) / kRoundsPerPause, kDoublings);
+  const int doublings = std::clamp((idle_rounds - kBusyRounds) / kRoundsPerPause, 0, kDoublings);
   return std::min(kLongestPause, kShortestPause * (1 << doublings));
 }
 
@@ -64,13 +64,18 @@ void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
     blocked_since_ = MonotonicNow();
   }
   if (!armed && !operations_pending && ++idle_rounds_ <= kBusyRounds) return;
-  if (!armed || operations_pending) {
-    timeout = std::min(timeout, Pause(idle_rounds_));
+  // Over TCP, UCX watches for room to write on a connection whose peer has not answered yet, and
+  // there is always room: until it answers, the descriptor tells nothing.
+  const bool telling = armed && num_false_alarms_ <= kBusyRounds;
+  if (!telling || operations_pending) {
+    timeout = std::min(timeout, Pause(std::max(idle_rounds_, num_false_alarms_)));
     LetThisThreadSleepBriefly();
   }
   const timespec limit = absl::ToTimespec(std::clamp(timeout, absl::ZeroDuration(), kLongestSleep));
   pollfd ready[2] = {{wake_fd_, POLLIN, 0}, {event_fd, POLLIN, 0}};
-  if (ppoll(ready, armed ? 2 : 1, &limit, nullptr) <= 0 || ready[0].revents == 0) return;
+  if (ppoll(ready, telling ? 2 : 1, &limit, nullptr) <= 0) return;
+  if (telling && ready[1].revents != 0) ++num_false_alarms_;
+  if (ready[0].revents == 0) return;
   uint64_t count;
   [[maybe_unused]] ssize_t read_bytes = read(wake_fd_, &count, sizeof(count));
 }

@@ -23,7 +23,7 @@ class UcxWakeup {
   void Wake();  // any thread
 
   // After a progress that moved something.
-  void OnMoved() { idle_rounds_ = 0; }
+  void OnMoved() { idle_rounds_ = num_false_alarms_ = 0; }
   // Sleeps until something arrives, Wake() is called or `timeout` passes. To be called when a
   // progress has moved nothing. `event_fd` is the worker's.
   void Wait(ucp_worker_h worker, int event_fd, bool operations_pending, absl::Duration timeout);
@@ -36,7 +36,8 @@ class UcxWakeup {
  private:
   int wake_fd_ = -1;
   int idle_rounds_ = 0;
-  int num_refusals_ = 0;  // to arm, in a row
+  int num_refusals_ = 0;      // to arm, in a row
+  int num_false_alarms_ = 0;  // of UCX's descriptor, in a row
   absl::Time blocked_since_;
 };
 
