@@ -63,6 +63,23 @@ TEST(DecodePolicyTest, ALateWorkerIsTheLastResort) {
   EXPECT_EQ(ChooseDecodeWorker(View({late, p}), query).worker->worker_id, "d1");
 }
 
+TEST(DecodePolicyTest, WhoHasOnlySuspectLinksComesAfterTheLoadedButBeforeTheLate) {
+  WorkerView cut = Worker("d1", WorkerRole::kDecode), loaded = Worker("d2", WorkerRole::kDecode);
+  const WorkerView p = Worker("p1", WorkerRole::kPrefill), q = Worker("p2", WorkerRole::kPrefill);
+  loaded.requests = 9;
+  loaded.available_blocks = 2;
+  const RouteQuery query = {128, {}, cut.session};
+  ClusterView view = View({cut, loaded, p, q});
+  view.suspect_links = {{p.session, cut.session}};
+  EXPECT_EQ(ChooseDecodeWorker(view, query).worker->worker_id, "d1");  // through p2
+  const std::vector<SessionId> excluded = {q.session};
+  EXPECT_EQ(ChooseDecodeWorker(view, {128, excluded, cut.session}).worker->worker_id, "d2");
+  view.suspect_links.push_back({q.session, cut.session});
+  EXPECT_EQ(ChooseDecodeWorker(view, query).worker->worker_id, "d2");
+  view.workers[1].is_late = true;
+  EXPECT_EQ(ChooseDecodeWorker(view, query).worker->worker_id, "d1");
+}
+
 TEST(DecodePolicyTest, TiesGoToMoreBlocksThenToTheName) {
   WorkerView a = Worker("d1", WorkerRole::kDecode), b = Worker("d2", WorkerRole::kDecode);
   const WorkerView p = Worker("p", WorkerRole::kPrefill);
@@ -109,7 +126,7 @@ TEST(DecodePolicyTest, NeverPairsDifferentFingerprints) {
   p.fingerprint = "other";
   const ClusterView view = View({d, p});
   EXPECT_EQ(ChooseDecodeWorker(view, {10, {}}).none, NoRoute::kNoPrefill);
-  EXPECT_EQ(ChoosePrefillWorker(view, {10, {}}, "fp", nullptr, 1).worker, nullptr);
+  EXPECT_EQ(ChoosePrefillWorker(view, {10, {}}, {{}, "fp"}, nullptr, 1).worker, nullptr);
   EXPECT_EQ(MissingRole(view), "no ready prefill worker is compatible with a ready decode worker");
 }
 
@@ -118,12 +135,12 @@ TEST(PrefillPolicyTest, WeighsCachedPrefixAgainstQueuedSeconds) {
   const auto match = [](const WorkerView& worker) { return worker.worker_id == "p1" ? 10 : 0; };
   // 600 + 800 - 640 = 760 tokens against 800.
   view.workers[0].queued_prefill_tokens = 600;
-  PrefillChoice choice = ChoosePrefillWorker(view, {800, {}}, "fp", match, 1);
+  PrefillChoice choice = ChoosePrefillWorker(view, {800, {}}, {{}, "fp"}, match, 1);
   EXPECT_EQ(choice.worker->worker_id, "p1");
   EXPECT_EQ(choice.matched_blocks, 10);
   EXPECT_DOUBLE_EQ(choice.estimated_seconds, 0.76);
   view.workers[0].queued_prefill_tokens = 641;
-  choice = ChoosePrefillWorker(view, {800, {}}, "fp", match, 1);
+  choice = ChoosePrefillWorker(view, {800, {}}, {{}, "fp"}, match, 1);
   EXPECT_EQ(choice.worker->worker_id, "p2");
 }
 
@@ -131,12 +148,13 @@ TEST(PrefillPolicyTest, AFasterWorkerMayHaveALongerQueue) {
   WorkerView fast = Worker("p1", WorkerRole::kPrefill), slow = Worker("p2", WorkerRole::kPrefill);
   fast.prefill_tokens_per_second = 10'000;
   fast.queued_prefill_tokens = 5000;  // 0.51 s against 0.1 s
-  EXPECT_EQ(ChoosePrefillWorker(View({fast, slow}), {100, {}}, "fp", nullptr, 1).worker->worker_id,
-            "p2");
-  slow.prefill_tokens_per_second = 0;  // not known: the default, here 100 per second
   EXPECT_EQ(
-      ChoosePrefillWorker(View({fast, slow}), {100, {}}, "fp", nullptr, 100).worker->worker_id,
-      "p1");
+      ChoosePrefillWorker(View({fast, slow}), {100, {}}, {{}, "fp"}, nullptr, 1).worker->worker_id,
+      "p2");
+  slow.prefill_tokens_per_second = 0;  // not known: the default, here 100 per second
+  EXPECT_EQ(ChoosePrefillWorker(View({fast, slow}), {100, {}}, {{}, "fp"}, nullptr, 100)
+                .worker->worker_id,
+            "p1");
 }
 
 TEST(PrefillPolicyTest, ALateWorkerIsTheLastResort) {
@@ -144,23 +162,40 @@ TEST(PrefillPolicyTest, ALateWorkerIsTheLastResort) {
   late.is_late = true;
   busy.queued_prefill_tokens = 5000;
   const auto none = [](const WorkerView&) { return 0; };
-  EXPECT_EQ(ChoosePrefillWorker(View({late, busy}), {10, {}}, "fp", none, 1).worker->worker_id,
-            "p2");
-  EXPECT_EQ(ChoosePrefillWorker(View({busy, late}), {10, {}}, "fp", none, 1).worker->worker_id,
-            "p2");
-  EXPECT_EQ(ChoosePrefillWorker(View({late}), {10, {}}, "fp", none, 1).worker->worker_id, "p1");
+  EXPECT_EQ(
+      ChoosePrefillWorker(View({late, busy}), {10, {}}, {{}, "fp"}, none, 1).worker->worker_id,
+      "p2");
+  EXPECT_EQ(
+      ChoosePrefillWorker(View({busy, late}), {10, {}}, {{}, "fp"}, none, 1).worker->worker_id,
+      "p2");
+  EXPECT_EQ(ChoosePrefillWorker(View({late}), {10, {}}, {{}, "fp"}, none, 1).worker->worker_id,
+            "p1");
+}
+
+TEST(PrefillPolicyTest, ASuspectLinkComesAfterALongQueueButBeforeTheLate) {
+  const WorkerView suspect = Worker("p1", WorkerRole::kPrefill);
+  WorkerView busy = Worker("p2", WorkerRole::kPrefill);
+  busy.queued_prefill_tokens = 5000;
+  ClusterView view = View({suspect, busy});
+  const DecodePeer decode = {SessionId(7), "fp"};
+  view.suspect_links = {{suspect.session, decode.session}};
+  EXPECT_EQ(ChoosePrefillWorker(view, {10, {}}, decode, nullptr, 1).worker->worker_id, "p2");
+  EXPECT_EQ(ChoosePrefillWorker(view, {10, {}}, {SessionId(8), "fp"}, nullptr, 1).worker->worker_id,
+            "p1");
+  view.workers[1].is_late = true;
+  EXPECT_EQ(ChoosePrefillWorker(view, {10, {}}, decode, nullptr, 1).worker->worker_id, "p1");
 }
 
 TEST(PrefillPolicyTest, TiesGoToTheName) {
   const ClusterView view =
       View({Worker("p1", WorkerRole::kPrefill), Worker("p2", WorkerRole::kPrefill)});
-  EXPECT_EQ(ChoosePrefillWorker(view, {100, {}}, "fp", nullptr, 1).worker->worker_id, "p1");
+  EXPECT_EQ(ChoosePrefillWorker(view, {100, {}}, {{}, "fp"}, nullptr, 1).worker->worker_id, "p1");
 }
 
 TEST(PrefillPolicyTest, AFullMatchStillComputesTheLastToken) {
   const auto match = [](const WorkerView&) { return 2; };
-  const PrefillChoice choice =
-      ChoosePrefillWorker(View({Worker("p", WorkerRole::kPrefill)}), {128, {}}, "fp", match, 1);
+  const PrefillChoice choice = ChoosePrefillWorker(View({Worker("p", WorkerRole::kPrefill)}),
+                                                   {128, {}}, {{}, "fp"}, match, 1);
   EXPECT_DOUBLE_EQ(choice.estimated_seconds, 0.001);
 }
 

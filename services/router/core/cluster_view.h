@@ -30,8 +30,15 @@ struct WorkerView {
   bool is_late = false;
 };
 
+// The way that KV takes from a prefill to a decode worker.
+struct KvLink {
+  SessionId prefill;
+  SessionId decode;
+};
+
 struct ClusterView {
-  std::vector<WorkerView> workers;  // ready ones, by worker_id
+  std::vector<WorkerView> workers;         // ready ones, by worker_id
+  std::vector<KvLink> suspect_links = {};  // transfers failed there a moment ago
 };
 
 }  // namespace sluice::router

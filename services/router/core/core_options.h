@@ -38,6 +38,9 @@ struct CoreOptions {
   double max_retry_share = 0.2;
   // A place is held to the new attempt's first token, but no longer than this.
   absl::Duration max_retry_hold = absl::Milliseconds(500);
+  // After a failed KV transfer its two workers are brought together again only when nothing else is
+  // left, for this long: about the longest pause that the channel makes before it connects again.
+  absl::Duration link_suspicion = absl::Seconds(2);
   // Times a decode worker may hand a request back for want of blocks.
   int max_preemptions = 32;
 

@@ -123,7 +123,10 @@ void Membership::Add(SessionId session, WorkerInfo info, absl::Time now) {
   members_.insert_or_assign(session, std::move(member));
 }
 
-void Membership::Remove(SessionId session) { members_.erase(session); }
+void Membership::Remove(SessionId session) {
+  members_.erase(session);
+  links_.Forget(session);
+}
 
 const Membership::Member* Membership::Find(SessionId session) const {
   const auto it = members_.find(session);
@@ -207,6 +210,7 @@ ClusterView Membership::View(absl::Time now) const {
   }
   std::sort(view.workers.begin(), view.workers.end(),
             [](const WorkerView& a, const WorkerView& b) { return a.worker_id < b.worker_id; });
+  view.suspect_links = links_.Suspect(now);
   return view;
 }
 

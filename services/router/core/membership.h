@@ -16,6 +16,7 @@
 #include "absl/time/time.h"
 #include "services/router/core/cluster_view.h"
 #include "services/router/core/core_options.h"
+#include "services/router/core/kv_links.h"
 #include "services/router/core/messages.h"
 
 namespace sluice::router {
@@ -37,7 +38,8 @@ class Membership {
     int64_t blocks_promised = 0;
   };
 
-  explicit Membership(const CoreOptions& options) : options_(options) {}
+  explicit Membership(const CoreOptions& options)
+      : options_(options), links_(options.link_suspicion) {}
 
   // Whether the worker may join. FAILED_PRECONDITION says what differs and from which worker;
   // RESOURCE_EXHAUSTED: too many workers. A member with the same worker_id is ignored here: the
@@ -61,6 +63,10 @@ class Membership {
   State StateOf(const Member& member, absl::Time now) const;
   static const char* StateName(State state);
 
+  // How a handoff went.
+  void TransferFailed(KvLink link, absl::Time now) { links_.OnFailed(link, now); }
+  void TransferArrived(KvLink link) { links_.OnArrived(link); }
+
   // Members that were silent for worker_timeout.
   std::vector<SessionId> Silent(absl::Time now) const;
   // When Silent or a member's state will change next if nobody speaks; InfiniteFuture without
@@ -79,6 +85,7 @@ class Membership {
  private:
   const CoreOptions& options_;
   absl::btree_map<SessionId, Member> members_;
+  KvLinks links_;
 };
 
 }  // namespace sluice::router

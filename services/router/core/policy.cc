@@ -23,25 +23,42 @@ bool HasPrefillPeer(const ClusterView& view, const WorkerView& decode, int num_t
   });
 }
 
+bool IsSuspect(const ClusterView& view, SessionId prefill, SessionId decode) {
+  return std::any_of(view.suspect_links.begin(), view.suspect_links.end(), [&](const KvLink& link) {
+    return link.prefill == prefill && link.decode == decode;
+  });
+}
+
+// Whether each prefill worker that this request may use has a suspect link to it.
+bool IsCutOff(const ClusterView& view, const WorkerView& decode, const RouteQuery& query) {
+  if (view.suspect_links.empty() || decode.role == WorkerRole::kBoth) return false;
+  return std::none_of(view.workers.begin(), view.workers.end(), [&](const WorkerView& worker) {
+    return worker.role == WorkerRole::kPrefill && !IsExcluded(query, worker.session) &&
+           !IsSuspect(view, worker.session, decode.session);
+  });
+}
+
 int64_t BlocksNeeded(const WorkerView& worker, const RouteQuery& query) {
   const int block_tokens = std::max(1, worker.kv_block_tokens);
   return (query.num_tokens + block_tokens) / block_tokens;  // room for one more token
 }
 
 // Smaller is better. No worker_id in it: workers are in that order already, and the first wins.
-auto DecodeCost(const WorkerView& worker, const RouteQuery& query) {
+auto DecodeCost(const ClusterView& view, const WorkerView& worker, const RouteQuery& query) {
   const bool lacks_blocks = worker.available_blocks < BlocksNeeded(worker, query);
   const double load = static_cast<double>(worker.requests) / std::max(1, worker.max_num_seqs);
   const bool holds_no_kv = query.kv_holder != worker.session;
-  return std::make_tuple(worker.is_late, lacks_blocks, holds_no_kv, load, -worker.available_blocks);
+  return std::make_tuple(worker.is_late, IsCutOff(view, worker, query), lacks_blocks, holds_no_kv,
+                         load, -worker.available_blocks);
 }
 
-const WorkerView* BestForDecode(const std::vector<const WorkerView*>& candidates,
+const WorkerView* BestForDecode(const ClusterView& view,
+                                const std::vector<const WorkerView*>& candidates,
                                 const RouteQuery& query) {
-  const auto best = std::min_element(candidates.begin(), candidates.end(),
-                                     [&](const WorkerView* a, const WorkerView* b) {
-                                       return DecodeCost(*a, query) < DecodeCost(*b, query);
-                                     });
+  const auto best = std::min_element(
+      candidates.begin(), candidates.end(), [&](const WorkerView* a, const WorkerView* b) {
+        return DecodeCost(view, *a, query) < DecodeCost(view, *b, query);
+      });
   return best == candidates.end() ? nullptr : *best;
 }
 
@@ -63,20 +80,20 @@ DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query
     if (query.only_decode.value_or(worker.session) != worker.session) continue;
     (is_both ? both : paired).push_back(&worker);
   }
-  if (const WorkerView* best = BestForDecode(paired, query)) return {best, NoRoute::kNone};
-  if (const WorkerView* best = BestForDecode(both, query)) return {best, NoRoute::kNone};
+  if (const WorkerView* best = BestForDecode(view, paired, query)) return {best, NoRoute::kNone};
+  if (const WorkerView* best = BestForDecode(view, both, query)) return {best, NoRoute::kNone};
   if (!saw_decode) return {nullptr, NoRoute::kNoDecode};
   if (!saw_capable) return {nullptr, NoRoute::kNoPrefill};
   return {nullptr, saw_fitting ? NoRoute::kAllExcluded : NoRoute::kTooLong};
 }
 
 PrefillChoice ChoosePrefillWorker(const ClusterView& view, const RouteQuery& query,
-                                  const std::string& fingerprint, const PrefixMatch& match,
+                                  const DecodePeer& decode, const PrefixMatch& match,
                                   double default_tokens_per_second) {
   PrefillChoice best;
   best.none = NoRoute::kNoPrefill;
   for (const WorkerView& worker : view.workers) {
-    if (worker.role != WorkerRole::kPrefill || worker.fingerprint != fingerprint) continue;
+    if (worker.role != WorkerRole::kPrefill || worker.fingerprint != decode.fingerprint) continue;
     if (!Fits(worker, query)) {
       if (best.none == NoRoute::kNoPrefill) best.none = NoRoute::kTooLong;
       continue;
@@ -92,12 +109,13 @@ PrefillChoice ChoosePrefillWorker(const ClusterView& view, const RouteQuery& que
                                                              : default_tokens_per_second;
     const double seconds =
         static_cast<double>(worker.queued_prefill_tokens + query.num_tokens - cached) / rate;
-    const auto cost = [](bool is_late, double finish_seconds, int matched_blocks) {
-      return std::make_tuple(is_late, finish_seconds, -matched_blocks);
+    const auto cost = [&](const WorkerView& w, double finish_seconds, int matched_blocks) {
+      return std::make_tuple(w.is_late, IsSuspect(view, w.session, decode.session), finish_seconds,
+                             -matched_blocks);
     };
     if (best.worker == nullptr ||
-        cost(worker.is_late, seconds, matched) <
-            cost(best.worker->is_late, best.estimated_seconds, best.matched_blocks)) {
+        cost(worker, seconds, matched) <
+            cost(*best.worker, best.estimated_seconds, best.matched_blocks)) {
       best = {&worker, NoRoute::kNone, matched, seconds};
     }
   }

@@ -19,7 +19,7 @@ struct RouteQuery {
   // Decode worker of the attempt before this one: it keeps the KV it was sent.
   std::optional<SessionId> kv_holder;
   // Set: no other decode worker is asked.
-  std::optional<SessionId> only_decode;
+  std::optional<SessionId> only_decode = std::nullopt;
 };
 
 // Blocks at the front of the request's chain in a worker's prefix cache.
@@ -40,10 +40,16 @@ struct DecodeChoice {
 
 // The worker to decode on. A decode worker with a prefill worker of the same fingerprint, both long
 // enough, is preferred; a worker of role `both` is the fallback when there is no such pair. Among
-// equals: those that are not late first, then those with enough blocks, then who holds KV of the
-// request, then the least loaded (requests per max_num_seqs), then most available blocks, then
-// worker_id.
+// equals: those that are not late first, then those that a prefill worker reaches without a suspect
+// link, then those with enough blocks, then who holds KV of the request, then the least loaded
+// (requests per max_num_seqs), then most available blocks, then worker_id.
 DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query);
+
+// Who the KV goes to.
+struct DecodePeer {
+  SessionId session;
+  std::string fingerprint;
+};
 
 struct PrefillChoice {
   const WorkerView* worker = nullptr;
@@ -53,10 +59,11 @@ struct PrefillChoice {
 };
 
 // The prefill worker of the decode worker's fingerprint with the earliest finish: its queue plus
-// the tokens of this request it has not cached, over its speed. Late ones come last.
+// the tokens of this request it has not cached, over its speed. Late ones come last, before them
+// those with a suspect link to the decode worker.
 // `default_tokens_per_second` stands in for a speed not reported yet.
 PrefillChoice ChoosePrefillWorker(const ClusterView& view, const RouteQuery& query,
-                                  const std::string& fingerprint, const PrefixMatch& match,
+                                  const DecodePeer& decode, const PrefixMatch& match,
                                   double default_tokens_per_second);
 
 // "" when a request could be routed now, else which role is missing, for people.

@@ -144,6 +144,9 @@ void RequestFlow::OnKvArrived(const FlowContext& ctx, const KvArrived& event) {
   }
   kv_arrived_ = true;
   exposed_transfer_ = event.exposed_transfer;
+  if (prefill_.has_value()) {
+    ctx.membership.TransferArrived({prefill_->session, decode_->session});
+  }
   UpdatePhase();
 }
 
@@ -192,7 +195,13 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
     // Either end may be at fault, most often the silent one: the next attempt avoids both.
     const std::optional<Leg>& peer =
         leg(kind == LegKind::kDecode ? LegKind::kPrefill : LegKind::kDecode);
-    if (peer.has_value()) ExcludeFailed(peer->session);
+    if (peer.has_value()) {
+      ExcludeFailed(peer->session);
+      const bool from_decode = kind == LegKind::kDecode;
+      ctx.membership.TransferFailed(
+          from_decode ? KvLink{peer->session, event.session} : KvLink{event.session, peer->session},
+          ctx.now);
+    }
   }
 
   switch (event.reason) {
@@ -208,6 +217,9 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
       FinishWhenDelivered(ctx);
       return;
     case AttemptEndReason::kHandedOver:
+      if (kind == LegKind::kPrefill && decode_.has_value()) {
+        ctx.membership.TransferArrived({event.session, decode_->session});
+      }
       if (kind == LegKind::kPrefill && first_token_seen_) return;
       ExcludeFailed(event.session);
       RetryAfterFailure(ctx, stage, RetryReason::kFailed,

@@ -1,5 +1,6 @@
 // RequestFlow: choosing workers for an attempt and starting it there.
 #include <algorithm>
+#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -80,8 +81,13 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
     GiveUpWaiting(ctx, why, ctx.now - since);
     return;
   }
-  const absl::Duration pause = std::clamp(std::max(retry_pause_, busy_retry_after_),
-                                          ctx.options.min_retry_pause, ctx.options.max_retry_pause);
+  // Each failure makes it four times as long, so that a few of them outlast what will pass.
+  const absl::Duration after_failures =
+      failed_in_round_ ? ctx.options.min_retry_pause * std::pow(4, failures_ - 1)
+                       : absl::ZeroDuration();
+  const absl::Duration pause =
+      std::clamp(std::max({retry_pause_, busy_retry_after_, after_failures}),
+                 ctx.options.min_retry_pause, ctx.options.max_retry_pause);
   if (!chance_.has_value()) {
     retry_pause_ = std::min(2 * retry_pause_, ctx.options.max_retry_pause);
   }
@@ -147,8 +153,8 @@ void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
   const ClusterView view = ctx.membership.View(ctx.now);
   const PrefixMatch match = MatchPrefixes(view, decode, ctx.prefixes);
   const PrefillChoice choice =
-      ChoosePrefillWorker(view, {num_tokens(), excluded_}, decode.fingerprint, match,
-                          ctx.options.default_prefill_tokens_per_second);
+      ChoosePrefillWorker(view, {num_tokens(), excluded_}, {decode_->session, decode.fingerprint},
+                          match, ctx.options.default_prefill_tokens_per_second);
   if (choice.worker == nullptr) {
     // Decode blocks must not wait for a prefill worker: others could use them.
     EndAttempt(ctx, "no prefill worker");
