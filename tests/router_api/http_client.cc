@@ -171,6 +171,13 @@ bool HttpClient::WaitForClose(absl::Duration timeout) {
   }
 }
 
+int HttpClient::local_port() const {
+  sockaddr_in address = {};
+  socklen_t size = sizeof(address);
+  if (getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size) != 0) return 0;
+  return ntohs(address.sin_port);
+}
+
 std::vector<std::string> EventsOf(const std::string& body) {
   std::vector<std::string> events;
   size_t at = 0;

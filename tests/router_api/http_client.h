@@ -41,6 +41,8 @@ class HttpClient {
   std::string ReadChunk();
   // True when the peer closes (or resets) within `timeout`; what it sends meanwhile is dropped.
   bool WaitForClose(absl::Duration timeout);
+  // The port of our own end; 0 when there is none.
+  int local_port() const;
   void ShutdownSend();
   void Close();
   // Sends a reset instead of a FIN.

@@ -11,6 +11,7 @@
 #include "common/clock.h"
 #include "services/router/http/http_routes.h"
 #include "services/router/http/response_head.h"
+#include "services/router/http/silent_client.h"
 
 namespace sluice::router {
 namespace {
@@ -51,6 +52,7 @@ void HttpConnection::Start() {
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.non_blocking(true, ignored);  // write_some must not wait
+  BreakWhenClientIsSilent(socket_.native_handle());
   if (shared_->options.socket_send_buffer_bytes > 0) {
     socket_.set_option(
         asio::socket_base::send_buffer_size(shared_->options.socket_send_buffer_bytes), ignored);

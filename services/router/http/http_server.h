@@ -30,7 +30,8 @@ struct HttpOptions {
   // From a request's first byte to the end of its headers, and from there to the end of its body.
   absl::Duration header_timeout = absl::Seconds(10);
   absl::Duration body_timeout = absl::Seconds(60);
-  // A peer that takes no byte of an answer for this long is closed.
+  // A client whose answer does not leave within this is closed. One that takes nothing at all is
+  // closed after kMaxClientSilence at the latest, by the kernel.
   absl::Duration write_timeout = absl::Seconds(60);
 
   // Value of Access-Control-Allow-Origin for browser pages; "" sends no CORS headers.
