@@ -84,6 +84,8 @@ bool HttpClient::Fill(absl::Time deadline) {
   return true;
 }
 
+bool HttpClient::ReadSome() { return Fill(absl::Now() + kPatience); }
+
 std::string HttpClient::ReadLine() {
   const absl::Time deadline = absl::Now() + kPatience;
   size_t end;
