@@ -1,6 +1,5 @@
 // Routers that are given by name (dns:host:port): looks their addresses up, and says in the log
-// when that begins to fail, why, and when it works again. One thread looks up; any may ask what
-// fails.
+// when that begins to fail, why, and when it works again. Thread-safe.
 #pragma once
 
 #include <functional>
@@ -14,7 +13,8 @@
 
 namespace sluice::worker {
 
-// Every address of `host_port` ("name:port"), as "ip:port", or why there is none. May block.
+// Every address of `host_port` ("name:port"), as "ip:port", or why there is none. May block; called
+// on several threads at once.
 using Resolver =
     std::function<absl::StatusOr<std::vector<std::string>>(const std::string& host_port)>;
 

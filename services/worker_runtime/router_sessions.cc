@@ -3,6 +3,7 @@
 #include <optional>
 #include <utility>
 
+#include "absl/container/btree_set.h"
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
@@ -15,6 +16,11 @@ namespace sluice::worker {
 namespace {
 
 constexpr absl::string_view kDnsPrefix = "dns:";
+
+// "name:port" of "dns:name:port".
+std::string NameOf(absl::string_view router) {
+  return std::string(absl::StripPrefix(router, kDnsPrefix));
+}
 
 v1::WorkerRole RoleToWire(const std::string& role) {
   if (role == "prefill") return v1::WORKER_ROLE_PREFILL;
@@ -68,17 +74,19 @@ RouterSessions::~RouterSessions() { Stop(); }
 
 void RouterSessions::Start(EngineLoop* loop) {
   loop_ = loop;
-  bool any_name = false;
-  absl::btree_set<std::string> addresses;
-  for (const std::string& router : options_.routers) {
-    if (absl::StartsWith(router, kDnsPrefix)) {
-      any_name = true;
-    } else {
-      addresses.insert(router);
+  absl::btree_set<std::string> names;
+  {
+    absl::MutexLock lock(&mu_);
+    for (const std::string& router : options_.routers) {
+      if (!absl::StartsWith(router, kDnsPrefix)) continue;
+      names.insert(NameOf(router));
+      found_.emplace(NameOf(router), absl::UnavailableError("not looked up yet"));
     }
   }
-  SetAddresses(addresses);
-  if (any_name) resolver_ = std::thread([this] { ResolveLoop(); });
+  UpdateDialers();
+  for (const std::string& name : names) {
+    resolvers_.emplace_back([this, name] { ResolveLoop(name); });
+  }
 }
 
 void RouterSessions::Stop() {
@@ -96,7 +104,8 @@ void RouterSessions::Stop() {
   }
   for (std::thread& stop : stops) stop.join();
   // Last: in an outage of DNS a lookup takes its time, and no router should wait for it.
-  if (resolver_.joinable()) resolver_.join();
+  for (std::thread& resolver : resolvers_) resolver.join();
+  resolvers_.clear();
 }
 
 void RouterSessions::ReportLoadNow() {
@@ -256,17 +265,32 @@ void RouterSessions::SendPreempted(rpc::SessionId session, const SequenceKey& ke
   Send(session, std::move(message));
 }
 
-void RouterSessions::SetAddresses(const absl::btree_set<std::string>& addresses) {
+void RouterSessions::UpdateDialers() {
   std::vector<std::unique_ptr<Dialer>> gone;  // stopped outside of the lock
   {
     absl::MutexLock lock(&mu_);
     if (stopping_) return;
+    absl::btree_set<std::string> addresses;
+    bool complete = true;
+    for (const std::string& router : options_.routers) {
+      if (!absl::StartsWith(router, kDnsPrefix)) {
+        addresses.insert(router);
+        continue;
+      }
+      const auto& found = found_.at(NameOf(router));
+      if (found.ok()) {
+        addresses.insert(found->begin(), found->end());
+      } else {
+        complete = false;  // neither an outage of DNS nor a slow lookup may take routers away
+      }
+    }
     for (const std::string& address : addresses) {
       if (dialers_.contains(address)) continue;
       rpc::AttachOptions attach = options_.attach;
       attach.router_address = address;
       dialers_.emplace(address, std::make_unique<Dialer>(this, std::move(attach)));
     }
+    if (!complete) return;
     for (auto it = dialers_.begin(); it != dialers_.end();) {
       if (addresses.contains(it->first) || it->second->client()->attached()) {
         ++it;
@@ -278,32 +302,14 @@ void RouterSessions::SetAddresses(const absl::btree_set<std::string>& addresses)
   }
 }
 
-void RouterSessions::ResolveLoop() {
+void RouterSessions::ResolveLoop(const std::string& name) {
   while (true) {
-    absl::btree_set<std::string> addresses;
-    bool complete = true;
-    for (const std::string& router : options_.routers) {
-      if (!absl::StartsWith(router, kDnsPrefix)) {
-        addresses.insert(router);
-        continue;
-      }
-      const std::string name(absl::StripPrefix(router, kDnsPrefix));
-      const absl::StatusOr<std::vector<std::string>> found = names_.LookUp(name);
-      {
-        absl::MutexLock lock(&mu_);
-        if (stopping_) return;
-      }
-      if (found.ok()) {
-        addresses.insert(found->begin(), found->end());
-      } else {
-        complete = false;  // an outage of DNS must not take routers away
-      }
-    }
-    if (!complete) {
+    absl::StatusOr<std::vector<std::string>> found = names_.LookUp(name);
+    {
       absl::MutexLock lock(&mu_);
-      for (const auto& [address, dialer] : dialers_) addresses.insert(address);
+      found_.at(name) = std::move(found);
     }
-    SetAddresses(addresses);
+    UpdateDialers();
     absl::MutexLock lock(&mu_);
     if (stop_.Await(&mu_, absl::Condition(&stopping_), options_.resolve_interval)) return;
   }

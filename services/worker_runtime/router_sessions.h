@@ -10,8 +10,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/container/btree_map.h"
-#include "absl/container/btree_set.h"
 #include "absl/container/flat_hash_map.h"
+#include "absl/status/statusor.h"
 #include "absl/synchronization/mutex.h"
 #include "common/clock.h"
 #include "common/monotonic_cond_var.h"
@@ -87,10 +87,12 @@ class RouterSessions final : public RouterLink {
 
   void Send(rpc::SessionId session, v1::WorkerMessage message);
   void Post(rpc::SessionId session, RouterCommand command);
-  // Dials new addresses, gives up dialling those that are gone. Attached ones stay: their stream
-  // says when they end.
-  void SetAddresses(const absl::btree_set<std::string>& addresses);
-  void ResolveLoop();
+  // Dials new addresses and, once every name resolves, gives up dialling those that are gone.
+  // Attached ones stay: their stream says when they end.
+  void UpdateDialers();
+  // Of one name, on a thread of its own: a lookup may take half a minute in an outage, and the
+  // other names' routers shall not wait for it.
+  void ResolveLoop(const std::string& name);
 
   // Constant after construction (loop_ after Start).
   const RouterSessionsOptions options_;
@@ -105,11 +107,14 @@ class RouterSessions final : public RouterLink {
   mutable absl::Mutex mu_;
   absl::btree_map<std::string, std::unique_ptr<Dialer>> dialers_ ABSL_GUARDED_BY(mu_);
   absl::flat_hash_map<rpc::SessionId, Dialer*> sessions_ ABSL_GUARDED_BY(mu_);  // welcomed
+  // What the last lookup of each name found.
+  absl::btree_map<std::string, absl::StatusOr<std::vector<std::string>>> found_
+      ABSL_GUARDED_BY(mu_);
   bool stopping_ ABSL_GUARDED_BY(mu_) = false;
   MonotonicCondVar stop_;
 
   RouterNames names_;
-  std::thread resolver_;  // only with dns: addresses
+  std::vector<std::thread> resolvers_;  // one a name
 };
 
 }  // namespace sluice::worker

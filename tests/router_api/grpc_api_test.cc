@@ -3,6 +3,8 @@
 #include <gmock/gmock.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
+#include <sys/socket.h>
+#include <sys/time.h>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -83,8 +85,9 @@ class GrpcTest : public ApiFixture {
   std::unique_ptr<v1::Generation::Stub> stub_;
 };
 
-// A request with one more header, sent byte by byte: gRPC's own clients refuse to send such values.
-void SendRaw(int port, const std::string& name, const std::string& value) {
+// A request with one more header, byte by byte: gRPC's own clients refuse to send such values.
+std::string RawRequest(const std::string& name, const std::string& value,
+                       const std::string& message = "") {
   const auto frame = [](char type, char flags, char stream, const std::string& payload) {
     std::string out = {0,
                        static_cast<char>(payload.size() >> 8),
@@ -110,13 +113,17 @@ void SendRaw(int port, const std::string& name, const std::string& value) {
     headers += static_cast<char>(key.size()) + key + static_cast<char>(text.size()) + text;
   }
   constexpr char kSettings = 4, kHeaders = 1, kData = 0, kEndHeaders = 4, kEndStream = 1;
-  const std::string request = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(kSettings, 0, 0, "") +
-                              frame(kHeaders, kEndHeaders, 1, headers) +
-                              frame(kData, kEndStream, 1, std::string(5, '\0'));
+  return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(kSettings, 0, 0, "") +
+         frame(kHeaders, kEndHeaders, 1, headers) +
+         frame(kData, kEndStream, 1,
+               std::string(4, '\0') + static_cast<char>(message.size()) + message);
+}
+
+void SendRaw(int port, const std::string& name, const std::string& value) {
   boost::asio::io_context io;
   boost::asio::ip::tcp::socket socket(io);
   socket.connect({boost::asio::ip::address_v4::loopback(), static_cast<uint16_t>(port)});
-  boost::asio::write(socket, boost::asio::buffer(request));
+  boost::asio::write(socket, boost::asio::buffer(RawRequest(name, value)));
   absl::SleepFor(absl::Milliseconds(200));  // for an answer, or a refusal
 }
 
@@ -588,6 +595,53 @@ TEST_F(GrpcTest, ABareIpv6AddressIsTaken) {
   const auto server = StartGrpcServer(options, context_.get());
   ASSERT_TRUE(server.ok()) << server.status();
   EXPECT_GT((*server)->port(), 0);
+}
+
+class SilentClientTest : public GrpcTest {
+ protected:
+  SilentClientTest() : GrpcTest(ShortKeepalive()) {}
+  static GrpcOptions ShortKeepalive() {
+    GrpcOptions options;
+    options.keepalive_time = absl::Milliseconds(100);
+    options.keepalive_timeout = absl::Seconds(2);
+    return options;
+  }
+};
+
+// Reads frames and answers this many pings. False when they do not come.
+bool AnswerPings(int fd, int num_pings) {
+  constexpr char kPing = 6, kAck = 1;
+  const timeval patience = {10, 0};
+  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
+  while (num_pings > 0) {
+    std::string frame(9, '\0');  // length (3 bytes), type, flags, stream
+    if (recv(fd, frame.data(), 9, MSG_WAITALL) != 9) return false;
+    const size_t size = static_cast<size_t>(static_cast<uint8_t>(frame[1])) << 8 |
+                        static_cast<size_t>(static_cast<uint8_t>(frame[2]));
+    frame.resize(9 + size);
+    if (size > 0 && recv(fd, &frame[9], size, MSG_WAITALL) != static_cast<ssize_t>(size)) {
+      return false;
+    }
+    if (frame[3] != kPing || frame[4] == kAck) continue;
+    frame[4] = kAck;
+    if (send(fd, frame.data(), frame.size(), MSG_NOSIGNAL) < 0) return false;
+    --num_pings;
+  }
+  return true;
+}
+
+// It lives for some pings, although its request only waits, and then nothing comes from it: its
+// connection stays as it is.
+TEST_F(SilentClientTest, TheRequestOfOneIsCancelled) {
+  boost::asio::io_context io;
+  boost::asio::ip::tcp::socket socket(io);
+  socket.connect({boost::asio::ip::address_v4::loopback(), static_cast<uint16_t>(server_->port())});
+  boost::asio::write(socket,
+                     boost::asio::buffer(RawRequest("x-a", "b", Prompt("Go").SerializeAsString())));
+  const auto generation = dispatcher_.NextGeneration();
+  ASSERT_TRUE(AnswerPings(socket.native_handle(), 6));
+  EXPECT_FALSE(dispatcher_.WaitForCancel(generation.spec().id, absl::ZeroDuration()));
+  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(20)));
 }
 
 class FewStreamsTest : public GrpcTest {

@@ -84,6 +84,8 @@ bool HttpClient::Fill(absl::Time deadline) {
   return true;
 }
 
+bool HttpClient::ReadSome() { return Fill(absl::Now() + kPatience); }
+
 std::string HttpClient::ReadLine() {
   const absl::Time deadline = absl::Now() + kPatience;
   size_t end;
@@ -169,6 +171,13 @@ bool HttpClient::WaitForClose(absl::Duration timeout) {
     if (wait_ms <= 0 || poll(&poller, 1, static_cast<int>(wait_ms)) <= 0) return false;
     if (recv(fd_, bytes, sizeof(bytes), 0) <= 0) return true;
   }
+}
+
+int HttpClient::local_port() const {
+  sockaddr_in address = {};
+  socklen_t size = sizeof(address);
+  if (getsockname(fd_, reinterpret_cast<sockaddr*>(&address), &size) != 0) return 0;
+  return ntohs(address.sin_port);
 }
 
 std::vector<std::string> EventsOf(const std::string& body) {

@@ -39,8 +39,13 @@ class HttpClient {
   HttpReply ReadHeaders();
   // The next chunk of a chunked body; "" at its end or when the connection ended.
   std::string ReadChunk();
+  // Takes some more bytes, 4 KiB at most, which the other reads then begin with; false when none
+  // came.
+  bool ReadSome();
   // True when the peer closes (or resets) within `timeout`; what it sends meanwhile is dropped.
   bool WaitForClose(absl::Duration timeout);
+  // The port of our own end; 0 when there is none.
+  int local_port() const;
   void ShutdownSend();
   void Close();
   // Sends a reset instead of a FIN.

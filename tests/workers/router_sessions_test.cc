@@ -22,6 +22,7 @@ using sluice::testing::FakeRouter;
 using ::testing::AnyOf;
 using ::testing::Contains;
 using ::testing::HasSubstr;
+using ::testing::UnorderedElementsAre;
 
 // A name server in the middle of an outage.
 class HangingResolver {
@@ -64,14 +65,63 @@ TEST(RouterSessions, StopSaysGoodbyeWhileTheResolverHangs) {
   RouterSessions sessions(options, identity, &board, &metrics, &RealClock(), [] { return true; });
   sessions.Start(&loop);
   ASSERT_TRUE(router.WaitForWorker("w"));
-  EXPECT_TRUE(Eventually([&] { return resolver.asked().size() == 1; }));
+  EXPECT_TRUE(Eventually([&] { return resolver.asked().size() == 2; }));
 
   std::thread stop([&] { sessions.Stop(); });
   EXPECT_TRUE(Eventually([&] { return !router.IsAttached("w"); }));
   resolver.EndOutage();
   stop.join();
-  // The other name is no longer of interest.
-  EXPECT_EQ(resolver.asked(), std::vector<std::string>{"first:1"});
+  // Nobody is asked again.
+  EXPECT_THAT(resolver.asked(), UnorderedElementsAre("first:1", "second:2"));
+}
+
+// Whichever comes first in the list, the other one's routers are dialled, and nothing that is known
+// is given up while a name has not been resolved.
+TEST(RouterSessions, ASlowLookupHoldsUpNoOtherName) {
+  FakeRouter first, second;
+  first.RefuseWith("not yet");  // dialled again and again, never attached
+  absl::Notification outage_ends;
+  absl::Mutex mu;
+  std::vector<std::string> quick = {first.address()};
+  int num_quick_lookups = 0;
+  const auto lookups = [&] {
+    absl::MutexLock lock(&mu);
+    return num_quick_lookups;
+  };
+  RouterSessionsOptions options;
+  options.routers = {"dns:slow-a:1", "dns:quick:1", "dns:slow-b:1"};
+  options.resolve_interval = absl::Milliseconds(10);
+  options.resolver = [&](const std::string& host_port) -> absl::StatusOr<std::vector<std::string>> {
+    if (host_port != "quick:1") {
+      outage_ends.WaitForNotification();
+      return absl::UnavailableError("outage");
+    }
+    absl::MutexLock lock(&mu);
+    ++num_quick_lookups;
+    return quick;
+  };
+  WorkerIdentity identity;
+  identity.worker_id = "w";
+  identity.role = "decode";
+  MetricsRegistry registry;
+  WorkerMetrics metrics(&registry);
+  LoadBoard board(RealClock().Now());
+  EngineLoop loop(/*engine=*/nullptr, /*handler=*/nullptr, &board, &metrics, &RealClock());
+  RouterSessions sessions(options, identity, &board, &metrics, &RealClock(), [] { return true; });
+  sessions.Start(&loop);
+  EXPECT_TRUE(Eventually([&] { return lookups() > 0; }));
+  {
+    absl::MutexLock lock(&mu);
+    quick = {second.address()};
+  }
+  EXPECT_TRUE(second.WaitForWorker("w"));
+  // Further lookups that no longer name the first.
+  const int before = lookups();
+  EXPECT_TRUE(Eventually([&] { return lookups() >= before + 3; }));
+  first.RefuseWith("");
+  EXPECT_TRUE(first.WaitForWorker("w"));
+  outage_ends.Notify();
+  sessions.Stop();
 }
 
 // The router waits for an answer to each order; one that cannot be read is answered too, and the

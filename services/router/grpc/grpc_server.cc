@@ -26,6 +26,10 @@ constexpr absl::Duration kHealthInterval = absl::Milliseconds(250);
 // proxies.
 constexpr int kMinPingIntervalMs = 20 * 1000;
 
+int Milliseconds(absl::Duration duration) {
+  return static_cast<int>(absl::ToInt64Milliseconds(duration));
+}
+
 class GrpcServerImpl : public GrpcServer {
  public:
   GrpcServerImpl(const GrpcOptions& options, ApiContext* context) : service_(&shared_) {
@@ -62,13 +66,17 @@ class GrpcServerImpl : public GrpcServer {
     builder.SetMaxReceiveMessageSize(static_cast<int>(options.max_receive_bytes));
     builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);  // a taken port is an error
     builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.max_streams);
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, Milliseconds(options.keepalive_time));
+    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS,
+                               Milliseconds(options.keepalive_timeout));
+    // Idle connections ping and are pinged, too: without it gRPC bears a client's pings there only
+    // every two hours.
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
                                kMinPingIntervalMs);
     if (options.max_connection_age != absl::InfiniteDuration()) {
-      builder.AddChannelArgument(
-          GRPC_ARG_MAX_CONNECTION_AGE_MS,
-          static_cast<int>(absl::ToInt64Milliseconds(options.max_connection_age)));
+      builder.AddChannelArgument(GRPC_ARG_MAX_CONNECTION_AGE_MS,
+                                 Milliseconds(options.max_connection_age));
     }
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port_ == 0) {

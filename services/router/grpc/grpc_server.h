@@ -24,6 +24,11 @@ struct GrpcOptions {
   // Clients behind a headless service find new routers when their connection ends; streams in
   // flight finish first. Infinite: never.
   absl::Duration max_connection_age = absl::Minutes(10);
+  // A connection on which nothing has come for keepalive_time is asked for a sign of life; without
+  // one it is broken after keepalive_timeout, and what it asked for is cancelled: its client's host
+  // or the network is gone.
+  absl::Duration keepalive_time = absl::Seconds(10);
+  absl::Duration keepalive_timeout = absl::Seconds(20);  // also of bytes that nobody acknowledges
   bool reflection = true;
 };
 

@@ -1,9 +1,11 @@
 #include "services/router/http/http_connection.h"
 
+#include <linux/sockios.h>
+#include <sys/ioctl.h>
+
 #include <algorithm>
 #include <boost/asio/buffer.hpp>
 #include <boost/asio/post.hpp>
-#include <boost/asio/write.hpp>
 #include <chrono>
 #include <utility>
 
@@ -11,6 +13,7 @@
 #include "common/clock.h"
 #include "services/router/http/http_routes.h"
 #include "services/router/http/response_head.h"
+#include "services/router/http/silent_client.h"
 
 namespace sluice::router {
 namespace {
@@ -27,6 +30,12 @@ constexpr size_t kMaxIdleBufferBytes = 16 * 1024;
 // Events that carry prompts back may wait up to this many times max_stream_buffer_bytes uncounted.
 constexpr size_t kUncountedBuffers = 16;
 constexpr int64_t kLingerBytes = 32 * 1024 * 1024;
+
+// Bytes that the client's kernel has not acknowledged yet.
+int KernelHolds(int fd) {
+  int bytes = 0;
+  return ioctl(fd, SIOCOUTQ, &bytes) == 0 ? bytes : 0;
+}
 
 }  // namespace
 
@@ -51,6 +60,7 @@ void HttpConnection::Start() {
   error_code ignored;
   socket_.set_option(asio::ip::tcp::no_delay(true), ignored);
   socket_.non_blocking(true, ignored);  // write_some must not wait
+  BreakWhenClientIsSilent(socket_.native_handle());
   if (shared_->options.socket_send_buffer_bytes > 0) {
     socket_.set_option(
         asio::socket_base::send_buffer_size(shared_->options.socket_send_buffer_bytes), ignored);
@@ -168,7 +178,8 @@ void HttpConnection::EvictIfSlow() {
 
 void HttpConnection::CountBuffered() {
   if (!counted_as_stream_) return;
-  const int64_t waiting = static_cast<int64_t>(outbox_.size() + in_flight_.size());
+  const int64_t waiting =
+      static_cast<int64_t>(outbox_.size() + in_flight_.size() - in_flight_sent_);
   if (waiting == buffered_counted_) return;
   shared_->context->metrics()
       .buffered_bytes(Front::kHttp)
@@ -179,7 +190,7 @@ void HttpConnection::CountBuffered() {
 void HttpConnection::DropOutbox() {
   outbox_.clear();
   uncounted_bytes_ = 0;
-  if (!writing_) in_flight_.clear();
+  if (!writing_) ClearInFlight();
   if (!counted_as_stream_) return;
   shared_->context->metrics()
       .buffered_bytes(Front::kHttp)
@@ -298,15 +309,25 @@ void HttpConnection::WriteMore() {
 void HttpConnection::WriteRest() {
   writing_ = true;
   ArmDeadline(shared_->options.write_timeout);
-  asio::async_write(socket_, asio::buffer(in_flight_),
-                    InTurn([this](const error_code& error, size_t) {
-                      writing_ = false;
-                      DisarmDeadline();
-                      in_flight_.clear();
-                      if (in_flight_.capacity() > kMaxIdleBufferBytes) in_flight_ = std::string();
-                      if (error) OnClientGone();
-                      WriteMore();
-                    }));
+  kernel_holds_bytes_ = KernelHolds(socket_.native_handle());
+  socket_.async_write_some(asio::buffer(in_flight_) + in_flight_sent_,
+                           InTurn([this](const error_code& error, size_t sent) {
+                             writing_ = false;
+                             in_flight_sent_ += sent;
+                             if (!error && !client_gone_ && in_flight_sent_ < in_flight_.size()) {
+                               return WriteRest();  // it reads: its time begins anew
+                             }
+                             DisarmDeadline();
+                             ClearInFlight();
+                             if (error) OnClientGone();
+                             WriteMore();
+                           }));
+}
+
+void HttpConnection::ClearInFlight() {
+  in_flight_.clear();
+  in_flight_sent_ = 0;
+  if (in_flight_.capacity() > kMaxIdleBufferBytes) in_flight_ = std::string();
 }
 
 void HttpConnection::WriteMoreLater() {
@@ -412,6 +433,15 @@ void HttpConnection::OnDeadline() {
   timer_fires_at_ = absl::InfiniteFuture();
   if (deadline_ == absl::InfiniteFuture()) return;
   if (MonotonicNow() < deadline_) return AwaitDeadlineTimer();
+  if (writing_) {
+    // The kernel takes more only once much of what it holds is gone, so a slow client may have read
+    // all the time without a write.
+    const int holds = KernelHolds(socket_.native_handle());
+    if (holds < kernel_holds_bytes_) {
+      kernel_holds_bytes_ = holds;
+      return ArmDeadline(shared_->options.write_timeout);
+    }
+  }
   deadline_passed_ = true;
   if (phase_ == Phase::kReading) {
     // The read ends and the request is refused; the socket can still be written.

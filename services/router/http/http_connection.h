@@ -128,7 +128,9 @@ class HttpConnection : public HttpExchange,
   void RefuseUnreadable(const boost::system::error_code& error);
   std::string Head(int status, absl::string_view content_type,
                    const std::vector<HttpHeader>& headers) const;
+  // What the kernel did not take at once, piece by piece as the client reads.
   void WriteRest();
+  void ClearInFlight();
   void CountBuffered();
   void DropOutbox();
   void AppendEvent(absl::string_view data);
@@ -185,6 +187,8 @@ class HttpConnection : public HttpExchange,
   std::string outbox_;
   size_t uncounted_bytes_ = 0;    // of outbox_: they say nothing about the client's reading
   std::string in_flight_;         // what the kernel did not take at once
+  size_t in_flight_sent_ = 0;     // of in_flight_
+  int kernel_holds_bytes_ = 0;    // for the client, when the deadline of the write was set
   int64_t buffered_counted_ = 0;  // bytes of ours in the metric
   int64_t discarded_bytes_ = 0;
   bool counted_as_stream_ = false;

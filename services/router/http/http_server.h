@@ -8,6 +8,7 @@
 #include "absl/status/statusor.h"
 #include "absl/time/time.h"
 #include "services/router/api/api_context.h"
+#include "services/router/http/silent_client.h"
 
 namespace sluice::router {
 
@@ -30,8 +31,9 @@ struct HttpOptions {
   // From a request's first byte to the end of its headers, and from there to the end of its body.
   absl::Duration header_timeout = absl::Seconds(10);
   absl::Duration body_timeout = absl::Seconds(60);
-  // A peer that takes no byte of an answer for this long is closed.
-  absl::Duration write_timeout = absl::Seconds(60);
+  // A client that takes no byte of an answer for this long is closed. The kernel would do it after
+  // kMaxClientSilence at the latest.
+  absl::Duration write_timeout = kMaxClientSilence;
 
   // Value of Access-Control-Allow-Origin for browser pages; "" sends no CORS headers.
   std::string cors_allow_origin;

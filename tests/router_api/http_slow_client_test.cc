@@ -1,0 +1,147 @@
+// Clients of the HTTP server that are silent, or slow to read.
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "absl/time/clock.h"
+#include "common/clock.h"
+#include "services/router/http/silent_client.h"
+#include "tests/router_api/http_fixture.h"
+
+namespace sluice::router {
+namespace {
+
+// The server's end of the connection from this local port: it lives in this process. -1: not found.
+int ServerSocketOf(int client_port) {
+  rlimit descriptors = {};
+  getrlimit(RLIMIT_NOFILE, &descriptors);
+  for (int fd = 0; fd < static_cast<int>(std::min<rlim_t>(descriptors.rlim_cur, 65536)); ++fd) {
+    sockaddr_in peer = {};
+    socklen_t size = sizeof(peer);
+    if (getpeername(fd, reinterpret_cast<sockaddr*>(&peer), &size) == 0 &&
+        peer.sin_family == AF_INET && ntohs(peer.sin_port) == client_port) {
+      return fd;
+    }
+  }
+  return -1;
+}
+
+int OptionOf(int fd, int level, int option) {
+  int value = -1;
+  socklen_t size = sizeof(value);
+  return getsockopt(fd, level, option, &value, &size) == 0 ? value : -1;
+}
+
+class SilentClientTest : public HttpFixture {};
+
+// A host that is gone cannot be had without privileges, and would take half a minute: what the
+// kernel was told must do.
+TEST_F(SilentClientTest, TheKernelIsToldToNoticeThem) {
+  HttpClient client(port());
+  ASSERT_EQ(client.Get("/livez").status, 200);  // it has been accepted
+  const int fd = ServerSocketOf(client.local_port());
+  ASSERT_GE(fd, 0);
+  EXPECT_EQ(OptionOf(fd, SOL_SOCKET, SO_KEEPALIVE), 1);
+  EXPECT_EQ(OptionOf(fd, IPPROTO_TCP, TCP_KEEPIDLE), 15);
+  EXPECT_EQ(OptionOf(fd, IPPROTO_TCP, TCP_KEEPINTVL), 5);
+  EXPECT_EQ(OptionOf(fd, IPPROTO_TCP, TCP_KEEPCNT), 3);
+  // In milliseconds. Less would end the probing before all probes have had their time.
+  EXPECT_EQ(OptionOf(fd, IPPROTO_TCP, TCP_USER_TIMEOUT), (15 + 3 * 5) * 1000);
+}
+
+// Nothing that a connection needs, only what ends it sooner.
+TEST_F(SilentClientTest, ASocketThatCannotBeSetIsNoError) {
+  BreakWhenClientIsSilent(-1);
+  const int datagrams = socket(AF_INET, SOCK_DGRAM, 0);
+  BreakWhenClientIsSilent(datagrams);
+  close(datagrams);
+}
+
+// An answer that is not streamed, too large for the buffers of both kernels.
+class UnreadAnswerTest : public HttpFixture {
+ protected:
+  UnreadAnswerTest(absl::Duration write_timeout, int send_buffer_bytes)
+      : HttpFixture(Options(write_timeout, send_buffer_bytes), LongContext()),
+        write_timeout_(write_timeout) {
+    while (prompt_.size() < (2U << 20)) prompt_ += "once upon a time ";
+  }
+
+  static HttpOptions Options(absl::Duration write_timeout, int send_buffer_bytes) {
+    HttpOptions options;
+    options.write_timeout = write_timeout;
+    options.socket_send_buffer_bytes = send_buffer_bytes;
+    return options;
+  }
+  static ApiOptions LongContext() {
+    ApiOptions options;
+    options.max_model_len = 1 << 22;
+    return options;
+  }
+  void Ask(HttpClient* client) {
+    Json body = CompletionBody(prompt_);
+    body["echo"] = true;
+    client->SendPost("/v1/completions", body.dump());
+    const auto generation = dispatcher_.NextGeneration();
+    generation.Tokens(Ids(" there"));
+    generation.End(GenerationEnd::kLength);
+  }
+  // A little again and again until several timeouts have passed, then the rest.
+  void ExpectAllOfItRead() {
+    HttpClient client(port(), /*receive_buffer_bytes=*/8192);
+    Ask(&client);
+    const absl::Time end = MonotonicNow() + 2.5 * write_timeout_;
+    while (MonotonicNow() < end) {
+      ASSERT_TRUE(client.ReadSome());
+      absl::SleepFor(absl::Milliseconds(50));
+    }
+    const HttpReply reply = client.ReadReply();
+    EXPECT_EQ(reply.status, 200);
+    ASSERT_TRUE(reply.complete) << reply.body.size();
+    EXPECT_TRUE(Json::parse(reply.body)["choices"][0]["text"] == prompt_ + " there");
+  }
+
+  const absl::Duration write_timeout_;
+  std::string prompt_;
+};
+
+class ReadsNothingTest : public UnreadAnswerTest {
+ protected:
+  ReadsNothingTest() : UnreadAnswerTest(absl::Milliseconds(300), /*send_buffer_bytes=*/4096) {}
+};
+
+TEST_F(ReadsNothingTest, IsClosed) {
+  HttpClient client(port(), /*receive_buffer_bytes=*/8192);
+  Ask(&client);
+  bool closed = false;
+  for (int i = 0; i < 1000 && !closed; ++i) {
+    absl::SleepFor(absl::Milliseconds(10));
+    closed = MetricsText().find("\nsluice_http_connections 0\n") != std::string::npos;
+  }
+  EXPECT_TRUE(closed);
+  EXPECT_FALSE(client.ReadReply().complete);
+}
+
+// Each piece that leaves gives the next one its own time.
+class ReadsSteadilyTest : public UnreadAnswerTest {
+ protected:
+  ReadsSteadilyTest() : UnreadAnswerTest(absl::Seconds(2), /*send_buffer_bytes=*/4096) {}
+};
+
+TEST_F(ReadsSteadilyTest, GetsAllOfIt) { ExpectAllOfItRead(); }
+
+// The kernel takes nothing more before a third of its buffer is free, which takes this client
+// longer than the timeout.
+class ReadsFromALargeBufferTest : public UnreadAnswerTest {
+ protected:
+  ReadsFromALargeBufferTest() : UnreadAnswerTest(absl::Seconds(2), 512 * 1024) {}
+};
+
+TEST_F(ReadsFromALargeBufferTest, GetsAllOfIt) { ExpectAllOfItRead(); }
+
+}  // namespace
+}  // namespace sluice::router
