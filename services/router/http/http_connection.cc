@@ -31,6 +31,9 @@ constexpr size_t kMaxIdleBufferBytes = 16 * 1024;
 constexpr size_t kUncountedBuffers = 16;
 constexpr int64_t kLingerBytes = 32 * 1024 * 1024;
 
+// What is in flight, 16 MiB at most, is gone after so many of them, however steadily it is read.
+constexpr int kMaxWriteTimeouts = 10;
+
 // Bytes that the client's kernel has not acknowledged yet.
 int KernelHolds(int fd) {
   int bytes = 0;
@@ -308,7 +311,10 @@ void HttpConnection::WriteMore() {
 
 void HttpConnection::WriteRest() {
   writing_ = true;
-  ArmDeadline(shared_->options.write_timeout);
+  if (in_flight_sent_ == 0) {
+    in_flight_until_ = MonotonicNow() + kMaxWriteTimeouts * shared_->options.write_timeout;
+  }
+  ArmWriteDeadline();
   kernel_holds_bytes_ = KernelHolds(socket_.native_handle());
   socket_.async_write_some(asio::buffer(in_flight_) + in_flight_sent_,
                            InTurn([this](const error_code& error, size_t sent) {
@@ -322,6 +328,10 @@ void HttpConnection::WriteRest() {
                              if (error) OnClientGone();
                              WriteMore();
                            }));
+}
+
+void HttpConnection::ArmWriteDeadline() {
+  ArmDeadline(std::min(shared_->options.write_timeout, in_flight_until_ - MonotonicNow()));
 }
 
 void HttpConnection::ClearInFlight() {
@@ -437,9 +447,9 @@ void HttpConnection::OnDeadline() {
     // The kernel takes more only once much of what it holds is gone, so a slow client may have read
     // all the time without a write.
     const int holds = KernelHolds(socket_.native_handle());
-    if (holds < kernel_holds_bytes_) {
+    if (holds < kernel_holds_bytes_ && MonotonicNow() < in_flight_until_) {
       kernel_holds_bytes_ = holds;
-      return ArmDeadline(shared_->options.write_timeout);
+      return ArmWriteDeadline();
     }
   }
   deadline_passed_ = true;

@@ -130,6 +130,7 @@ class HttpConnection : public HttpExchange,
                    const std::vector<HttpHeader>& headers) const;
   // What the kernel did not take at once, piece by piece as the client reads.
   void WriteRest();
+  void ArmWriteDeadline();
   void ClearInFlight();
   void CountBuffered();
   void DropOutbox();
@@ -187,6 +188,7 @@ class HttpConnection : public HttpExchange,
   std::string outbox_;
   size_t uncounted_bytes_ = 0;    // of outbox_: they say nothing about the client's reading
   std::string in_flight_;         // what the kernel did not take at once
+  absl::Time in_flight_until_;    // then the client is closed
   size_t in_flight_sent_ = 0;     // of in_flight_
   int kernel_holds_bytes_ = 0;    // for the client, when the deadline of the write was set
   int64_t buffered_counted_ = 0;  // bytes of ours in the metric

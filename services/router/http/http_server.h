@@ -31,7 +31,8 @@ struct HttpOptions {
   // From a request's first byte to the end of its headers, and from there to the end of its body.
   absl::Duration header_timeout = absl::Seconds(10);
   absl::Duration body_timeout = absl::Seconds(60);
-  // A client that takes no byte of an answer for this long is closed. The kernel would do it after
+  // A client that takes no byte of an answer for this long, or not all of what was written at once
+  // in ten times as long, is closed. The kernel would do it after
   // kMaxClientSilence at the latest.
   absl::Duration write_timeout = kMaxClientSilence;
 
