@@ -6,6 +6,7 @@
 #include <cstring>
 #include <utility>
 
+#include "absl/container/flat_hash_map.h"
 #include "absl/strings/str_cat.h"
 #include "common/clock.h"
 #include "common/log.h"
@@ -41,7 +42,7 @@ class UcxChannel : public KvChannel {
 
   std::string LocalAddress() const override { return address_; }
   absl::StatusOr<PeerId> Connect(const std::string& address) override;
-  void Disconnect(PeerId peer) override { peers_.Close(peer, kCloseGrace); }
+  void Disconnect(PeerId peer) override;
   absl::Status Send(PeerId peer, std::string header, std::vector<absl::Span<const uint8_t>> payload,
                     OperationId operation) override;
   absl::Status Receive(PayloadId payload, std::vector<absl::Span<uint8_t>> destination,
@@ -60,6 +61,18 @@ class UcxChannel : public KvChannel {
   static ucs_status_t OnActiveMessage(void* self, const void* header, size_t header_bytes,
                                       void* data, size_t data_bytes,
                                       const ucp_am_recv_param_t* param);
+  struct HeldSend {
+    OperationId operation;
+    std::string message;
+    std::vector<absl::Span<const uint8_t>> payload;
+    uint64_t payload_bytes() const;
+  };
+
+  // Whether UCX has its connection, as far as it can be known; knocks otherwise.
+  bool IsConnected(UcxPeers::Peer* peer);
+  void SendHeld();
+  void EndHeld(PeerId peer, const absl::Status& status);
+  std::string PrefixFor(const UcxPeers::Peer& peer) const;
   void OnEnded(const UcxOperations::Ended& ended);
   void OnPeerFailed(PeerId peer, absl::Status status);
 
@@ -77,6 +90,7 @@ class UcxChannel : public KvChannel {
   UcxOperations operations_;
   mutable UcxPeers peers_;
   UcxPayloads payloads_;
+  absl::flat_hash_map<PeerId, std::vector<HeldSend>> held_;  // until their peers are connected
   std::vector<ChannelEvent> events_;
   bool owner_is_due_ = false;   // a payload was announced or has arrived
   bool receive_hangs_ = false;  // although its endpoint was closed
@@ -143,15 +157,74 @@ absl::Status UcxChannel::Send(PeerId id, std::string header,
   if (header.size() > max_header_bytes()) {
     return absl::InvalidArgumentError(absl::StrCat("header of ", header.size(), " bytes"));
   }
-  const UcxPeers::Prefix prefix{local_id_, id.value, peer->answers};
-  std::string message(reinterpret_cast<const char*>(&prefix), sizeof(prefix));
-  message += header;
-  const bool has_payload =
-      std::any_of(payload.begin(), payload.end(), [](const auto& span) { return !span.empty(); });
-  if (has_payload) peer->sending.Begin();
-  operations_.Send(peer->endpoint, operation, id, std::move(message), payload,
+  HeldSend send{operation, PrefixFor(*peer) + header, std::move(payload)};
+  if (send.payload_bytes() > 0) peer->sending.Begin();
+  if (held_.contains(id) || !IsConnected(peer)) {
+    held_[id].push_back(std::move(send));
+    return absl::OkStatus();
+  }
+  operations_.Send(peer->endpoint, operation, id, std::move(send.message), send.payload,
                    options_.eager_max_bytes);
   return absl::OkStatus();
+}
+
+uint64_t UcxChannel::HeldSend::payload_bytes() const {
+  uint64_t bytes = 0;
+  for (const absl::Span<const uint8_t>& span : payload) bytes += span.size();
+  return bytes;
+}
+
+std::string UcxChannel::PrefixFor(const UcxPeers::Peer& peer) const {
+  const UcxPeers::Prefix prefix{local_id_, peer.id.value, peer.answers};
+  return std::string(reinterpret_cast<const char*>(&prefix), sizeof(prefix));
+}
+
+// Whatever UCX 1.13 cannot send at once starts a handshake of its own, and if the peer dies when
+// TCP has just connected, the handshake's failure ends this process. A knock is sent at once or not
+// at all.
+bool UcxChannel::IsConnected(UcxPeers::Peer* peer) {
+  if (peer->connected) return true;
+  const absl::Status knocked = UcxOperations::TrySend(peer->endpoint, PrefixFor(*peer));
+  // Other errors are the endpoint's and come again.
+  peer->connected = !absl::IsUnavailable(knocked) || MonotonicNow() >= peer->connecting_until;
+  return peer->connected;
+}
+
+void UcxChannel::SendHeld() {
+  std::vector<PeerId> ids;
+  for (const auto& [id, sends] : held_) ids.push_back(id);
+  for (PeerId id : ids) {
+    UcxPeers::Peer* peer = peers_.Find(id);
+    if (peer == nullptr || peer->failed || !IsConnected(peer)) continue;  // a failure ends them
+    const auto it = held_.find(id);
+    if (it == held_.end()) continue;
+    std::vector<HeldSend> sends = std::move(it->second);
+    held_.erase(it);
+    for (HeldSend& send : sends) {
+      if (peer->failed) {
+        OnEnded({send.operation, id, /*is_send=*/true, send.payload_bytes(),
+                 absl::UnavailableError("the endpoint has failed")});
+        continue;
+      }
+      operations_.Send(peer->endpoint, send.operation, id, std::move(send.message), send.payload,
+                       options_.eager_max_bytes);
+    }
+  }
+}
+
+void UcxChannel::EndHeld(PeerId id, const absl::Status& status) {
+  const auto it = held_.find(id);
+  if (it == held_.end()) return;
+  const std::vector<HeldSend> sends = std::move(it->second);
+  held_.erase(it);
+  for (const HeldSend& send : sends) {
+    OnEnded({send.operation, id, /*is_send=*/true, send.payload_bytes(), status});
+  }
+}
+
+void UcxChannel::Disconnect(PeerId peer) {
+  EndHeld(peer, absl::UnavailableError("the endpoint was closed"));
+  peers_.Close(peer, kCloseGrace);
 }
 
 absl::Status UcxChannel::Receive(PayloadId id, std::vector<absl::Span<uint8_t>> destination,
@@ -191,6 +264,7 @@ bool UcxChannel::Poll(std::vector<ChannelEvent>* events) {
     moved = true;
   }
   if (moved) wakeup_.OnMoved();
+  if (!held_.empty()) SendHeld();
   const absl::Time now = MonotonicNow();
   for (PeerId peer : peers_.TakeClosed(now)) {
     operations_.OrphanSends(peer, absl::UnavailableError("the endpoint was closed"));
@@ -208,7 +282,8 @@ bool UcxChannel::Poll(std::vector<ChannelEvent>* events) {
 void UcxChannel::WaitForActivity(absl::Duration timeout) {
   if (!events_.empty()) return;
   timeout = std::min(timeout, peers_.NextClosed() - MonotonicNow());
-  wakeup_.Wait(context_->worker(), context_->event_fd(), operations_.num_pending() > 0, timeout);
+  const bool pending = operations_.num_pending() > 0 || !held_.empty();
+  wakeup_.Wait(context_->worker(), context_->event_fd(), pending, timeout);
 }
 
 std::string UcxChannel::Trouble(absl::Time now) {
@@ -249,6 +324,7 @@ ucs_status_t UcxChannel::OnActiveMessage(void* self, const void* header, size_t 
   ChannelEvent event;
   event.kind = ChannelEvent::Kind::kMessage;
   event.peer = channel->peers_.Heard(prefix);
+  if (header_bytes == sizeof(prefix) && data_bytes == 0) return UCS_OK;  // a knock
   event.header.assign(static_cast<const char*>(header) + sizeof(prefix),
                       header_bytes - sizeof(prefix));
   bool keep = false;
@@ -280,6 +356,7 @@ void UcxChannel::OnEnded(const UcxOperations::Ended& ended) {
 }
 
 void UcxChannel::OnPeerFailed(PeerId peer, absl::Status status) {
+  EndHeld(peer, status);
   ChannelEvent event;
   event.kind = ChannelEvent::Kind::kPeerFailed;
   event.peer = peer;

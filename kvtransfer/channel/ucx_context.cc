@@ -5,8 +5,10 @@
 #include <sys/statvfs.h>
 #include <ucs/debug/debug.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
+#include <initializer_list>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -34,12 +36,11 @@ void RemoveUcxSignalHandlers() {
   }
 }
 
-// Whether shared memory may be among the transports of a UCX_TLS list.
-bool AllowsSharedMemory(const std::string& tls) {
+// Whether a transport with one of these names may be used under a UCX_TLS list.
+bool Allows(const std::string& tls, std::initializer_list<absl::string_view> names) {
   if (tls.empty() || tls[0] == '^') return true;
-  for (absl::string_view name : absl::StrSplit(tls, ',')) {
-    if (name == "all" || name == "shm" || name == "sm" || name == "mm" || name == "posix" ||
-        name == "sysv") {
+  for (absl::string_view listed : absl::StrSplit(tls, ',')) {
+    if (listed == "all" || std::find(names.begin(), names.end(), listed) != names.end()) {
       return true;
     }
   }
@@ -90,14 +91,16 @@ absl::Status Configure(const UcxOptions& options, Config* config) {
   // endpoint has no transport, and is looked after all the same. The handoff protocol has
   // heartbeats.
   SLUICE_RETURN_IF_ERROR(config->Set("KEEPALIVE_INTERVAL", "inf"));
-  // Else the transfer thread waits in connect() for a host that does not answer, minutes long, and
-  // UCX 1.13 ends the process when a peer dies between connecting and the greeting.
-  SLUICE_RETURN_IF_ERROR(config->Set("CONN_NB", "y"));
   // Shared memory hides that it can report failures, and mode PEER then falls back to TCP over the
   // loopback.
   const char* env_tls = std::getenv("UCX_TLS");
   std::string tls = !options.tls.empty() ? options.tls : env_tls != nullptr ? env_tls : "";
-  if (AllowsSharedMemory(tls)) SLUICE_RETURN_IF_ERROR(config->Set("MM_ERROR_HANDLING", "y"));
+  if (Allows(tls, {"shm", "sm", "mm", "posix", "sysv"})) {
+    SLUICE_RETURN_IF_ERROR(config->Set("MM_ERROR_HANDLING", "y"));
+  }
+  // Else the transfer thread waits in connect() for a host that does not answer, minutes long, and
+  // UCX 1.13 ends the process when a peer dies between connecting and the greeting.
+  if (Allows(tls, {"tcp"})) SLUICE_RETURN_IF_ERROR(config->Set("CONN_NB", "y"));
   return absl::OkStatus();
 }
 

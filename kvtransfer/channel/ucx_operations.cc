@@ -56,6 +56,16 @@ void UcxOperations::Send(ucp_ep_h endpoint, OperationId id, PeerId peer, std::st
   if (!UCS_PTR_IS_PTR(request)) Finish(operation, UCS_PTR_RAW_STATUS(request));
 }
 
+absl::Status UcxOperations::TrySend(ucp_ep_h endpoint, absl::string_view header) {
+  ucp_request_param_t param = {};
+  param.op_attr_mask = UCP_OP_ATTR_FLAG_FORCE_IMM_CMPL;
+  ucs_status_ptr_t request = ucp_am_send_nbx(endpoint, kUcxActiveMessageId, header.data(),
+                                             header.size(), nullptr, 0, &param);
+  const ucs_status_t status = UCS_PTR_STATUS(request);
+  if (status == UCS_ERR_NO_RESOURCE) return absl::UnavailableError("not connected yet");
+  return UcxStatus(status, "send");
+}
+
 void UcxOperations::Receive(ucp_worker_h worker, void* descriptor, OperationId id, PeerId peer,
                             const std::vector<absl::Span<uint8_t>>& destination) {
   Operation* operation = New(id, peer, /*is_send=*/false);

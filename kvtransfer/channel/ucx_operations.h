@@ -18,6 +18,7 @@
 
 #include "absl/container/flat_hash_set.h"
 #include "absl/status/status.h"
+#include "absl/strings/string_view.h"
 #include "absl/types/span.h"
 #include "kvtransfer/channel/kv_channel.h"
 
@@ -42,6 +43,8 @@ class UcxOperations {
 
   void Send(ucp_ep_h endpoint, OperationId id, PeerId peer, std::string header,
             const std::vector<absl::Span<const uint8_t>>& payload, uint64_t eager_max_bytes);
+  // Sends the header if UCX can do it at once, without starting anything. UNAVAILABLE: not now.
+  static absl::Status TrySend(ucp_ep_h endpoint, absl::string_view header);
   // `descriptor` is UCX's of a rendezvous payload.
   void Receive(ucp_worker_h worker, void* descriptor, OperationId id, PeerId peer,
                const std::vector<absl::Span<uint8_t>>& destination);

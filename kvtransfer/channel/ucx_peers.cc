@@ -17,6 +17,8 @@ constexpr size_t kMaxRemotes = 16384;  // remembered; those without an endpoint 
 // Between tries to connect to a channel that cannot be reached. UCX reports each try loudly.
 constexpr absl::Duration kFirstRetry = absl::Milliseconds(100);
 constexpr absl::Duration kLongestRetry = absl::Seconds(2);
+// Messages are held back for a connection no longer than this.
+constexpr absl::Duration kMaxConnecting = absl::Milliseconds(500);
 
 // The request that UCX makes of it, or null.
 void* ForceClose(ucp_ep_h endpoint) {
@@ -49,6 +51,7 @@ absl::StatusOr<PeerId> UcxPeers::Connect(ucp_worker_h worker, const UcxAddress& 
   peer->id = PeerId(++last_peer_);
   peer->remote_id = address.channel_id;
   peer->name = address.name;
+  peer->connecting_until = MonotonicNow() + kMaxConnecting;
   ucp_ep_params_t params = {};
   params.field_mask = UCP_EP_PARAM_FIELD_REMOTE_ADDRESS | UCP_EP_PARAM_FIELD_ERR_HANDLING_MODE |
                       UCP_EP_PARAM_FIELD_ERR_HANDLER;

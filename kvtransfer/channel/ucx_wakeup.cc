@@ -21,6 +21,7 @@ constexpr absl::Duration kShortestPause = absl::Microseconds(10);
 constexpr absl::Duration kLongestPause = absl::Milliseconds(1);
 constexpr int kDoublings = 7;  // of the pause, a few rounds each
 constexpr int kRoundsPerPause = 8;
+constexpr int kMaxIdleRounds = kBusyRounds + kRoundsPerPause * kDoublings;  // more change nothing
 constexpr absl::Duration kLongestSleep = absl::Hours(1);
 // Fewer refusals prove nothing: this thread may have been starved.
 constexpr int kMinRefusals = 100;
@@ -67,6 +68,7 @@ void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
   // Over TCP, UCX watches for room to write on a connection whose peer has not answered yet, and
   // there is always room: until it answers, the descriptor tells nothing.
   const bool telling = armed && num_false_alarms_ <= kBusyRounds;
+  if (armed && !telling) num_false_alarms_ = std::min(num_false_alarms_ + 1, kMaxIdleRounds);
   if (!telling || operations_pending) {
     timeout = std::min(timeout, Pause(std::max(idle_rounds_, num_false_alarms_)));
     LetThisThreadSleepBriefly();

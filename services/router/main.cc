@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/file_limit.h"
 #include "common/host_port.h"
 #include "common/log.h"
 #include "common/port_file.h"
@@ -26,11 +27,11 @@
 #include "metrics/metrics.h"
 #include "modelspec/model_spec.h"
 #include "services/router/api/api_context.h"
-#include "services/router/file_limit.h"
 #include "services/router/fleet/dispatcher_thread.h"
 #include "services/router/fleet/fleet_server.h"
 #include "services/router/grpc/grpc_server.h"
 #include "services/router/http/http_server.h"
+#include "services/router/http_share_of_files.h"
 #include "services/router/router_config.h"
 #include "services/router/router_metrics.h"
 #include "services/rpc/fleet_codec.h"
@@ -118,7 +119,7 @@ void Drain(DispatcherThread* dispatcher, HttpServer* http, GrpcServer* grpc,
 }
 
 absl::Status Serve(const RouterConfig& config) {
-  const int max_http_connections = RaiseFileLimit(config.max_connections);
+  const int max_http_connections = HttpShareOfFiles(RaiseFileLimit(), config.max_connections);
   MetricsRegistry registry;
   AddProcessMetrics(&registry, Version());
   SLUICE_ASSIGN_OR_RETURN(ApiOptions api_options, MakeApiOptions(config));

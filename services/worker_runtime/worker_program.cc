@@ -12,6 +12,7 @@
 #include "absl/synchronization/notification.h"
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/file_limit.h"
 #include "common/host_port.h"
 #include "common/log.h"
 #include "common/port_file.h"
@@ -145,6 +146,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
     SLUICE_RETURN_IF_ERROR(WritePortFile(config.port_file, {{"admin_port", admin->port()}}));
   }
 
+  RaiseFileLimit();
   const absl::Time load_began = MonotonicNow();
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<Engine> engine, LoadEngine(config, &phase));
   const absl::Duration load_time = MonotonicNow() - load_began;

@@ -23,10 +23,12 @@ namespace sluice::cli {
 namespace {
 
 using ::testing::AllOf;
+using ::testing::ContainsRegex;
 using ::testing::HasSubstr;
 
 class ClusterLauncherTest : public ::testing::Test {
  protected:
+  // A new folder, new stand-ins and an empty log.
   void Prepare(const std::string& behaviour) {
     programs_ = std::make_unique<FakePrograms>(behaviour);
     options_.bin_dir = programs_->dir();
@@ -37,6 +39,7 @@ class ClusterLauncherTest : public ::testing::Test {
     options_.kv_cache_per_worker = "64MiB";
     options_.worker_args = {"--dtype", "f32"};
     lock_ = RunDirLock::Take(options_.run_dir).value();
+    if (log_ != nullptr) fclose(log_);
     log_ = tmpfile();
     printer_ = std::make_unique<LogPrinter>(fileno(log_), /*colours=*/false, 9);
   }
@@ -50,6 +53,23 @@ class ClusterLauncherTest : public ::testing::Test {
     const ssize_t got = pread(fileno(log_), text.data(), text.size(), 0);
     text.resize(got > 0 ? static_cast<size_t>(got) : 0);
     return text;
+  }
+
+  // Starts over who never becomes ready, and expects the launcher to give up and to say `why`. Its
+  // last probe has half a second: when the machine stalls just then, it names another reason.
+  void ExpectGivesUp(const std::string& behaviour, const std::string& why) {
+    std::string message;
+    for (int tries = 0; tries < 3 && !absl::StrContains(message, why); ++tries) {
+      Prepare(behaviour);
+      options_.ready_timeout = absl::Seconds(3);
+      ClusterLauncher launcher(options_, printer_.get());
+      const absl::Status started = launcher.Start();
+      launcher.Stop();
+      ASSERT_EQ(started.code(), absl::StatusCode::kDeadlineExceeded) << started;
+      message = std::string(started.message());
+      EXPECT_THAT(message, HasSubstr("prefill-0"));
+    }
+    EXPECT_THAT(message, HasSubstr(why));
   }
 
   static bool Lives(int pid) { return kill(pid, 0) == 0; }
@@ -101,18 +121,12 @@ TEST_F(ClusterLauncherTest, ReportsWhoDiesAtStartWithItsLastWords) {
 }
 
 TEST_F(ClusterLauncherTest, GivesUpOnWhoIsNeverReady) {
-  Prepare("prefill-0:never-ready");
-  options_.ready_timeout = absl::Seconds(3);
-  ClusterLauncher launcher(options_, printer_.get());
-  const absl::Status started = launcher.Start();
-  EXPECT_EQ(started.code(), absl::StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(std::string(started.message()), HasSubstr("prefill-0 (waits for a blessing)"));
-  launcher.Stop();
+  ExpectGivesUp("prefill-0:never-ready", "prefill-0 (waits for a blessing)");
 }
 
 TEST_F(ClusterLauncherTest, WaitsForWhoStillLoads) {
   Prepare("prefill-0:load-slowly");
-  options_.ready_timeout = absl::Seconds(4);  // all of it takes 5 s, each part less
+  options_.ready_timeout = absl::Seconds(9);  // all of it takes 10 s, each part 2 s
   ClusterLauncher launcher(options_, printer_.get());
   const absl::Status started = launcher.Start();
   EXPECT_TRUE(started.ok()) << started;
@@ -120,13 +134,7 @@ TEST_F(ClusterLauncherTest, WaitsForWhoStillLoads) {
 }
 
 TEST_F(ClusterLauncherTest, GivesUpOnWhoLoadsNoFurther) {
-  Prepare("prefill-0:load-half");
-  options_.ready_timeout = absl::Seconds(3);
-  ClusterLauncher launcher(options_, printer_.get());
-  const absl::Status started = launcher.Start();
-  EXPECT_EQ(started.code(), absl::StatusCode::kDeadlineExceeded);
-  EXPECT_THAT(std::string(started.message()), HasSubstr("prefill-0 loads"));
-  launcher.Stop();
+  ExpectGivesUp("prefill-0:load-half", "prefill-0 loads [######..........] 40 %");
 }
 
 TEST_F(ClusterLauncherTest, NamesAMissingProgram) {
@@ -155,7 +163,8 @@ TEST_F(ClusterLauncherTest, KillsWhoDoesNotStop) {
   ClusterLauncher launcher(options_, printer_.get());
   ASSERT_TRUE(launcher.Start().ok());
   launcher.Stop();
-  EXPECT_THAT(Log(), HasSubstr("killing decode-0"));
+  // Perhaps together with prefill-0, when the machine stalls while that one drains.
+  EXPECT_THAT(Log(), ContainsRegex("killing [^\n]*decode-0"));
   EXPECT_THAT(Log(), HasSubstr("--drain-timeout 600ms"));
   EXPECT_GT(programs_->Find("router", "end"), 0);
   for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));

@@ -2,8 +2,8 @@
 """Stands in for sluice-router and the workers in tests of `sluice up`.
 
 Writes its port file, answers /readyz, and notes what happens to it in $FAKE_EVENTS. What it does wrong comes
-from $FAKE_BEHAVIOUR: "decode-0:die,router:ignore-term" (die, never-ready, ignore-term, load-slowly: 20 % a second,
-load-half: and no further, die-later: once $FAKE_EVENTS.die exists).
+from $FAKE_BEHAVIOUR: "decode-0:die,router:ignore-term" (die, never-ready, ignore-term, load-slowly: 20 % in
+two seconds, load-half: 20 % a second, and no further than 40, die-later: once $FAKE_EVENTS.die exists).
 """
 
 import http.server
@@ -32,7 +32,8 @@ class Probe(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         ready, body = behaviour != "never-ready", b"waits for a blessing\n"
         if behaviour.startswith("load"):
-            percent = min(int((time.monotonic() - started) / 1.0) * 20, 40 if behaviour == "load-half" else 100)
+            seconds, most = (1, 40) if behaviour == "load-half" else (2, 100)
+            percent = min(int((time.monotonic() - started) / seconds) * 20, most)
             ready, body = percent == 100, b"loading the model, %d%%\n" % percent
         body = b"ok\n" if ready else body
         self.send_response(200 if ready else 503)

@@ -2,7 +2,7 @@
 
 200 random requests, prompt lengths 1 to 3,500, greedy and seeded sampling, many with shared prefixes,
 go to a colocated worker, to a prefill and decode pair over shared memory, and to a pair over TCP.
-Token ids and log-probabilities must be the same in all three. The seed is printed; E2E_SEED replays it.
+Token ids and log-probabilities must be the same in all three. E2E_SEED=N makes other requests.
 """
 
 import math
@@ -64,8 +64,8 @@ def run_all(requests, width, **cluster_options):
 
 class DisaggregationTest(unittest.TestCase):
     def test_same_tokens_and_logprobs_bit_for_bit(self):
-        seed = int(os.environ.get("E2E_SEED", random.randrange(1 << 30)))
-        print(f"seed {seed} (replay with E2E_SEED={seed})", flush=True)
+        seed = int(os.environ.get("E2E_SEED", 1))
+        print(f"E2E_SEED={seed}", flush=True)
         requests = make_requests(seed)
         expected, _, cached = run_all(requests, width=1, prefill=0, decode=0, both=1)
         self.assertGreater(cached, 0, "no prefix hits among the requests")

@@ -18,7 +18,7 @@ def documented_names():
 class MetricsTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.cluster = Cluster(prefill=1, decode=1, both=1).__enter__()
+        cls.cluster = Cluster(prefill=1, decode=1, both=1, router_args=["--worker-timeout", "10s"]).__enter__()
         cls.cluster.chat("Hello!")
         cls.cluster.request("POST", "/v1/completions", {"model": "nobody", "prompt": "x"})
         cls.pages = {p.name: cls.cluster.admin(p, "/metrics")[2].decode()

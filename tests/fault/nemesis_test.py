@@ -10,19 +10,18 @@ import collections
 import random
 import re
 import signal
-import sys
 import threading
 import time
 
 from cluster import Cluster, wait_for
 from fault_table import write_section
 from history import Clients, History, ask_oracle, make_specs
+from rounds import check_in_rounds
 
 WORKER_TIMEOUT_SECONDS = 2.5
 MAX_LOST_WORKERS = 8
 PATIENCE_SECONDS = 120  # for a worker to come back: on a crowded machine loading takes long
 NO_WORKER_TIMEOUT_SECONDS = 3
-MAX_ROUNDS = 2
 
 
 class Nemesis:
@@ -209,14 +208,7 @@ def main():
     args = parser.parse_args()
     events = args.events * (10 if args.long else 1)
     max_seconds = args.max_seconds or 60 + 4 * events
-    # Damage, a leak or a worker that stays away fails at once. What else is wrong may be a machine that is busy with
-    # something else, so it has to be wrong twice.
-    for seed in range(args.seed, args.seed + MAX_ROUNDS):
-        problems = run_round(seed, events, args.streams, max_seconds)
-        if not problems:
-            return
-        print(f"FAILED with --seed {seed}", *problems, sep="\n", file=sys.stderr, flush=True)
-    raise AssertionError(f"{len(problems)} problems; replay with --seed {seed}")
+    check_in_rounds(lambda seed: run_round(seed, events, args.streams, max_seconds), args.seed)
 
 
 def run_round(seed, events, num_streams, max_seconds):

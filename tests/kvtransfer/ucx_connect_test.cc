@@ -125,6 +125,15 @@ class UcxConnectTest : public ::testing::Test {
            friend_.WaitForMessages(1, &a_);
   }
 
+  // Of a channel that has nothing to do but wait.
+  absl::Duration CpuTimeOfASecond() {
+    const absl::Duration before = CpuTime();
+    for (const absl::Time end = MonotonicNow() + absl::Seconds(1); MonotonicNow() < end;) {
+      a_.Poll();
+      a_.channel->WaitForActivity(end - MonotonicNow());
+    }
+    return CpuTime() - before;
+  }
   // Greets the peer that is not there; how long that took.
   absl::Duration GreetTheGone() {
     const absl::Time begin = MonotonicNow();
@@ -143,28 +152,43 @@ class UcxConnectTest : public ::testing::Test {
 TEST_F(UcxConnectTest, ASilentHostHoldsUpNobody) {
   listener_.FallSilent();
   redirected_port = listener_.port();
-  EXPECT_LT(GreetTheGone(), absl::Milliseconds(500));
+  EXPECT_LT(GreetTheGone(), absl::Seconds(5));  // not minutes
   EXPECT_TRUE(FriendsHear());
   // Nor does waiting for it keep anybody busy.
-  const absl::Duration before = CpuTime();
-  for (const absl::Time end = MonotonicNow() + absl::Seconds(1); MonotonicNow() < end;) {
-    a_.Poll();
-    a_.channel->WaitForActivity(end - MonotonicNow());
-  }
-  EXPECT_LT(CpuTime() - before, absl::Milliseconds(300));
+  EXPECT_LT(CpuTimeOfASecond(), absl::Milliseconds(300));
 }
 
 // The kernel takes connections for a stopped process.
 TEST_F(UcxConnectTest, AHostThatTakesTheConnectionAndSaysNothingKeepsNobodyBusy) {
   redirected_port = listener_.port();
-  EXPECT_LT(GreetTheGone(), absl::Milliseconds(500));
+  EXPECT_LT(GreetTheGone(), absl::Seconds(5));  // not minutes
   EXPECT_TRUE(FriendsHear());
-  const absl::Duration before = CpuTime();
-  for (const absl::Time end = MonotonicNow() + absl::Seconds(1); MonotonicNow() < end;) {
-    a_.Poll();
-    a_.channel->WaitForActivity(end - MonotonicNow());
-  }
-  EXPECT_LT(CpuTime() - before, absl::Milliseconds(300));
+  EXPECT_LT(CpuTimeOfASecond(), absl::Milliseconds(300));
+}
+
+// Nor when nothing is to be sent to it.
+TEST_F(UcxConnectTest, AConnectionThatIsNotAnsweredKeepsNobodyBusy) {
+  redirected_port = listener_.port();
+  ASSERT_TRUE(a_.channel->Connect(gone_.channel->LocalAddress()).ok());
+  EXPECT_LT(CpuTimeOfASecond(), absl::Milliseconds(300));
+}
+
+TEST_F(UcxConnectTest, WhatWasGivenUpWhileConnectingIsConnectedToLater) {
+  listener_.FallSilent();
+  redirected_port = listener_.port();
+  absl::StatusOr<PeerId> peer = a_.channel->Connect(gone_.channel->LocalAddress());
+  ASSERT_TRUE(peer.ok());
+  const std::vector<uint8_t> source(1 << 20, 3);
+  ASSERT_TRUE(a_.channel->Send(*peer, "hello", {absl::MakeConstSpan(source)}, OperationId(3)).ok());
+  a_.PollFor(absl::Milliseconds(50));
+  a_.channel->Disconnect(*peer);
+  ASSERT_TRUE(a_.WaitUntil([&] { return a_.sent.contains(OperationId(3)); }));
+  EXPECT_FALSE(a_.sent[OperationId(3)].ok());
+  redirected_port = 0;
+  peer = a_.channel->Connect(gone_.channel->LocalAddress());
+  ASSERT_TRUE(peer.ok()) << peer.status();
+  ASSERT_TRUE(a_.channel->Send(*peer, "hello", {}, OperationId(4)).ok());
+  EXPECT_TRUE(gone_.WaitForMessages(1, &a_));
 }
 
 TEST_F(UcxConnectTest, WhoDiesRightAfterTheConnectionStandsIsAFailedPeer) {
@@ -201,7 +225,10 @@ TEST(UcxSimultaneousConnect, BothAreHeardEachTime) {
     a.channel->Disconnect(*to_b);
     b.channel->Disconnect(*to_a);
     // Both have to have let go before they meet again.
-    a.WaitUntil([] { return false; }, &b, absl::Milliseconds(2));
+    for (int i = 0; i < 20; ++i) {
+      a.Poll();
+      b.Poll();
+    }
   }
 }
 

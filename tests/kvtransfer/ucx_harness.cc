@@ -105,7 +105,8 @@ class ObedientPeer {
       buffers_.push_back(Pattern(size_bytes, 7));
       Send("data", {absl::MakeConstSpan(buffers_.back())});
       if (absl::StartsWith(message.header, "send-stop")) {
-        node_.PollFor(absl::Milliseconds(40));
+        // Long enough to send off what announces the data, even when the machine stalls.
+        node_.PollFor(absl::Milliseconds(400));
         raise(SIGSTOP);
       }
     }

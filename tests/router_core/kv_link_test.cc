@@ -103,13 +103,81 @@ TEST_F(KvLinkTest, TheOnlyWayIsTriedAgainUntilItHolds) {
   EXPECT_LT(h_.now - begin, absl::Seconds(5));
 }
 
-TEST_F(KvLinkTest, AWorkerThatComesBackStartsUnsuspected) {
-  h_.Submit();
-  FailTransfer(Grant());
-  h_.Play(WorkerLeft{p_, "restarted"});
-  const SessionId again = h_.Join("p", WorkerRole::kPrefill);
-  h_.AdvanceAlive(absl::Milliseconds(200));
-  EXPECT_EQ(Grant().to, again);
+// Transfers of p to d and of p2 to d2 fail after their first tokens, when nobody is left out any
+// more: the other two ways are found.
+TEST_F(KvLinkTest, TwoBrokenLinksLeaveTheOtherTwo) {
+  h_.Join("d2", WorkerRole::kDecode);
+  const auto is_broken = [&](SessionId prefill, SessionId decode) {
+    return (prefill == p_) == (decode == d_);
+  };
+  const RequestId id = h_.Submit();
+  int failures = 0;
+  for (int i = 0; i < 200 && !h_.HasEnded(id); ++i) {
+    for (const SendReserve& reserve : h_.Take<SendReserve>()) {
+      h_.PlayGrant(reserve.to, reserve.sequence.key);
+      const SendPrefill prefill = h_.Take<SendPrefill>().at(0);
+      h_.PlayToken(prefill.to, prefill.sequence.key, prefill.sequence.num_output_tokens, 100);
+      if (is_broken(prefill.to, reserve.to)) {
+        FailTransfer(prefill);
+        ++failures;
+      } else {
+        h_.PlayKv(reserve.to, prefill.sequence.key);
+        h_.PlayEnd(reserve.to, prefill.sequence.key, AttemptEndReason::kStop);
+      }
+    }
+    h_.AdvanceAlive(absl::Milliseconds(10));
+  }
+  EXPECT_TRUE(h_.Result(id).status.ok()) << h_.Result(id).status;
+  EXPECT_LE(failures, 2);
+}
+
+// A worker that nobody reaches seems to have room; the one that is full will have some.
+TEST_F(KvLinkTest, AFullWorkerIsWaitedForRatherThanOneThatIsCutOff) {
+  h_.Play(WorkerLeft{p2_, "killed"});
+  const SessionId d2 = h_.Join("d2", WorkerRole::kDecode);
+  const RequestId id = h_.Submit();
+  int failures = 0;
+  for (int i = 0; i < 100; ++i) {
+    for (const SendReserve& reserve : h_.Take<SendReserve>()) {
+      if (reserve.to == d2) {
+        h_.Play(AnsweredBusy{d2, reserve.sequence.key, "full", absl::Milliseconds(10)});
+      } else {
+        h_.PlayGrant(d_, reserve.sequence.key);
+        FailTransfer(h_.Take<SendPrefill>().at(0));
+        ++failures;
+      }
+    }
+    h_.Play(LoadReported{d_, CoreHarness::ReadyLoad()});  // there is room, it says
+    h_.AdvanceAlive(absl::Milliseconds(15));
+  }
+  ASSERT_FALSE(h_.HasEnded(id));
+  EXPECT_EQ(failures, 1);  // until the suspicion is over
+}
+
+TEST(KvLinksTest, AFailureAfterTheSuspicionDoublesIt) {
+  KvLinks links(absl::Seconds(2));
+  const KvLink link = {SessionId(1), SessionId(2)};
+  absl::Time now = absl::UnixEpoch();
+  for (const int seconds : {2, 4, 8, 16, 30, 30}) {
+    links.OnFailed(link, now);
+    links.OnFailed(link, now + absl::Seconds(1));  // one more of the same accident
+    EXPECT_EQ(links.Suspect(now + absl::Seconds(seconds) - absl::Milliseconds(1)).size(), 1u);
+    now += absl::Seconds(seconds);
+    EXPECT_TRUE(links.Suspect(now).empty());
+  }
+  links.OnArrived(link);
+  links.OnFailed(link, now);
+  EXPECT_TRUE(links.Suspect(now + absl::Seconds(2)).empty());
+}
+
+TEST(KvLinksTest, WhoLeavesIsForgotten) {
+  KvLinks links(absl::Seconds(2));
+  const absl::Time now = absl::UnixEpoch();
+  links.OnFailed({SessionId(1), SessionId(2)}, now);
+  links.OnFailed({SessionId(3), SessionId(1)}, now);
+  links.OnFailed({SessionId(3), SessionId(4)}, now);
+  links.Forget(SessionId(1));
+  EXPECT_EQ(links.Suspect(now).size(), 1u);
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 // driven with its clock.
 #pragma once
 
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -15,30 +16,40 @@ namespace sluice::router {
 
 class KvLinks {
  public:
-  // `suspicion`: for how long a failure is remembered.
+  // `suspicion`: for how long a first failure is remembered; one that comes after that, with
+  // nothing arrived in between, twice as long as the one before, up to kLongest.
   explicit KvLinks(absl::Duration suspicion) : suspicion_(suspicion) {}
+  static constexpr absl::Duration kLongest = absl::Seconds(30);
 
   void OnFailed(KvLink link, absl::Time now) {
-    until_[{link.prefill, link.decode}] = now + suspicion_;
+    Suspicion& suspicion = links_[{link.prefill, link.decode}];
+    if (now < suspicion.until) return;
+    suspicion.length = std::clamp(2 * suspicion.length, suspicion_, kLongest);
+    suspicion.until = now + suspicion.length;
   }
-  void OnArrived(KvLink link) { until_.erase({link.prefill, link.decode}); }
+  void OnArrived(KvLink link) { links_.erase({link.prefill, link.decode}); }
   // The worker has left.
   void Forget(SessionId worker) {
-    absl::erase_if(until_, [worker](const auto& entry) {
+    absl::erase_if(links_, [worker](const auto& entry) {
       return entry.first.first == worker || entry.first.second == worker;
     });
   }
   std::vector<KvLink> Suspect(absl::Time now) const {
     std::vector<KvLink> links;
-    for (const auto& [link, until] : until_) {
-      if (now < until) links.push_back({link.first, link.second});
+    for (const auto& [link, suspicion] : links_) {
+      if (now < suspicion.until) links.push_back({link.first, link.second});
     }
     return links;
   }
 
  private:
+  struct Suspicion {
+    absl::Time until = absl::InfinitePast();
+    absl::Duration length;
+  };
+
   const absl::Duration suspicion_;
-  absl::btree_map<std::pair<SessionId, SessionId>, absl::Time> until_;  // prefill, decode
+  absl::btree_map<std::pair<SessionId, SessionId>, Suspicion> links_;  // prefill, decode
 };
 
 }  // namespace sluice::router

@@ -6,8 +6,12 @@
 namespace sluice::router {
 namespace {
 
+bool Contains(absl::Span<const SessionId> sessions, SessionId session) {
+  return std::find(sessions.begin(), sessions.end(), session) != sessions.end();
+}
+
 bool IsExcluded(const RouteQuery& query, SessionId session) {
-  return std::find(query.excluded.begin(), query.excluded.end(), session) != query.excluded.end();
+  return Contains(query.excluded, session);
 }
 
 // One more token than there is must fit, else there is nothing to decode.
@@ -29,12 +33,27 @@ bool IsSuspect(const ClusterView& view, SessionId prefill, SessionId decode) {
   });
 }
 
-// Whether each prefill worker that this request may use has a suspect link to it.
-bool IsCutOff(const ClusterView& view, const WorkerView& decode, const RouteQuery& query) {
-  if (view.suspect_links.empty() || decode.role == WorkerRole::kBoth) return false;
-  return std::none_of(view.workers.begin(), view.workers.end(), [&](const WorkerView& worker) {
-    return worker.role == WorkerRole::kPrefill && !IsExcluded(query, worker.session) &&
+// Whether a prefill worker that is not excluded reaches it over a link that is not suspect.
+bool IsReachable(const ClusterView& view, const WorkerView& decode, int num_tokens,
+                 absl::Span<const SessionId> excluded) {
+  return std::any_of(view.workers.begin(), view.workers.end(), [&](const WorkerView& worker) {
+    return worker.role == WorkerRole::kPrefill && worker.fingerprint == decode.fingerprint &&
+           num_tokens < worker.max_model_len && !Contains(excluded, worker.session) &&
            !IsSuspect(view, worker.session, decode.session);
+  });
+}
+
+bool IsCutOff(const ClusterView& view, const WorkerView& decode, const RouteQuery& query) {
+  return !view.suspect_links.empty() &&
+         !IsReachable(view, decode, query.num_tokens, query.excluded);
+}
+
+// Whether, once those that are left out now are asked again, a pair without a suspect link can take
+// it.
+bool HasWayAround(const ClusterView& view, const RouteQuery& query) {
+  return std::any_of(view.workers.begin(), view.workers.end(), [&](const WorkerView& worker) {
+    return worker.role == WorkerRole::kDecode && !worker.is_late && Fits(worker, query) &&
+           IsReachable(view, worker, query.num_tokens, {});
   });
 }
 
@@ -80,8 +99,11 @@ DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query
     if (query.only_decode.value_or(worker.session) != worker.session) continue;
     (is_both ? both : paired).push_back(&worker);
   }
-  if (const WorkerView* best = BestForDecode(view, paired, query)) return {best, NoRoute::kNone};
-  if (const WorkerView* best = BestForDecode(view, both, query)) return {best, NoRoute::kNone};
+  const WorkerView* const best = BestForDecode(view, paired, query);
+  const bool cut_off = best != nullptr && IsCutOff(view, *best, query);
+  if (best != nullptr && !cut_off) return {best, NoRoute::kNone};
+  if (const WorkerView* alone = BestForDecode(view, both, query)) return {alone, NoRoute::kNone};
+  if (cut_off && !HasWayAround(view, query)) return {best, NoRoute::kNone};
   if (!saw_decode) return {nullptr, NoRoute::kNoDecode};
   if (!saw_capable) return {nullptr, NoRoute::kNoPrefill};
   return {nullptr, saw_fitting ? NoRoute::kAllExcluded : NoRoute::kTooLong};

@@ -30,7 +30,7 @@ enum class NoRoute {
   kNoDecode,     // no ready decode worker (and none of role `both`)
   kNoPrefill,    // no ready prefill worker (and none of role `both`)
   kTooLong,      // no ready worker, or pair, whose max_model_len it fits
-  kAllExcluded,  // there are workers, but each was excluded
+  kAllExcluded,  // there are workers, but each was excluded, or has only suspect links left
 };
 
 struct DecodeChoice {
@@ -42,7 +42,8 @@ struct DecodeChoice {
 // enough, is preferred; a worker of role `both` is the fallback when there is no such pair. Among
 // equals: those that are not late first, then those that a prefill worker reaches without a suspect
 // link, then those with enough blocks, then who holds KV of the request, then the least loaded
-// (requests per max_num_seqs), then most available blocks, then worker_id.
+// (requests per max_num_seqs), then most available blocks, then worker_id. Over a suspect link only
+// if there is no other way, not even through workers that are excluded now.
 DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query);
 
 // Who the KV goes to.

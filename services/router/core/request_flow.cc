@@ -116,7 +116,8 @@ void RequestFlow::OnToken(const FlowContext& ctx, SessionId session, ProducedTok
     RecordFirstToken(ctx, token);
   }
   if (from_decode && !colocated_ && !decode_token_seen_) {
-    decode_token_seen_ = kv_arrived_ = true;
+    decode_token_seen_ = true;
+    OnTransferred(ctx);
     failures_ = 0;  // they bound the tries of one handoff, not what a long answer may live through
     RecordSecondToken(ctx, token);
   }
@@ -142,12 +143,16 @@ void RequestFlow::OnKvArrived(const FlowContext& ctx, const KvArrived& event) {
     ctx.counters.CountStale(StaleReason::kWrongWorker);
     return;
   }
-  kv_arrived_ = true;
+  OnTransferred(ctx);
   exposed_transfer_ = event.exposed_transfer;
+  UpdatePhase();
+}
+
+void RequestFlow::OnTransferred(const FlowContext& ctx) {
+  kv_arrived_ = true;
   if (prefill_.has_value()) {
     ctx.membership.TransferArrived({prefill_->session, decode_->session});
   }
-  UpdatePhase();
 }
 
 void RequestFlow::OnPreempted(const FlowContext& ctx, const AttemptPreempted& event) {
@@ -197,10 +202,12 @@ void RequestFlow::OnAttemptEnded(const FlowContext& ctx, const AttemptEnded& eve
         leg(kind == LegKind::kDecode ? LegKind::kPrefill : LegKind::kDecode);
     if (peer.has_value()) {
       ExcludeFailed(peer->session);
-      const bool from_decode = kind == LegKind::kDecode;
-      ctx.membership.TransferFailed(
-          from_decode ? KvLink{peer->session, event.session} : KvLink{event.session, peer->session},
-          ctx.now);
+      // Of the way between them, not of what either could not do.
+      const bool of_link =
+          absl::IsUnavailable(event.status) || absl::IsDeadlineExceeded(event.status);
+      const KvLink link = kind == LegKind::kDecode ? KvLink{peer->session, event.session}
+                                                   : KvLink{event.session, peer->session};
+      if (of_link) ctx.membership.TransferFailed(link, ctx.now);
     }
   }
 

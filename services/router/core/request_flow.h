@@ -172,6 +172,8 @@ class RequestFlow {
   Stage CurrentStage() const;
   // REQUIRES: Prefill or Run was sent.
   void UpdatePhase();
+  // The decode worker has the KV.
+  void OnTransferred(const FlowContext& ctx);
   void RecordFirstToken(const FlowContext& ctx, const ProducedToken& token);
   void RecordSecondToken(const FlowContext& ctx, const ProducedToken& token);
 

@@ -98,6 +98,7 @@ void RequestFlow::WaitForWorkers(const FlowContext& ctx, NoRoute why) {
   waits_for_ = WaitsFor::kTime;
   if (why == NoRoute::kNoPrefill || why == NoRoute::kNoDecode) waits_for_ = WaitsFor::kRole;
   if (busy && refusal_ == Refusal::kBusy && !failed_in_round_) waits_for_ = WaitsFor::kRoom;
+  if (failed_in_round_) refusal_ = Refusal::kNone;  // it sleeps: others may have the room meanwhile
   phase_deadline_ = yields_at_ = absl::InfiniteFuture();
   retry_at_ = std::min(chance_.has_value() ? chance_->retry_at : ctx.now + pause, give_up_at);
   chance_.reset();
