@@ -157,7 +157,7 @@ absl::Status Serve(const RouterConfig& config) {
   SLUICE_ASSIGN_OR_RETURN(std::unique_ptr<GrpcServer> grpc,
                           StartGrpcServer(grpc_options, context.get()));
   AdminProbes probes;
-  probes.live = [] { return std::string(); };
+  probes.live = [&dispatcher] { return dispatcher.NotLiveReason(); };
   probes.started = [] { return std::string(); };
   probes.ready = [&dispatcher] { return dispatcher.NotReadyReason(); };
   SLUICE_ASSIGN_OR_RETURN(

@@ -51,8 +51,8 @@ struct RouterSessionsOptions {
 
 class RouterSessions final : public RouterLink {
  public:
-  // `loop`, `board`, `metrics` and `clock` outlive this. `healthy` says whether the engine thread
-  // lives; it is called on the sessions' threads.
+  // `loop`, `board`, `metrics` and `clock` outlive this. `healthy` says whether the worker's
+  // threads move; it is called on the sessions' threads.
   RouterSessions(RouterSessionsOptions options, WorkerIdentity identity, LoadBoard* board,
                  WorkerMetrics* metrics, const Clock* clock, std::function<bool()> healthy);
   ~RouterSessions() override;  // stops

@@ -9,6 +9,7 @@ namespace sluice::worker {
 namespace {
 
 constexpr absl::Duration kPublishInterval = absl::Milliseconds(200);
+// An idle thread still shows that it lives (readiness asks for less than five seconds).
 constexpr absl::Duration kIdleSleep = absl::Seconds(1);
 // Between two offers of a report that found no room.
 constexpr absl::Duration kRedeliverPause = absl::Milliseconds(5);
@@ -26,7 +27,8 @@ TransferLoop::TransferLoop(std::unique_ptr<KvChannel> channel, std::unique_ptr<T
       metrics_(metrics),
       report_(std::move(report)),
       on_overflow_(std::move(on_overflow)),
-      queue_(queue_capacity, [this] { channel_->Wake(); }) {}
+      queue_(queue_capacity, [this] { channel_->Wake(); }),
+      last_beat_nanos_(absl::ToUnixNanos(clock->Now())) {}
 
 TransferLoop::~TransferLoop() { Stop(absl::ZeroDuration()); }
 
@@ -40,6 +42,10 @@ void TransferLoop::Stop(absl::Duration grace) {
   stopping_.store(true);
   channel_->Wake();
   thread_.join();
+}
+
+absl::Duration TransferLoop::HeartbeatAge() const {
+  return clock_->Now() - absl::FromUnixNanos(last_beat_nanos_.load(std::memory_order_relaxed));
 }
 
 void TransferLoop::StartSend(SendSpec spec) { Post(std::move(spec)); }
@@ -81,6 +87,7 @@ void TransferLoop::Run() {
     Deliver();
     const absl::Time now = clock_->Now();
     if (now >= next_publish_ || !events.empty()) PublishStats(now);
+    Beat(now);
     if (stopping_.load()) {
       if (stop_at == absl::InfiniteFuture()) {
         stop_at = now + absl::Nanoseconds(grace_nanos_.load());
@@ -185,6 +192,10 @@ void TransferLoop::PublishStats(absl::Time now) {
   }
   known_endpoints_ = std::move(endpoints);
   board_->PublishTransports(std::move(transports));
+}
+
+void TransferLoop::Beat(absl::Time now) {
+  last_beat_nanos_.store(absl::ToUnixNanos(now), std::memory_order_relaxed);
 }
 
 std::string TransferLoop::TransportOfAll() const {

@@ -1,6 +1,7 @@
 // The transfer thread: owns the channel and the transfer agent, and is the only one to call them.
 // The engine thread posts commands to a bounded queue, which wakes the channel; reports go back
-// through `report`. Sleeps in the channel until something arrives or the agent's next deadline.
+// through `report`. Sleeps in the channel until something arrives or the agent's next deadline, at
+// most 1 s.
 #pragma once
 
 #include <atomic>
@@ -13,6 +14,7 @@
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/time/time.h"
 #include "common/bounded_queue.h"
 #include "common/clock.h"
 #include "kvtransfer/agent/transfer_agent.h"
@@ -41,6 +43,9 @@ class TransferLoop final : public TransferPort {
   void Stop(absl::Duration grace);
   // Transfers that have not ended, both directions. Any thread.
   int in_flight() const { return in_flight_.load(std::memory_order_relaxed); }
+  // Since the thread last finished a round: at most about a second when idle. Grows while a call
+  // into the channel does not return. Any thread.
+  absl::Duration HeartbeatAge() const;
 
   void StartSend(SendSpec spec) override;
   void Offer(TransferId transfer, int begin_token, int end_token,
@@ -83,6 +88,7 @@ class TransferLoop final : public TransferPort {
   void Observe(const TransferEvent& event);
   void Deliver();
   void PublishStats(absl::Time now);
+  void Beat(absl::Time now);
   // Of the peers we moved bytes with, when they agree; "other" when they differ.
   std::string TransportOfAll() const;
 
@@ -100,6 +106,7 @@ class TransferLoop final : public TransferPort {
   std::atomic<bool> stopping_{false};
   std::atomic<int64_t> grace_nanos_{0};
   std::atomic<int> in_flight_{0};
+  std::atomic<int64_t> last_beat_nanos_;  // of clock_
 
   // Owned by thread_.
   std::deque<Report> undelivered_;  // at most a few per transfer

@@ -60,7 +60,7 @@ Worker::Worker(WorkerOptions options, std::unique_ptr<Engine> engine, TransferPa
   metrics_.SetLoadDuration(options_.load_duration);
   sessions_ = std::make_unique<RouterSessions>(
       options_.routers, MakeIdentity(options_, *engine_, transfer.channel.get()), &board_,
-      &metrics_, clock_, [this] { return EngineAlive(); });
+      &metrics_, clock_, [this] { return StandstillReason().empty(); });
   if (transfer.agent != nullptr) {
     transfers_ = std::make_unique<TransferLoop>(
         std::move(transfer.channel), std::move(transfer.agent), clock_, &board_, &metrics_,
@@ -127,20 +127,31 @@ void Worker::Stop() {
   loop_->Stop();
 }
 
-bool Worker::EngineAlive() const { return loop_->HeartbeatAge() < options_.heartbeat_limit; }
-
-std::string Worker::NotReadyReason() const {
-  if (draining_.load()) return "draining";
+std::string Worker::StandstillReason() const {
   if (const absl::Duration age = loop_->HeartbeatAge(); age >= options_.heartbeat_limit) {
     return absl::StrCat("the engine thread has not moved for ", absl::FormatDuration(age));
   }
-  return sessions_->NotAttachedReason();
+  return TransferStandstillReason(options_.heartbeat_limit);
+}
+
+std::string Worker::TransferStandstillReason(absl::Duration limit) const {
+  const absl::Duration age =
+      transfers_ == nullptr ? absl::ZeroDuration() : transfers_->HeartbeatAge();
+  if (age < limit) return "";
+  return absl::StrCat("the transfer thread has not moved for ", absl::FormatDuration(age));
+}
+
+std::string Worker::NotReadyReason() const {
+  if (draining_.load()) return "draining";
+  std::string standstill = StandstillReason();
+  return standstill.empty() ? sessions_->NotAttachedReason() : standstill;
 }
 
 std::string Worker::NotLiveReason() const {
-  const absl::Duration stuck = loop_->StuckFor();
-  if (stuck < options_.hang_limit) return "";
-  return absl::StrCat("the engine thread has made no progress for ", absl::FormatDuration(stuck));
+  if (const absl::Duration stuck = loop_->StuckFor(); stuck >= options_.hang_limit) {
+    return absl::StrCat("the engine thread has made no progress for ", absl::FormatDuration(stuck));
+  }
+  return TransferStandstillReason(options_.hang_limit);
 }
 
 std::string Worker::BlocksJson() const {

@@ -38,12 +38,12 @@ struct WorkerOptions {
   TransferOptions transfer;
   Incarnation incarnation;       // random per start
   absl::Duration load_duration;  // of the engine, for the metrics
-  // A worker that has not finished a round for this long is not ready.
+  // A worker whose engine or transfer thread has not finished a round for this long is not ready.
   absl::Duration heartbeat_limit = absl::Seconds(5);
-  // One whose engine thread has been stuck for this long is not live: only a restart helps. A step
+  // One in which either has been stuck for this long is not live: only a restart helps. A step
   // that takes longer than this by itself is too long for anybody who waits.
   absl::Duration hang_limit = absl::Seconds(60);
-  // The transfer thread hangs: the worker cannot go on. May be called from any thread.
+  // The transfer thread's queue is full: the worker cannot go on. May be called from any thread.
   std::function<void(const std::string& why)> on_fatal;
 };
 
@@ -73,7 +73,8 @@ class Worker {
 
   // "" when this worker can take requests, else why not. Any thread.
   std::string NotReadyReason() const;
-  // "" while the engine thread makes progress or has nothing to do, else what is wrong. Any thread.
+  // "" while engine and transfer thread make progress or have nothing to do, else what is wrong.
+  // Any thread.
   std::string NotLiveReason() const;
   int num_requests() const;
   // Who holds the KV blocks, as of the engine thread's last report. Any thread.
@@ -82,7 +83,9 @@ class Worker {
  private:
   Worker(WorkerOptions options, std::unique_ptr<Engine> engine, TransferParts transfer,
          const HandlerFactory& make_handler, MetricsRegistry* registry);
-  bool EngineAlive() const;
+  // "" while engine and transfer thread finish their rounds, else which one does not.
+  std::string StandstillReason() const;
+  std::string TransferStandstillReason(absl::Duration limit) const;
 
   // The engine thread has got that far, and no request lives.
   bool HasEnded(EndingStage stage) const;

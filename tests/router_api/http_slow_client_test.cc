@@ -126,6 +126,23 @@ TEST_F(ReadsNothingTest, IsClosed) {
   EXPECT_FALSE(client.ReadReply().complete);
 }
 
+// Reading a little now and then holds a connection and its answer for a while only.
+class ReadsForeverTest : public UnreadAnswerTest {
+ protected:
+  ReadsForeverTest() : UnreadAnswerTest(absl::Milliseconds(300), /*send_buffer_bytes=*/4096) {}
+};
+
+TEST_F(ReadsForeverTest, IsClosed) {
+  HttpClient client(port(), /*receive_buffer_bytes=*/8192);
+  Ask(&client);
+  int reads = 0;
+  while (reads < 1000 && client.ReadSome()) {
+    ++reads;
+    absl::SleepFor(absl::Milliseconds(20));
+  }
+  EXPECT_FALSE(client.ReadReply().complete);
+}
+
 // Each piece that leaves gives the next one its own time.
 class ReadsSteadilyTest : public UnreadAnswerTest {
  protected:

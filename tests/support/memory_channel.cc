@@ -114,6 +114,9 @@ class MemoryChannel final : public KvChannel {
 
   bool Poll(std::vector<ChannelEvent>* events) override {
     absl::MutexLock lock(&hub_->mu_);
+    ++hub_->num_held_polls_;
+    hub_->mu_.Await(absl::Condition(&hub_->polls_return_));
+    --hub_->num_held_polls_;
     const bool any = !events_.empty();
     events->insert(events->end(), std::make_move_iterator(events_.begin()),
                    std::make_move_iterator(events_.end()));
@@ -208,6 +211,16 @@ void MemoryHub::HoldReceives(bool held) {
 int MemoryHub::num_held_receives() const {
   absl::MutexLock lock(&mu_);
   return static_cast<int>(held_receives_.size());
+}
+
+void MemoryHub::HoldPolls(bool held) {
+  absl::MutexLock lock(&mu_);
+  polls_return_ = !held;
+}
+
+int MemoryHub::num_held_polls() const {
+  absl::MutexLock lock(&mu_);
+  return num_held_polls_;
 }
 
 void MemoryHub::Finish(const HeldReceive& receive, bool sender_lives) {

@@ -8,8 +8,10 @@
 #include <utility>
 #include <vector>
 
+#include "absl/functional/function_ref.h"
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
+#include "absl/time/clock.h"
 #include "common/clock.h"
 #include "metrics/metrics.h"
 #include "tests/support/memory_channel.h"
@@ -131,6 +133,87 @@ TEST_F(TransferLoopTest, EndpointsThatGoTakeNothingOfOthersAlong) {
   endpoints.resize(1);
   Publish(endpoints);
   EXPECT_EQ(Bytes("send"), 7 + 198);
+}
+
+class FakeClock : public Clock {
+ public:
+  absl::Time Now() const override { return absl::FromUnixNanos(nanos_.load()); }
+  void Advance(absl::Duration by) { nanos_ += absl::ToInt64Nanoseconds(by); }
+
+ private:
+  std::atomic<int64_t> nanos_{1'000'000'000};
+};
+
+// As an agent with nothing to do: asks its channel, and has no deadline.
+class PollingAgent final : public IdleAgent {
+ public:
+  PollingAgent(EndpointList* endpoints, KvChannel* channel, std::atomic<int>* num_polls)
+      : IdleAgent(endpoints), channel_(channel), num_polls_(num_polls) {}
+
+  bool Poll(std::vector<TransferEvent>*) override {
+    ++*num_polls_;
+    std::vector<ChannelEvent> events;
+    return channel_->Poll(&events);
+  }
+  absl::Time NextDeadline() const override { return absl::InfiniteFuture(); }
+
+ private:
+  KvChannel* const channel_;
+  std::atomic<int>* const num_polls_;
+};
+
+class TransferLoopBeatTest : public ::testing::Test {
+ protected:
+  static constexpr absl::Duration kLimit = absl::Minutes(1);
+
+  TransferLoopBeatTest() : board_(clock_.Now()), metrics_(&registry_) {
+    std::unique_ptr<KvChannel> channel = hub_.NewChannel();
+    auto agent = std::make_unique<PollingAgent>(&endpoints_, channel.get(), &num_polls_);
+    loop_ = std::make_unique<TransferLoop>(
+        std::move(channel), std::move(agent), &clock_, &board_, &metrics_,
+        [](const TransferLoop::Report&) { return true; }, [] {});
+    loop_->Start();
+  }
+  ~TransferLoopBeatTest() override { hub_.HoldPolls(false); }
+
+  static bool Eventually(absl::FunctionRef<bool()> condition) {
+    for (const absl::Time end = MonotonicNow() + kPatience; MonotonicNow() < end;) {
+      if (condition()) return true;
+      absl::SleepFor(absl::Milliseconds(2));
+    }
+    return condition();
+  }
+  // Of the test's clock, which stands still but for the test.
+  bool BeatIsOld() const { return loop_->HeartbeatAge() >= kLimit; }
+
+  FakeClock clock_;
+  testing::MemoryHub hub_;
+  EndpointList endpoints_;
+  MetricsRegistry registry_;
+  LoadBoard board_;
+  WorkerMetrics metrics_;
+  std::atomic<int> num_polls_{0};
+  std::unique_ptr<TransferLoop> loop_;  // ends before what it uses
+};
+
+TEST_F(TransferLoopBeatTest, AnIdleThreadBeatsAndDoesNotSpin) {
+  ASSERT_TRUE(Eventually([&] { return num_polls_ > 0; }));
+  const int before = num_polls_;
+  clock_.Advance(kLimit);
+  EXPECT_TRUE(Eventually([&] { return !BeatIsOld(); }));
+  EXPECT_LE(num_polls_ - before, 10);
+}
+
+TEST_F(TransferLoopBeatTest, AChannelThatDoesNotReturnStopsTheBeat) {
+  hub_.HoldPolls(true);
+  loop_->CancelReceive(TransferId(), absl::CancelledError("wakes the thread"));
+  ASSERT_TRUE(Eventually([&] { return hub_.num_held_polls() == 1; }));
+  clock_.Advance(kLimit / 2);
+  EXPECT_FALSE(BeatIsOld());
+  clock_.Advance(kLimit / 2);
+  EXPECT_TRUE(BeatIsOld());
+  hub_.HoldPolls(false);
+  EXPECT_TRUE(Eventually([&] { return !BeatIsOld(); }));
 }
 
 }  // namespace

@@ -21,6 +21,7 @@ WorkerCluster::WorkerCluster(ClusterOptions options) : options_(std::move(option
 
 WorkerCluster::~WorkerCluster() {
   hub_.HoldReceives(false);
+  hub_.HoldPolls(false);
   while (!members_.empty()) Kill(members_.begin()->first);
 }
 

@@ -526,6 +526,39 @@ TEST(Worker, AWedgedEngineThreadIsNotReadyUntilItMoves) {
   cluster.ExpectAllFreed("w");
 }
 
+TEST(Worker, AWedgedTransferThreadIsNotReadyUntilItMoves) {
+  ClusterOptions options;
+  options.heartbeat_limit = absl::Milliseconds(1500);  // idle threads beat every second
+  WorkerCluster cluster(options);
+  worker::Worker& worker = cluster.Add("d", "decode");
+  cluster.hub().HoldPolls(true);
+  const auto sequence = WorkerCluster::MakeSequence(1, 100, 3);
+  cluster.SendReserve("d", sequence);  // nobody answers it now
+  EXPECT_TRUE(Eventually([&] {
+    return absl::StrContains(worker.NotReadyReason(), "the transfer thread has not moved");
+  }));
+  EXPECT_EQ(worker.NotLiveReason(), "") << "not ready is not yet dead";
+  EXPECT_TRUE(Eventually([&] { return !cluster.router().last_load("d").ready(); }));
+
+  cluster.hub().HoldPolls(false);
+  cluster.WaitForGrant("d", sequence);
+  EXPECT_TRUE(Eventually([&] { return worker.NotReadyReason().empty(); }));
+  EXPECT_TRUE(Eventually([&] { return cluster.router().last_load("d").ready(); }));
+}
+
+TEST(Worker, AWedgedTransferThreadIsNotLiveInTheEnd) {
+  ClusterOptions options;
+  options.hang_limit = absl::Milliseconds(1500);
+  WorkerCluster cluster(options);
+  worker::Worker& worker = cluster.Add("p", "prefill");
+  cluster.hub().HoldPolls(true);
+  EXPECT_TRUE(Eventually([&] {
+    return absl::StrContains(worker.NotLiveReason(), "the transfer thread has not moved");
+  }));
+  cluster.hub().HoldPolls(false);
+  EXPECT_TRUE(Eventually([&] { return worker.NotLiveReason().empty(); }));
+}
+
 TEST(Worker, ManyRequestsAtOnce) {
   ClusterOptions options;
   options.num_kv_blocks = 128;

@@ -62,15 +62,17 @@ DispatcherThread::DispatcherThread(DispatcherOptions options, DispatcherObserver
       observer_(observer),
       started_at_(MonotonicNow()),
       core_(options_.core),
+      last_tick_(started_at_),
       snapshot_(std::make_shared<const ClusterSnapshot>()),
       snapshot_at_(started_at_),
+      ticked_at_(started_at_),
       not_ready_reason_("starting") {}
 
 DispatcherThread::~DispatcherThread() { Stop(); }
 
 void DispatcherThread::Start(FleetPort* port) {
   port_ = port;
-  last_turn_ = next_tick_ = MonotonicNow();
+  last_turn_ = last_tick_ = next_tick_ = MonotonicNow();
   Publish(last_turn_);
   thread_ = std::thread([this] { Run(); });
 }
@@ -176,7 +178,21 @@ ClusterSnapshot DispatcherThread::Snapshot() const {
 std::string DispatcherThread::NotReadyReason() const {
   absl::MutexLock lock(&mu_);
   if (stopped_) return "shutting down";
-  return draining_ ? "draining" : not_ready_reason_;
+  if (draining_) return "draining";
+  // What was published last says nothing of now if the dispatcher stands still.
+  std::string standstill = StandstillReasonLocked(options_.heartbeat_limit);
+  return standstill.empty() ? not_ready_reason_ : standstill;
+}
+
+std::string DispatcherThread::NotLiveReason() const {
+  absl::MutexLock lock(&mu_);
+  return stopped_ ? "" : StandstillReasonLocked(options_.hang_limit);
+}
+
+std::string DispatcherThread::StandstillReasonLocked(absl::Duration limit) const {
+  const absl::Duration age = MonotonicNow() - ticked_at_;
+  if (age < limit) return "";
+  return absl::StrCat("the dispatcher has not moved for ", absl::FormatDuration(age));
 }
 
 void DispatcherThread::Run() {
@@ -279,6 +295,7 @@ void DispatcherThread::RunTimers(absl::Time now) {
   port_->Tick(now);
   if (observer_ != nullptr) observer_->OnTick(core_, now);
   readiness_changed_ = true;
+  last_tick_ = now;
   next_tick_ = now + options_.tick_interval;
 }
 
@@ -383,6 +400,7 @@ void DispatcherThread::Publish(absl::Time now) {
   absl::MutexLock lock(&mu_);
   snapshot_ = std::move(snapshot);
   snapshot_at_ = now;
+  ticked_at_ = last_tick_;
   not_ready_reason_ = std::move(reason);
 }
 

@@ -44,8 +44,13 @@ class DispatcherObserver {
 struct DispatcherOptions {
   CoreOptions core;
   int max_mailbox_requests = 4096;
-  // How often the port ticks and the snapshot is renewed.
+  // How often the port ticks and the snapshot is renewed, also when nothing happens.
   absl::Duration tick_interval = absl::Milliseconds(100);
+  // A router whose dispatcher has not ticked for this long is not ready: a turn, or what the thread
+  // does between two, does not end.
+  absl::Duration heartbeat_limit = absl::Seconds(5);
+  // After this long it is not live either: only a restart helps.
+  absl::Duration hang_limit = absl::Seconds(60);
 };
 
 class DispatcherThread final : public Dispatcher, public FleetListener {
@@ -72,6 +77,9 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   void Stop(RequestId id) override;
   ClusterSnapshot Snapshot() const override;
   std::string NotReadyReason() const override;
+
+  // "" while the dispatcher ticks, and once stopped; else what is wrong. Any thread.
+  std::string NotLiveReason() const;
 
   // FleetListener
   void OnWorkerEvent(SessionId session, Event event) override;
@@ -103,6 +111,8 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   bool IsIdleLocked() const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_) {
     return stopped_ || (!busy_ && mailbox_.empty());
   }
+  // "" when the last tick is younger than `limit`.
+  std::string StandstillReasonLocked(absl::Duration limit) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   // The mail is for the dispatcher's own thread. True: to be woken up once mu_ is free, so that it
   // does not run into it.
   [[nodiscard]] bool CallThreadLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
@@ -137,6 +147,7 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   Sinks touched_;                // heard something in this turn
   bool readiness_changed_ = false;
   absl::Time last_turn_ = absl::InfiniteFuture();
+  absl::Time last_tick_;
   absl::Time next_tick_ = absl::InfiniteFuture();
 
   std::thread thread_;
@@ -156,6 +167,7 @@ class DispatcherThread final : public Dispatcher, public FleetListener {
   MonotonicCondVar wake_, idle_;
   std::shared_ptr<const ClusterSnapshot> snapshot_ ABSL_GUARDED_BY(mu_);
   absl::Time snapshot_at_ ABSL_GUARDED_BY(mu_);
+  absl::Time ticked_at_ ABSL_GUARDED_BY(mu_);  // last, in a turn that has ended
   std::string not_ready_reason_ ABSL_GUARDED_BY(mu_);
 };
 
