@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "services/router/core/messages.h"
@@ -34,11 +35,14 @@ struct WorkerView {
 struct KvLink {
   SessionId prefill;
   SessionId decode;
+  friend bool operator<(const KvLink& a, const KvLink& b) {
+    return std::tie(a.prefill, a.decode) < std::tie(b.prefill, b.decode);
+  }
 };
 
 struct ClusterView {
   std::vector<WorkerView> workers;         // ready ones, by worker_id
-  std::vector<KvLink> suspect_links = {};  // transfers failed there a moment ago
+  std::vector<KvLink> suspect_links = {};  // transfers failed there a moment ago; in order
 };
 
 }  // namespace sluice::router

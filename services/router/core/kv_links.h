@@ -19,7 +19,7 @@ class KvLinks {
   // `suspicion`: for how long a first failure is remembered; one that comes after that, with
   // nothing arrived in between, twice as long as the one before, up to kLongest.
   explicit KvLinks(absl::Duration suspicion) : suspicion_(suspicion) {}
-  static constexpr absl::Duration kLongest = absl::Seconds(30);
+  static constexpr absl::Duration kLongest = absl::Seconds(8);  // well below capacity_timeout
 
   void OnFailed(KvLink link, absl::Time now) {
     Suspicion& suspicion = links_[{link.prefill, link.decode}];
@@ -34,6 +34,7 @@ class KvLinks {
       return entry.first.first == worker || entry.first.second == worker;
     });
   }
+  // In order.
   std::vector<KvLink> Suspect(absl::Time now) const {
     std::vector<KvLink> links;
     for (const auto& [link, suspicion] : links_) {

@@ -28,9 +28,8 @@ bool HasPrefillPeer(const ClusterView& view, const WorkerView& decode, int num_t
 }
 
 bool IsSuspect(const ClusterView& view, SessionId prefill, SessionId decode) {
-  return std::any_of(view.suspect_links.begin(), view.suspect_links.end(), [&](const KvLink& link) {
-    return link.prefill == prefill && link.decode == decode;
-  });
+  return std::binary_search(view.suspect_links.begin(), view.suspect_links.end(),
+                            KvLink{prefill, decode});
 }
 
 // Whether a prefill worker that is not excluded reaches it over a link that is not suspect.
@@ -44,7 +43,7 @@ bool IsReachable(const ClusterView& view, const WorkerView& decode, int num_toke
 }
 
 bool IsCutOff(const ClusterView& view, const WorkerView& decode, const RouteQuery& query) {
-  return !view.suspect_links.empty() &&
+  return !view.suspect_links.empty() && decode.role == WorkerRole::kDecode &&
          !IsReachable(view, decode, query.num_tokens, query.excluded);
 }
 
@@ -62,23 +61,31 @@ int64_t BlocksNeeded(const WorkerView& worker, const RouteQuery& query) {
   return (query.num_tokens + block_tokens) / block_tokens;  // room for one more token
 }
 
+struct Candidate {
+  const WorkerView* worker = nullptr;
+  bool cut_off = false;
+};
+
 // Smaller is better. No worker_id in it: workers are in that order already, and the first wins.
-auto DecodeCost(const ClusterView& view, const WorkerView& worker, const RouteQuery& query) {
+auto DecodeCost(const Candidate& candidate, const RouteQuery& query) {
+  const WorkerView& worker = *candidate.worker;
   const bool lacks_blocks = worker.available_blocks < BlocksNeeded(worker, query);
   const double load = static_cast<double>(worker.requests) / std::max(1, worker.max_num_seqs);
   const bool holds_no_kv = query.kv_holder != worker.session;
-  return std::make_tuple(worker.is_late, IsCutOff(view, worker, query), lacks_blocks, holds_no_kv,
-                         load, -worker.available_blocks);
+  return std::make_tuple(worker.is_late, candidate.cut_off, lacks_blocks, holds_no_kv, load,
+                         -worker.available_blocks);
 }
 
-const WorkerView* BestForDecode(const ClusterView& view,
-                                const std::vector<const WorkerView*>& candidates,
-                                const RouteQuery& query) {
-  const auto best = std::min_element(
-      candidates.begin(), candidates.end(), [&](const WorkerView* a, const WorkerView* b) {
-        return DecodeCost(view, *a, query) < DecodeCost(view, *b, query);
-      });
-  return best == candidates.end() ? nullptr : *best;
+Candidate BestForDecode(const ClusterView& view, const std::vector<const WorkerView*>& workers,
+                        const RouteQuery& query) {
+  Candidate best;
+  for (const WorkerView* worker : workers) {
+    const Candidate candidate = {worker, IsCutOff(view, *worker, query)};
+    if (best.worker == nullptr || DecodeCost(candidate, query) < DecodeCost(best, query)) {
+      best = candidate;
+    }
+  }
+  return best;
 }
 
 }  // namespace
@@ -99,11 +106,11 @@ DecodeChoice ChooseDecodeWorker(const ClusterView& view, const RouteQuery& query
     if (query.only_decode.value_or(worker.session) != worker.session) continue;
     (is_both ? both : paired).push_back(&worker);
   }
-  const WorkerView* const best = BestForDecode(view, paired, query);
-  const bool cut_off = best != nullptr && IsCutOff(view, *best, query);
-  if (best != nullptr && !cut_off) return {best, NoRoute::kNone};
-  if (const WorkerView* alone = BestForDecode(view, both, query)) return {alone, NoRoute::kNone};
-  if (cut_off && !HasWayAround(view, query)) return {best, NoRoute::kNone};
+  const Candidate best = BestForDecode(view, paired, query);
+  if (best.worker != nullptr && !best.cut_off) return {best.worker, NoRoute::kNone};
+  const Candidate alone = BestForDecode(view, both, query);
+  if (alone.worker != nullptr) return {alone.worker, NoRoute::kNone};
+  if (best.worker != nullptr && !HasWayAround(view, query)) return {best.worker, NoRoute::kNone};
   if (!saw_decode) return {nullptr, NoRoute::kNoDecode};
   if (!saw_capable) return {nullptr, NoRoute::kNoPrefill};
   return {nullptr, saw_fitting ? NoRoute::kAllExcluded : NoRoute::kTooLong};

@@ -149,7 +149,7 @@ void RequestFlow::OnKvArrived(const FlowContext& ctx, const KvArrived& event) {
 }
 
 void RequestFlow::OnTransferred(const FlowContext& ctx) {
-  kv_arrived_ = true;
+  if (std::exchange(kv_arrived_, true)) return;  // that was then
   if (prefill_.has_value()) {
     ctx.membership.TransferArrived({prefill_->session, decode_->session});
   }
