@@ -67,7 +67,7 @@ class KvChannel {
   // event, soon and with an error. Unknown peers are ignored.
   virtual void Disconnect(PeerId peer) = 0;
 
-  // Sends a header (at most max_header_bytes) and the concatenation of `payload`, perhaps empty.
+  // Sends a header (1 to max_header_bytes bytes) and the concatenation of `payload`, perhaps empty.
   // The spans stay as they are until kSendDone for `operation`, which always comes, and mapped for
   // the channel's life: when a send to a peer that was given up has ended with an error, its memory
   // may be written again, but it may still be read. An error here means no event.

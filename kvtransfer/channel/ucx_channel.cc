@@ -159,7 +159,12 @@ absl::Status UcxChannel::Send(PeerId id, std::string header,
   }
   HeldSend send{operation, PrefixFor(*peer) + header, std::move(payload)};
   if (send.payload_bytes() > 0) peer->sending.Begin();
-  if (held_.contains(id) || !IsConnected(peer)) {
+  const bool held = held_.contains(id) || !IsConnected(peer);
+  if (peer->failed) {  // the knock has shown it
+    if (send.payload_bytes() > 0) peer->sending.End();
+    return absl::UnavailableError("the endpoint has failed");
+  }
+  if (held) {
     held_[id].push_back(std::move(send));
     return absl::OkStatus();
   }
