@@ -1,6 +1,6 @@
 // How many files this process may have open. A library that finds no descriptor for a connection
 // may give its listener up for good (gRPC 1.51, UCX 1.13), so programs that serve raise the limit
-// first. Before threads start.
+// first.
 #pragma once
 
 #include <cstdint>

@@ -48,14 +48,18 @@ std::string JsonEscaped(absl::string_view text) {
   return out;
 }
 
+std::string Cut(absl::string_view text, size_t max_bytes) {
+  if (text.size() <= max_bytes) return std::string(text);
+  size_t end = max_bytes;
+  while (end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;
+  return absl::StrCat(text.substr(0, end), "...");
+}
+
 // What the pattern's %v stands for.
 std::string Line(absl::string_view message) {
-  if (message.size() > kMaxMessageBytes + 3) {
-    size_t end = kMaxMessageBytes;
-    while (end > 0 && (static_cast<unsigned char>(message[end]) & 0xC0) == 0x80) --end;
-    return Line(absl::StrCat(message.substr(0, end), "..."));
-  }
-  return g_json ? absl::StrCat("\"message\":\"", JsonEscaped(message), "\"") : std::string(message);
+  if (!g_json) return Cut(message, kMaxMessageBytes);
+  // Escaping at most doubles it.
+  return absl::StrCat("\"message\":\"", JsonEscaped(Cut(message, kMaxMessageBytes / 2)), "\"");
 }
 
 // To standard error, never waiting for who reads it: a collector that stands still must not stop

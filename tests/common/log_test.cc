@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <string>
 
 namespace sluice {
@@ -64,6 +65,18 @@ TEST_F(LogTest, ALongMessageIsCutBetweenCharacters) {
   const std::string line = Read();
   EXPECT_LT(line.size(), 4096u);
   EXPECT_THAT(line, EndsWith("\xc3\xa9...\n"));
+}
+
+// The last test: the format stays.
+TEST_F(LogTest, AnObjectALineFitsAPipeTooAndIsCutOutsideOfEscapes) {
+  LogOptions options;
+  options.json = true;
+  InitLogging(options);
+  SLUICE_LOG(Info) << std::string(100000, '"');
+  const std::string line = Read();
+  EXPECT_LT(line.size(), 4096u);
+  EXPECT_THAT(line, EndsWith("\\\"...\"}\n"));
+  EXPECT_EQ(std::count(line.begin(), line.end(), '\\') % 2, 0);
 }
 
 }  // namespace
