@@ -603,7 +603,7 @@ class SilentClientTest : public GrpcTest {
   static GrpcOptions ShortKeepalive() {
     GrpcOptions options;
     options.keepalive_time = absl::Milliseconds(100);
-    options.keepalive_timeout = absl::Seconds(2);
+    options.keepalive_timeout = absl::Seconds(8);
     return options;
   }
 };

@@ -223,7 +223,9 @@ TEST_F(FleetTest, KilledDecodeWorkerIsReplacedWithoutLosingATokenOrRepeatingOne)
     options.decode_step = absl::Milliseconds(3);
     AddWorker(options);
   }
-  ASSERT_TRUE(WaitFor([&] { return StateOf("d1") == "ready" && StateOf("d2") == "ready"; }));
+  for (const char* id : {"p", "d1", "d2"}) {
+    ASSERT_TRUE(WaitFor([&] { return StateOf(id) == "ready"; })) << id;
+  }
   std::vector<Request> requests;
   for (int i = 0; i < 10; ++i) requests.push_back(Submit(20, 200));
   for (const Request& request : requests) {

@@ -29,11 +29,14 @@ class RecordingSink : public router::GenerationSink {
                                     +[](const int* ends) { return *ends > 0; }, &num_ends_),
                                 timeout);
   }
+  // False also when it has ended with fewer.
   bool WaitForTokens(size_t count, absl::Duration timeout) const {
     absl::MutexLock lock(&mu_);
-    const auto enough = [this, count]()
-                            ABSL_NO_THREAD_SAFETY_ANALYSIS { return tokens_.size() >= count; };
-    return mu_.AwaitWithTimeout(absl::Condition(&enough), timeout);
+    const auto over = [this, count]() ABSL_NO_THREAD_SAFETY_ANALYSIS {
+      return tokens_.size() >= count || num_ends_ > 0;
+    };
+    mu_.AwaitWithTimeout(absl::Condition(&over), timeout);
+    return tokens_.size() >= count;
   }
   std::vector<TokenId> tokens() const {
     absl::MutexLock lock(&mu_);

@@ -221,6 +221,7 @@ DispatcherThread::Mailbox DispatcherThread::AwaitTurn() {
   absl::MutexLock lock(&mu_);
   while (turn_taken_ || !(thread_is_next_ || MonotonicNow() >= timer_due_)) {
     // Whoever has the turn signals when it ends.
+    if (turn_taken_ && MonotonicNow() >= timer_due_) thread_is_next_ = true;  // not passed over
     sleeps_until_ = turn_taken_ ? absl::InfiniteFuture() : timer_due_;
     wake_.Wait(&mu_, sleeps_until_ - MonotonicNow());
   }

@@ -166,7 +166,7 @@ void HttpConnection::EndStream(bool close) {
 }
 
 void HttpConnection::EvictIfSlow() {
-  // What is in flight has write_timeout to leave; slow is who lets more and more wait behind it.
+  // What is in flight has deadlines of its own; slow is who lets more and more wait behind it.
   const size_t waiting = outbox_.size() - std::min(outbox_.size(), uncounted_bytes_);
   if (client_gone_ || !streaming_ ||
       waiting <= static_cast<size_t>(shared_->options.max_stream_buffer_bytes)) {
@@ -321,6 +321,7 @@ void HttpConnection::WriteRest() {
                              writing_ = false;
                              in_flight_sent_ += sent;
                              if (!error && !client_gone_ && in_flight_sent_ < in_flight_.size()) {
+                               CountBuffered();
                                return WriteRest();  // it reads: its time begins anew
                              }
                              DisarmDeadline();

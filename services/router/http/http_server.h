@@ -32,7 +32,7 @@ struct HttpOptions {
   absl::Duration header_timeout = absl::Seconds(10);
   absl::Duration body_timeout = absl::Seconds(60);
   // A client that takes no byte of an answer for this long, or not all of what was written at once
-  // in ten times as long, is closed. The kernel would do it after
+  // in ten times as long, is closed. The kernel would end the former after
   // kMaxClientSilence at the latest.
   absl::Duration write_timeout = kMaxClientSilence;
 
