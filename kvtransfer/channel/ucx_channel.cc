@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstddef>
 #include <cstring>
 #include <utility>
 
@@ -31,6 +32,11 @@ constexpr absl::Duration kShutdownTimeout = absl::Seconds(2);
 // A message that its sender does not finish holds up all that came behind it. Longer than a process
 // is usually starved, shorter than the peers' patience.
 constexpr absl::Duration kMaxBlocked = absl::Milliseconds(600);
+// A first message that is sent whole or not at all.
+constexpr size_t kMaxTriedBytes = 4096;
+// After a knock, to which nothing is answered, UCX's descriptor may stay silent though more
+// arrives.
+constexpr absl::Duration kExpectation = absl::Milliseconds(200);
 constexpr absl::Duration kRenewPause = absl::Seconds(1);
 constexpr size_t kMaxOrphans = 4096;
 
@@ -68,8 +74,8 @@ class UcxChannel : public KvChannel {
     uint64_t payload_bytes() const;
   };
 
-  // Whether UCX has its connection, as far as it can be known; knocks otherwise.
-  bool IsConnected(UcxPeers::Peer* peer);
+  // Gives it to UCX. False: not now, for want of a connection, or the peer has failed.
+  bool Dispatch(UcxPeers::Peer* peer, HeldSend& send);
   void SendHeld();
   void EndHeld(PeerId peer, const absl::Status& status);
   std::string PrefixFor(const UcxPeers::Peer& peer) const;
@@ -92,6 +98,7 @@ class UcxChannel : public KvChannel {
   UcxPayloads payloads_;
   absl::flat_hash_map<PeerId, std::vector<HeldSend>> held_;  // until their peers are connected
   std::vector<ChannelEvent> events_;
+  absl::Time expects_until_ = absl::InfinitePast();
   bool owner_is_due_ = false;   // a payload was announced or has arrived
   bool receive_hangs_ = false;  // although its endpoint was closed
   absl::Time next_renewal_ = absl::InfinitePast();
@@ -159,17 +166,12 @@ absl::Status UcxChannel::Send(PeerId id, std::string header,
   }
   HeldSend send{operation, PrefixFor(*peer) + header, std::move(payload)};
   if (send.payload_bytes() > 0) peer->sending.Begin();
-  const bool held = held_.contains(id) || !IsConnected(peer);
-  if (peer->failed) {  // the knock has shown it
+  if (!held_.contains(id) && Dispatch(peer, send)) return absl::OkStatus();
+  if (peer->failed) {  // trying has shown it
     if (send.payload_bytes() > 0) peer->sending.End();
     return absl::UnavailableError("the endpoint has failed");
   }
-  if (held) {
-    held_[id].push_back(std::move(send));
-    return absl::OkStatus();
-  }
-  operations_.Send(peer->endpoint, operation, id, std::move(send.message), send.payload,
-                   options_.eager_max_bytes);
+  held_[id].push_back(std::move(send));
   return absl::OkStatus();
 }
 
@@ -184,15 +186,25 @@ std::string UcxChannel::PrefixFor(const UcxPeers::Peer& peer) const {
   return std::string(reinterpret_cast<const char*>(&prefix), sizeof(prefix));
 }
 
-// Whatever UCX 1.13 cannot send at once starts a handshake of its own, and if the peer dies when
-// TCP has just connected, the handshake's failure ends this process. A knock is sent at once or not
-// at all.
-bool UcxChannel::IsConnected(UcxPeers::Peer* peer) {
-  if (peer->connected) return true;
-  const absl::Status knocked = UcxOperations::TrySend(peer->endpoint, PrefixFor(*peer));
-  // Other errors are the endpoint's and come again.
-  peer->connected = !absl::IsUnavailable(knocked) || MonotonicNow() >= peer->connecting_until;
-  return peer->connected;
+// Over TCP, whatever UCX 1.13 cannot send at once starts a handshake of its own, and if the peer
+// dies when TCP has just connected, the handshake's failure ends this process. So the first message
+// is sent at once or not at all; if it is too large for that, a knock goes before it.
+bool UcxChannel::Dispatch(UcxPeers::Peer* peer, HeldSend& send) {
+  if (!peer->connected) {
+    const bool whole = send.payload.empty() && send.message.size() <= kMaxTriedBytes;
+    const absl::Status tried =
+        UcxOperations::TrySend(peer->endpoint, whole ? send.message : PrefixFor(*peer));
+    if (peer->failed) return false;
+    if (absl::IsUnavailable(tried) && MonotonicNow() < peer->connecting_until) return false;
+    peer->connected = true;  // other errors come again
+    if (whole && tried.ok()) {
+      OnEnded({send.operation, peer->id, /*is_send=*/true, 0, absl::OkStatus()});
+      return true;
+    }
+  }
+  operations_.Send(peer->endpoint, send.operation, peer->id, std::move(send.message), send.payload,
+                   options_.eager_max_bytes);
+  return true;
 }
 
 void UcxChannel::SendHeld() {
@@ -200,20 +212,16 @@ void UcxChannel::SendHeld() {
   for (const auto& [id, sends] : held_) ids.push_back(id);
   for (PeerId id : ids) {
     UcxPeers::Peer* peer = peers_.Find(id);
-    if (peer == nullptr || peer->failed || !IsConnected(peer)) continue;  // a failure ends them
     const auto it = held_.find(id);
-    if (it == held_.end()) continue;
+    if (peer == nullptr || it == held_.end()) continue;
     std::vector<HeldSend> sends = std::move(it->second);
     held_.erase(it);
-    for (HeldSend& send : sends) {
-      if (peer->failed) {
-        OnEnded({send.operation, id, /*is_send=*/true, send.payload_bytes(),
-                 absl::UnavailableError("the endpoint has failed")});
-        continue;
-      }
-      operations_.Send(peer->endpoint, send.operation, id, std::move(send.message), send.payload,
-                       options_.eager_max_bytes);
-    }
+    size_t num_sent = 0;
+    while (num_sent < sends.size() && !peer->failed && Dispatch(peer, sends[num_sent])) ++num_sent;
+    sends.erase(sends.begin(), sends.begin() + static_cast<std::ptrdiff_t>(num_sent));
+    if (sends.empty()) continue;
+    held_[id] = std::move(sends);
+    if (peer->failed) EndHeld(id, absl::UnavailableError("the endpoint has failed"));
   }
 }
 
@@ -287,7 +295,8 @@ bool UcxChannel::Poll(std::vector<ChannelEvent>* events) {
 void UcxChannel::WaitForActivity(absl::Duration timeout) {
   if (!events_.empty()) return;
   timeout = std::min(timeout, peers_.NextClosed() - MonotonicNow());
-  const bool pending = operations_.num_pending() > 0 || !held_.empty();
+  const bool pending = operations_.num_pending() > 0 || !held_.empty() ||
+                       (expects_until_ != absl::InfinitePast() && MonotonicNow() < expects_until_);
   wakeup_.Wait(context_->worker(), context_->event_fd(), pending, timeout);
 }
 
@@ -329,7 +338,10 @@ ucs_status_t UcxChannel::OnActiveMessage(void* self, const void* header, size_t 
   ChannelEvent event;
   event.kind = ChannelEvent::Kind::kMessage;
   event.peer = channel->peers_.Heard(prefix);
-  if (header_bytes == sizeof(prefix) && data_bytes == 0) return UCS_OK;  // a knock
+  if (header_bytes == sizeof(prefix) && data_bytes == 0) {  // a knock
+    channel->expects_until_ = MonotonicNow() + kExpectation;
+    return UCS_OK;
+  }
   event.header.assign(static_cast<const char*>(header) + sizeof(prefix),
                       header_bytes - sizeof(prefix));
   bool keep = false;

@@ -65,6 +65,8 @@ absl::StatusOr<PeerId> UcxPeers::Connect(ucp_worker_h worker, const UcxAddress& 
     CountFailure(address.channel_id, address.name, failure);
     return failure;
   }
+  Describe(peer.get());
+  peer->connected = peer->transport != "tcp";
   if (remote.heard > remote.burnt) peer->answers = peer->remote_generation = remote.heard;
   PeerId id = peer->id;
   remote.peer = id;

@@ -47,7 +47,7 @@ class UcxPeers {
     uint64_t remote_generation = 0;  // 0: not heard of yet
     std::string name;
     ucp_ep_h endpoint = nullptr;  // null: closing, or its worker is gone
-    // UCX has taken a message for it; or it is asked no longer and gets the messages as they are.
+    // Over TCP: UCX has taken a message for it, or is not asked any longer.
     bool connected = false;
     absl::Time connecting_until;
     bool failed = false;
