@@ -8,6 +8,7 @@
 #include "common/processors.h"
 #include "engine/device/bf16.h"
 #include "engine/device/cpu/gate.h"
+#include "engine/device/task_split.h"
 
 namespace sluice {
 namespace {
@@ -180,32 +181,41 @@ void CpuBackend::RopeWriteKv(const RopeWriteKvParams& params) {
 
 // ---- Matrix products ----------------------------------------------------------------------------
 
+// Rectangles: rows that stay in the second level of cache, and columns in whole register tiles (4
+// panels of a few rows, 3 of many), in shares that shrink.
+void CpuBackend::PlanLinear(int64_t rows, int64_t panels) {
+  constexpr int64_t kRowsPerTask = 256;
+  const int64_t unit = rows <= 16 ? 4 : 3;
+  const int64_t units = CeilDiv(panels, unit);
+  int64_t left = CeilDiv(rows, kRowsPerTask) * units;
+  linear_tasks_.clear();
+  for (int64_t row = 0; row < rows; row += kRowsPerTask) {
+    for (int64_t first = 0; first < units;) {
+      const int64_t share = std::min(NextShare(left, pool_.num_threads()), units - first);
+      linear_tasks_.push_back(
+          {row, std::min(kRowsPerTask, rows - row), first * unit, share * unit});
+      first += share;
+      left -= share;
+    }
+  }
+}
+
 void CpuBackend::Linear(const LinearParams& params) {
   const CpuMatrix& weight = AsCpu(params.weight);
   const DType dtype = weight.layout() == CpuMatrix::Layout::kPanelsF32 ? DType::kF32 : DType::kBF16;
   SLUICE_CHECK(dtype == params.x->dtype() && params.x->stride() >= weight.k());
-  // Tasks are rectangles: rows that stay in the second level of cache, and columns in whole
-  // register tiles (4 panels of a few rows, 3 of many), as many for each thread as for the others
-  // and enough to even out what these do besides.
-  constexpr int64_t kRowsPerTask = 256, kTasksPerThread = 6;
-  const int64_t unit = params.rows <= 16 ? 4 : 3;
-  const int64_t units = CeilDiv(weight.num_panels(), unit);
-  const int64_t row_chunks = CeilDiv(params.rows, kRowsPerTask);
-  const int64_t column_chunks = std::min(
-      units, CeilDiv(kTasksPerThread, row_chunks) * static_cast<int64_t>(pool_.num_threads()));
-  pool_.ParallelFor(static_cast<int>(row_chunks * column_chunks), [&](int task, int) {
-    const int64_t row = task / column_chunks * kRowsPerTask;
-    const int64_t chunk = task % column_chunks;
-    const int64_t panel = units * chunk / column_chunks * unit;
-    const int64_t panels = units * (chunk + 1) / column_chunks * unit - panel;
+  PlanLinear(params.rows, weight.num_panels());
+  pool_.ParallelFor(static_cast<int>(linear_tasks_.size()), [&](int index, int) {
+    const LinearTask& task = linear_tasks_[static_cast<size_t>(index)];
+    const int64_t column = task.first_panel * kPanelColumns;
     GemmArgs args;
-    args.a = RowAt(params.x->data(), row, params.x->stride(), dtype);
+    args.a = RowAt(params.x->data(), task.first_row, params.x->stride(), dtype);
     args.a_stride = params.x->stride();
-    args.rows = static_cast<int>(std::min(kRowsPerTask, params.rows - row));
-    args.b = weight.panel(panel);
+    args.rows = static_cast<int>(task.num_rows);
+    args.b = weight.panel(task.first_panel);
     args.k = weight.k();
-    args.columns = std::min(weight.rows() - panel * kPanelColumns, panels * kPanelColumns);
-    args.c = params.y + row * params.y_stride + panel * kPanelColumns;
+    args.columns = std::min(weight.rows() - column, task.num_panels * kPanelColumns);
+    args.c = params.y + task.first_row * params.y_stride + column;
     args.c_stride = params.y_stride;
     args.epilogue = params.accumulate ? Epilogue::kAddF32 : Epilogue::kStoreF32;
     Gemm(args, dtype);

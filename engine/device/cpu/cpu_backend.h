@@ -83,10 +83,24 @@ class CpuBackend final : public Backend {
     int first_row = 0;  // in the gathered order
     int num_rows = 0;
   };
+  // A rectangle of Linear's result.
+  struct LinearTask {
+    int64_t first_row = 0;
+    int64_t num_rows = 0;
+    int64_t first_panel = 0;
+    int64_t num_panels = 0;  // the last may reach beyond the matrix
+  };
+  // Consecutive panels of the down projections.
+  struct PanelRange {
+    int64_t begin = 0;
+    int64_t end = 0;
+  };
 
   // fn(begin, end) over [0, rows), cut into tasks of at least `grain` rows.
   void ForRows(int rows, int grain, absl::FunctionRef<void(int begin, int end)> fn);
   void Gemm(const cpu::GemmArgs& args, DType dtype) const;
+
+  void PlanLinear(int64_t rows, int64_t panels);
 
   void PlanAttention(const MlaAttentionParams& params);
   static int TokensOfPartition(const AttentionGroup& group, int partition, int heads);
@@ -98,9 +112,10 @@ class CpuBackend final : public Backend {
                          float sum);
 
   void GroupRowsByExpert(const FeedForwardParams& params);
-  void AddHiddenTasks(const FeedForwardParams& params, const FeedForwardWeights& weights,
-                      const void* x, int64_t x_stride, Activations& hidden, int first_row,
-                      int num_rows);
+  // Takes the tasks' work off `work_left`.
+  void AddHiddenTasks(const FeedForwardWeights& weights, const void* x, int64_t x_stride,
+                      Activations& hidden, int first_row, int num_rows, int64_t& work_left);
+  void PlanDown(int64_t panels);
   void RunHiddenTask(const FeedForwardTask& task, int worker);
   Activations& HiddenBuffer(int64_t columns, bool shared, int64_t rows);
 
@@ -111,6 +126,7 @@ class CpuBackend final : public Backend {
 
   // Scratch, kept between calls so that a decode step allocates nothing.
   std::vector<Buffer> worker_scratch_;  // [num_threads]
+  std::vector<LinearTask> linear_tasks_;
   std::vector<AttentionGroup> attention_groups_;
   std::vector<int> split_offsets_;  // first partial of each group
   std::vector<SplitRun> split_runs_;
@@ -123,6 +139,7 @@ class CpuBackend final : public Backend {
   std::map<int64_t, Activations> gathered_x_;               // by columns
   std::map<std::pair<int64_t, bool>, Activations> hidden_;  // by (columns, shared)
   std::vector<FeedForwardTask> hidden_tasks_;
+  std::vector<PanelRange> down_tasks_;
 };
 
 }  // namespace sluice

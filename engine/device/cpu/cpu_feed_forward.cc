@@ -1,13 +1,15 @@
 // FeedForward of the CPU backend: the chosen experts, grouped so that each expert's weights are
 // read once a step, and the shared experts (or the dense network) in the same two loops.
 //
-// Loop 1 computes silu(gate) * up per expert; loop 2 the down projections. A task of loop 2 owns
-// some columns of all rows and walks the experts in ascending order, so each sum has one order.
+// Loop 1 computes silu(gate) * up per expert, the shared network, the largest, first; loop 2 the
+// down projections. A task of loop 2 owns some columns of all rows and walks the experts in
+// ascending order, so each sum has one order.
 #include <algorithm>
 #include <cstring>
 
 #include "common/check.h"
 #include "engine/device/cpu/cpu_backend.h"
+#include "engine/device/task_split.h"
 
 namespace sluice {
 namespace {
@@ -24,6 +26,15 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 constexpr int64_t kPairsPerPass = 6;  // of panels in one call: 96 gate and 96 up columns
 constexpr int kRowsPerPass = 64;
+
+int64_t PassesOf(const FeedForwardWeights& weights) {
+  const auto& gate_up = *static_cast<const CpuMatrix*>(weights.gate_up.get());
+  return CeilDiv(gate_up.num_panels() / 2, kPairsPerPass);
+}
+
+// What kPairsPerPass pairs cost for so many rows: each row's products, and the weights' way from
+// memory, which takes as long as the products of about 80 rows.
+int64_t WorkOfPass(int num_rows) { return num_rows + 80; }
 
 }  // namespace
 
@@ -55,16 +66,14 @@ void CpuBackend::GroupRowsByExpert(const FeedForwardParams& params) {
   }
 }
 
-void CpuBackend::AddHiddenTasks(const FeedForwardParams& params, const FeedForwardWeights& weights,
-                                const void* x, int64_t x_stride, Activations& hidden, int first_row,
-                                int num_rows) {
+void CpuBackend::AddHiddenTasks(const FeedForwardWeights& weights, const void* x, int64_t x_stride,
+                                Activations& hidden, int first_row, int num_rows,
+                                int64_t& work_left) {
   const int64_t pairs = AsCpu(weights.gate_up).num_panels() / 2;
-  // A lone network must feed all threads; many experts do so by themselves.
-  const int64_t networks =
-      static_cast<int64_t>(expert_rows_.size()) + (params.shared != nullptr ? 1 : 0);
-  const int64_t wanted = CeilDiv(int64_t{4} * pool_.num_threads(), networks);
-  const int64_t pairs_per_task = CeilDiv(CeilDiv(pairs, wanted), kPairsPerPass) * kPairsPerPass;
-  for (int64_t first = 0; first < pairs; first += pairs_per_task) {
+  const int64_t work_of_pass = WorkOfPass(num_rows);
+  for (int64_t left = PassesOf(weights), first = 0; left > 0;) {
+    const int64_t passes =
+        std::clamp<int64_t>(NextShare(work_left, pool_.num_threads()) / work_of_pass, 1, left);
     FeedForwardTask task;
     task.weights = &weights;
     task.x = x;
@@ -74,8 +83,11 @@ void CpuBackend::AddHiddenTasks(const FeedForwardParams& params, const FeedForwa
     task.hidden_stride = hidden.stride();
     task.num_rows = num_rows;
     task.first_pair = first;
-    task.num_pairs = std::min(pairs_per_task, pairs - first);
+    task.num_pairs = std::min(passes * kPairsPerPass, pairs - first);
     hidden_tasks_.push_back(task);
+    first += task.num_pairs;
+    left -= passes;
+    work_left -= passes * work_of_pass;
   }
 }
 
@@ -115,14 +127,40 @@ void CpuBackend::RunHiddenTask(const FeedForwardTask& task, int worker) {
   }
 }
 
+// Whole register tiles of a few rows (4 panels); at most 16 panels, whose part of one expert fits
+// the second level of cache.
+void CpuBackend::PlanDown(int64_t panels) {
+  constexpr int64_t kUnitPanels = 4, kMaxUnits = 4;
+  const int64_t units = CeilDiv(panels, kUnitPanels);
+  down_tasks_.clear();
+  for (int64_t first = 0; first < units;) {
+    const int64_t share = std::min(NextShare(units - first, pool_.num_threads()), kMaxUnits);
+    down_tasks_.push_back({first * kUnitPanels, std::min(panels, (first + share) * kUnitPanels)});
+    first += share;
+  }
+}
+
 void CpuBackend::FeedForward(const FeedForwardParams& params) {
   const int64_t element = DTypeBytes(dtype_);
   const int64_t x_stride = params.x->stride();
   hidden_tasks_.clear();
   expert_rows_.clear();
+  if (!params.experts.empty()) GroupRowsByExpert(params);
+  int64_t work_left = 0;
+  if (params.shared != nullptr) work_left = PassesOf(*params.shared) * WorkOfPass(params.rows);
+  for (const ExpertRows& rows : expert_rows_) {
+    work_left += PassesOf(*rows.weights) * WorkOfPass(rows.num_rows);
+  }
+
+  Activations* shared_hidden = nullptr;
+  if (params.shared != nullptr) {
+    const CpuMatrix& gate_up = AsCpu(params.shared->gate_up);
+    shared_hidden = &HiddenBuffer(gate_up.rows() / 2, /*shared=*/true, params.rows);
+    AddHiddenTasks(*params.shared, params.x->data(), x_stride, *shared_hidden, 0, params.rows,
+                   work_left);
+  }
   Activations* routed_hidden = nullptr;
   if (!params.experts.empty()) {
-    GroupRowsByExpert(params);
     const int64_t pairs = int64_t{params.rows} * params.experts_per_token;
     const CpuMatrix& first = AsCpu(params.experts[0].gate_up);
     routed_hidden = &HiddenBuffer(first.rows() / 2, /*shared=*/false, pairs);
@@ -145,17 +183,9 @@ void CpuBackend::FeedForward(const FeedForwardParams& params) {
     }
     for (const ExpertRows& rows : expert_rows_) {
       const int64_t row = params.rows > 1 ? rows.first_row : 0;
-      AddHiddenTasks(params, *rows.weights,
-                     static_cast<const uint8_t*>(x) + row * x_stride * element, x_stride,
-                     *routed_hidden, rows.first_row, rows.num_rows);
+      AddHiddenTasks(*rows.weights, static_cast<const uint8_t*>(x) + row * x_stride * element,
+                     x_stride, *routed_hidden, rows.first_row, rows.num_rows, work_left);
     }
-  }
-  Activations* shared_hidden = nullptr;
-  if (params.shared != nullptr) {
-    const CpuMatrix& gate_up = AsCpu(params.shared->gate_up);
-    shared_hidden = &HiddenBuffer(gate_up.rows() / 2, /*shared=*/true, params.rows);
-    AddHiddenTasks(params, *params.shared, params.x->data(), x_stride, *shared_hidden, 0,
-                   params.rows);
   }
   pool_.ParallelFor(static_cast<int>(hidden_tasks_.size()), [&](int task, int worker) {
     RunHiddenTask(hidden_tasks_[static_cast<size_t>(task)], worker);
@@ -164,16 +194,12 @@ void CpuBackend::FeedForward(const FeedForwardParams& params) {
   const CpuMatrix& any_down =
       AsCpu(params.shared != nullptr ? params.shared->down : params.experts[0].down);
   const int64_t hidden_size = any_down.rows();
-  constexpr int64_t kMinPanels = 4;
-  const int64_t panels = std::max(
-      kMinPanels,
-      CeilDiv(CeilDiv(any_down.num_panels(), int64_t{4} * pool_.num_threads()), kMinPanels) *
-          kMinPanels);
-  const int tasks = static_cast<int>(CeilDiv(any_down.num_panels(), panels));
-  pool_.ParallelFor(tasks, [&](int task, int) {
-    const int64_t panel = task * panels;
+  PlanDown(any_down.num_panels());
+  pool_.ParallelFor(static_cast<int>(down_tasks_.size()), [&](int task, int) {
+    const PanelRange panels = down_tasks_[static_cast<size_t>(task)];
+    const int64_t panel = panels.begin;
     GemmArgs args;
-    args.columns = std::min(hidden_size - panel * kPanelColumns, panels * kPanelColumns);
+    args.columns = std::min(hidden_size, panels.end * kPanelColumns) - panel * kPanelColumns;
     args.c = params.y + panel * kPanelColumns;
     args.c_stride = hidden_size;
     args.epilogue = Epilogue::kAddF32;
