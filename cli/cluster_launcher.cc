@@ -20,6 +20,7 @@
 #include "cli/http_probe.h"
 #include "common/clock.h"
 #include "common/host_port.h"
+#include "common/processors.h"
 #include "common/progress_bar.h"
 #include "common/status_macros.h"
 
@@ -32,9 +33,11 @@ constexpr absl::Duration kProbeTimeout = absl::Milliseconds(500);
 constexpr absl::Duration kRouterStopTimeout = absl::Seconds(10);
 constexpr absl::Duration kKillTimeout = absl::Seconds(5);
 constexpr int kBarWidth = 16;  // one a worker, side by side
-// On one machine the roles share the cores: a long prompt yields to the answers that are being
-// written.
-constexpr absl::string_view kPrefillNiceness = "5";
+// On one machine a long prompt yields to the answers that are being written: fully where there is a
+// core for every compute thread, so that it always finds one; with a share of its own where the
+// workers' threads crowd the cores, or endless answers would keep it from them.
+constexpr int kPrefillNiceness = 19;
+constexpr int kPrefillNicenessOnSharedCores = 5;
 
 sigset_t StopSignals() {
   sigset_t set;
@@ -90,6 +93,10 @@ absl::Status ClusterLauncher::Spawn(const std::string& name, const std::string& 
 
 absl::Status ClusterLauncher::SpawnWorkers() {
   const std::string fleet_address = absl::StrCat("127.0.0.1:", children_[0].ports.fleet_port);
+  const int num_threads = (options_.num_prefill + options_.num_decode + options_.num_both) *
+                          options_.threads_per_worker;
+  const int prefill_niceness =
+      num_threads <= AvailableProcessors() ? kPrefillNiceness : kPrefillNicenessOnSharedCores;
   const auto spawn = [&](const std::string& role, int count) -> absl::Status {
     for (int i = 0; i < count; ++i) {
       const std::string name = absl::StrCat(role, "-", i);
@@ -108,7 +115,7 @@ absl::Status ClusterLauncher::SpawnWorkers() {
         args.insert(args.end(), {"--served-model-name", options_.served_model_name});
       }
       if (role == "prefill") {
-        args.insert(args.end(), {"--compute-niceness", std::string(kPrefillNiceness)});
+        args.insert(args.end(), {"--compute-niceness", absl::StrCat(prefill_niceness)});
       }
       args.insert(args.end(), options_.worker_args.begin(), options_.worker_args.end());
       const char* const program =
