@@ -3,16 +3,17 @@
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
-#include <algorithm>
 #include <atomic>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "bench/router_bench/token_ledger.h"
 #include "common/clock.h"
+#include "common/status_macros.h"
 #include "services/rpc/attach_client.h"
 #include "services/rpc/grpc_options.h"
 #include "sluice/v1/fleet.grpc.pb.h"
@@ -20,17 +21,16 @@
 namespace sluice::bench {
 namespace {
 
-constexpr int kMessages = 300;
-constexpr absl::Duration kPause = absl::Milliseconds(1);
+constexpr absl::Duration kPoll = absl::Milliseconds(1);
 constexpr absl::Duration kAttachTimeout = absl::Seconds(5);
 
 // Welcomes whoever attaches and notes how long each token took.
 class Receiver final : public v1::Fleet::CallbackService {
  public:
   void MarkSent() { sent_ns_ = NowNanoseconds(); }
-  std::vector<double> delays_us() {
+  std::vector<int64_t> TakeDelays() {
     absl::MutexLock lock(&mu_);
-    return delays_us_;
+    return std::exchange(delays_ns_, {});
   }
 
  private:
@@ -41,17 +41,22 @@ class Receiver final : public v1::Fleet::CallbackService {
       if (!ok) return Finish(grpc::Status::OK);
       if (message_.has_tokens()) receiver_->NoteArrival();
       if (message_.has_register_()) {
-        welcome_.mutable_welcome()->set_router_id("probe");
-        StartWrite(&welcome_);
+        answer_.mutable_welcome()->set_router_id("probe");
+        StartWrite(&answer_);
+      } else if (message_.has_load() && !writing_.exchange(true)) {
+        answer_.mutable_heartbeat();
+        StartWrite(&answer_);
       }
       StartRead(&message_);
     }
+    void OnWriteDone(bool) override { writing_ = false; }
     void OnDone() override { delete this; }
 
    private:
     Receiver* const receiver_;
     v1::WorkerMessage message_;
-    v1::RouterMessage welcome_;
+    v1::RouterMessage answer_;
+    std::atomic<bool> writing_{true};  // the welcome is the first
   };
 
   grpc::ServerBidiReactor<v1::WorkerMessage, v1::RouterMessage>* Attach(
@@ -59,14 +64,14 @@ class Receiver final : public v1::Fleet::CallbackService {
     return new Session(this);
   }
   void NoteArrival() {
-    const double delay = static_cast<double>(NowNanoseconds() - sent_ns_) / 1000;
+    const int64_t delay = NowNanoseconds() - sent_ns_;
     absl::MutexLock lock(&mu_);
-    delays_us_.push_back(delay);
+    delays_ns_.push_back(delay);
   }
 
   std::atomic<int64_t> sent_ns_{0};
   absl::Mutex mu_;
-  std::vector<double> delays_us_ ABSL_GUARDED_BY(mu_);
+  std::vector<int64_t> delays_ns_ ABSL_GUARDED_BY(mu_);
 };
 
 class Worker final : public rpc::AttachHandler {
@@ -101,36 +106,58 @@ v1::WorkerMessage OneToken() {
   return message;
 }
 
+class FleetProbeImpl final : public FleetProbe {
+ public:
+  ~FleetProbeImpl() override {
+    if (client_ != nullptr) client_->Stop();
+    if (server_ != nullptr) server_->Shutdown();
+  }
+
+  absl::Status Attach() {
+    grpc::ServerBuilder builder;
+    int port = 0;
+    rpc::ConfigureServer(&builder, "127.0.0.1", 0, &port);
+    builder.RegisterService(&receiver_);
+    server_ = builder.BuildAndStart();
+    if (server_ == nullptr) return absl::UnavailableError("the probe's gRPC server cannot start");
+    rpc::AttachOptions attach;
+    attach.router_address = absl::StrCat("127.0.0.1:", port);
+    client_ = rpc::AttachClient::Start(std::move(attach), &worker_);
+    const absl::Time give_up_at = MonotonicNow() + kAttachTimeout;
+    while (!client_->attached()) {
+      if (MonotonicNow() >= give_up_at) {
+        return absl::DeadlineExceededError("the probe's stream did not come up");
+      }
+      absl::SleepFor(kPoll);
+    }
+    return absl::OkStatus();
+  }
+
+  void Run(absl::Duration window, absl::Duration interval) override {
+    const absl::Time end = MonotonicNow() + window;
+    while (MonotonicNow() < end) {
+      absl::SleepFor(interval);
+      v1::WorkerMessage message = OneToken();
+      receiver_.MarkSent();
+      client_->Send(worker_.session(), std::move(message));
+    }
+  }
+
+  std::vector<int64_t> TakeDelays() override { return receiver_.TakeDelays(); }
+
+ private:
+  Receiver receiver_;
+  Worker worker_;
+  std::unique_ptr<grpc::Server> server_;
+  std::unique_ptr<rpc::AttachClient> client_;
+};
+
 }  // namespace
 
-double FleetStreamMicroseconds() {
-  Receiver receiver;
-  grpc::ServerBuilder builder;
-  int port = 0;
-  rpc::ConfigureServer(&builder, "127.0.0.1", 0, &port);
-  builder.RegisterService(&receiver);
-  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
-  if (server == nullptr) return 0;
-  Worker worker;
-  rpc::AttachOptions attach;
-  attach.router_address = absl::StrCat("127.0.0.1:", port);
-  const std::unique_ptr<rpc::AttachClient> client =
-      rpc::AttachClient::Start(std::move(attach), &worker);
-  const absl::Time give_up_at = MonotonicNow() + kAttachTimeout;
-  while (!client->attached() && MonotonicNow() < give_up_at) absl::SleepFor(kPause);
-  for (int i = 0; i < kMessages && client->attached(); ++i) {
-    absl::SleepFor(kPause);
-    v1::WorkerMessage message = OneToken();
-    receiver.MarkSent();
-    client->Send(worker.session(), std::move(message));
-  }
-  client->Stop();
-  server->Shutdown();
-  std::vector<double> delays = receiver.delays_us();
-  if (delays.empty()) return 0;
-  std::nth_element(delays.begin(), delays.begin() + static_cast<long>(delays.size() / 2),
-                   delays.end());
-  return delays[delays.size() / 2];
+absl::StatusOr<std::unique_ptr<FleetProbe>> FleetProbe::Start() {
+  auto probe = std::make_unique<FleetProbeImpl>();
+  SLUICE_RETURN_IF_ERROR(probe->Attach());
+  return probe;
 }
 
 }  // namespace sluice::bench

@@ -170,7 +170,7 @@ class HttpLoadImpl final : public HttpLoad {
     if (!keep_samples_) return;
     absl::MutexLock lock(&mu_);
     for (int64_t i = first_index; i < first_index + count; ++i) {
-      samples_.added.push_back(now_ns - ledger_.SentAt(stream, i));
+      samples_.token.push_back(now_ns - ledger_.SentAt(stream, i));
     }
   }
   void CountFailure(const std::string& what) {

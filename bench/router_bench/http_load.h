@@ -35,7 +35,7 @@ class HttpLoad {
   };
   // Nanoseconds.
   struct Samples {
-    std::vector<int64_t> added;  // of a token: from the worker's send to its event here; of streams
+    std::vector<int64_t> token;       // from the worker's send to its event here; of streams
     std::vector<int64_t> round_trip;  // of an answer
   };
 

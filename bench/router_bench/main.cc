@@ -30,13 +30,13 @@ constexpr char kExamples[] =
     "  router_bench models/deepseek-tiny --json router.json\n"
     "\n"
     "Columns: cores is the router's CPU seconds a second; answers and events per core-s are what\n"
-    "one core of the router would do. answer50/99: request sent to answer complete. added50/99:\n"
-    "token leaving the mock worker to its event at the client. idle: the router's memory for a\n"
-    "stream on which nothing happens. The rest is the machine just before, to compare runs by:\n"
-    "cycles of one core, one way between two threads over loopback, one way of a token over a "
-    "bare\n"
-    "gRPC stream of the fleet protocol; and for streams what the same events at the same times do\n"
-    "over as many connections without a router: received a second, and their delay.\n";
+    "one core of the router would do. answer50/99: request sent to answer complete. token50/99: a\n"
+    "token leaving the mock worker to its event at the client. direct50/99: the same without a\n"
+    "router; for a lone stream over a bare gRPC stream of the fleet protocol, in turns with the\n"
+    "router's; for many over bare connections, just before, which carry direct/s. added50: the\n"
+    "difference of the medians. idle: the router's memory for a stream on which nothing happens.\n"
+    "clock and loop: cycles of one core, and one way between two threads over loopback, just "
+    "before.\n";
 
 struct Flags {
   std::string model_dir;

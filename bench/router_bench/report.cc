@@ -23,17 +23,17 @@ constexpr Field kFields[] = {
     {"router_system_cores", &Figures::router_system_cores},
     {"round_trip_p50_us", &Figures::round_trip_p50},
     {"round_trip_p99_us", &Figures::round_trip_p99},
+    {"token_p50_us", &Figures::token_p50},
+    {"token_p90_us", &Figures::token_p90},
+    {"token_p99_us", &Figures::token_p99},
+    {"direct_p50_us", &Figures::direct_p50},
+    {"direct_p99_us", &Figures::direct_p99},
     {"added_p50_us", &Figures::added_p50},
-    {"added_p90_us", &Figures::added_p90},
-    {"added_p99_us", &Figures::added_p99},
+    {"direct_events_per_second", &Figures::direct_events_per_second},
     {"resident_mib", &Figures::resident_mib},
     {"idle_kib_per_stream", &Figures::idle_kib_per_stream},
     {"clock_ghz", &Figures::clock_ghz},
     {"loopback_us", &Figures::loopback_us},
-    {"fleet_us", &Figures::fleet_us},
-    {"probe_events_per_second", &Figures::probe_events_per_second},
-    {"probe_p50_us", &Figures::probe_p50},
-    {"probe_p99_us", &Figures::probe_p99},
 };
 
 std::string Count(double value) { return value > 0 ? absl::StrFormat("%.0f", value) : "-"; }
@@ -66,32 +66,31 @@ Figures Median(const std::vector<Figures>& runs) {
 
 std::string FormatTable(const std::vector<Row>& rows) {
   std::string table = absl::StrFormat(
-      "%-10s %7s | %9s %9s %6s | %22s %22s | %8s %8s | %8s %8s | %7s %7s | %5s %5s %5s | %8s %8s "
-      "%8s\n",
+      "%-10s %7s | %9s %9s %6s | %22s %22s | %8s %8s | %8s %8s %8s %8s %8s | %9s | %7s %7s | %5s "
+      "%5s\n",
       "scenario", "clients", "answers/s", "events/s", "cores", "answers/core-s", "events/core-s",
-      "answer50", "answer99", "added50", "added99", "RSS", "idle", "clock", "loop", "fleet",
-      "probe/s", "probe50", "probe99");
-  absl::StrAppend(&table,
-                  absl::StrFormat("%-10s %7s | %9s %9s %6s | %22s %22s | %8s %8s | %8s %8s | %7s "
-                                  "%7s | %5s %5s %5s | %8s %8s %8s\n",
-                                  "", "", "", "", "", "", "", "us", "us", "us", "us", "MiB", "KiB",
-                                  "GHz", "us", "us", "", "us", "us"));
+      "answer50", "answer99", "token50", "token99", "direct50", "direct99", "added50", "direct/s",
+      "RSS", "idle", "clock", "loop");
+  absl::StrAppend(
+      &table, absl::StrFormat("%-10s %7s | %9s %9s %6s | %22s %22s | %8s %8s | %8s %8s %8s %8s "
+                              "%8s | %9s | %7s %7s | %5s %5s\n",
+                              "", "", "", "", "", "", "", "us", "us", "us", "us", "us", "us", "us",
+                              "", "MiB", "KiB", "GHz", "us"));
   for (const Row& row : rows) {
     const Figures f = Median(row.runs);
     absl::StrAppend(
         &table,
         absl::StrFormat(
-            "%-10s %7d | %9s %9s %6.2f | %22s %22s | %8s %8s | %8s %8s | %7.1f %7s | %5.2f %5.1f "
-            "%5.0f "
-            "| %8s %8s %8s\n",
+            "%-10s %7d | %9s %9s %6.2f | %22s %22s | %8s %8s | %8s %8s %8s %8s %8s | %9s | %7.1f "
+            "%7s | %5.2f %5.1f\n",
             row.scenario, row.num_connections, Count(f.answers_per_second),
             Count(f.events_per_second), f.router_cores(),
             WithRange(row, &Figures::answers_per_core), WithRange(row, &Figures::events_per_core),
-            Count(f.round_trip_p50), Count(f.round_trip_p99), Count(f.added_p50),
-            Count(f.added_p99), f.resident_mib,
+            Count(f.round_trip_p50), Count(f.round_trip_p99), Count(f.token_p50),
+            Count(f.token_p99), Count(f.direct_p50), Count(f.direct_p99), Count(f.added_p50),
+            Count(f.direct_events_per_second), f.resident_mib,
             f.idle_kib_per_stream > 0 ? absl::StrFormat("%.1f", f.idle_kib_per_stream) : "-",
-            f.clock_ghz, f.loopback_us, f.fleet_us, Count(f.probe_events_per_second),
-            Count(f.probe_p50), Count(f.probe_p99)));
+            f.clock_ghz, f.loopback_us));
   }
   return table;
 }

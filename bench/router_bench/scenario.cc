@@ -23,6 +23,8 @@ namespace {
 constexpr absl::Duration kSettleTimeout = absl::Seconds(60);
 constexpr absl::Duration kProbeWindow = absl::Milliseconds(1500);
 constexpr absl::Duration kPoll = absl::Milliseconds(20);
+constexpr absl::Duration kTurn = absl::Milliseconds(100);
+constexpr absl::Duration kBetweenTurns = absl::Milliseconds(5);  // for what is on its way
 constexpr char kServedName[] = "mock";
 
 double Microseconds(std::vector<int64_t>* nanoseconds, double share) {
@@ -125,8 +127,12 @@ absl::StatusOr<double> IdleKibPerStream(const Setup& setup, const Scenario& scen
          scenario.num_connections;
 }
 
-absl::Status ProbeFanOut(const Scenario& scenario, Figures* figures) {
-  if (!scenario.stream || scenario.tokens_per_second <= 0) return absl::OkStatus();
+bool HasRate(const Scenario& scenario) { return scenario.stream && scenario.tokens_per_second > 0; }
+bool IsLoneStream(const Scenario& scenario) {
+  return HasRate(scenario) && scenario.num_connections == 1;
+}
+
+absl::Status MeasureBareConnections(const Scenario& scenario, Figures* figures) {
   RaiseFileLimit();
   FanOutShape shape;
   shape.num_connections = scenario.num_connections;
@@ -134,10 +140,46 @@ absl::Status ProbeFanOut(const Scenario& scenario, Figures* figures) {
   shape.events_per_second = scenario.tokens_per_second;
   shape.window = kProbeWindow;
   SLUICE_ASSIGN_OR_RETURN(const FanOut probe, MeasureFanOut(shape));
-  figures->probe_events_per_second = probe.events_per_second;
-  figures->probe_p50 = probe.p50;
-  figures->probe_p99 = probe.p99;
+  figures->direct_events_per_second = probe.events_per_second;
+  figures->direct_p50 = probe.p50;
+  figures->direct_p99 = probe.p99;
   return absl::OkStatus();
+}
+
+void Append(std::vector<int64_t> from, std::vector<int64_t>* to) {
+  to->insert(to->end(), from.begin(), from.end());
+}
+
+// What a window brings; its length is that of the router's turns.
+struct Window {
+  absl::Duration length;
+  HttpLoad::Samples routed;
+  std::vector<int64_t> direct;  // with a probe
+};
+
+// The router's tokens, and with a probe the bare stream's in turns, so that both meet the same
+// neighbours.
+Window Watch(const Setup& setup, const Scenario& scenario, absl::Duration length, FleetProbe* probe,
+             const std::function<void(double)>& on_progress) {
+  Window window;
+  while (window.length < length) {
+    on_progress(absl::FDivDuration(window.length, length));
+    const absl::Time begin = MonotonicNow();
+    setup.load->KeepSamples();
+    absl::SleepFor(std::min(length - window.length, kTurn));
+    HttpLoad::Samples samples = setup.load->TakeSamples();
+    window.length += MonotonicNow() - begin;
+    Append(std::move(samples.token), &window.routed.token);
+    Append(std::move(samples.round_trip), &window.routed.round_trip);
+    if (probe == nullptr) continue;
+    setup.fleet->SetHeld(true);
+    absl::SleepFor(kBetweenTurns);
+    probe->Run(kTurn, absl::Seconds(1 / scenario.tokens_per_second));
+    setup.fleet->SetHeld(false);
+    absl::SleepFor(kBetweenTurns);
+  }
+  if (probe != nullptr) window.direct = probe->TakeDelays();
+  return window;
 }
 
 }  // namespace
@@ -159,8 +201,12 @@ absl::StatusOr<Figures> RunScenario(const BenchTarget& target, const Scenario& s
   Figures figures;
   figures.clock_ghz = MachineProbe::ClockHz() / 1e9;
   figures.loopback_us = LoopbackMicroseconds();
-  figures.fleet_us = FleetStreamMicroseconds();
-  SLUICE_RETURN_IF_ERROR(ProbeFanOut(scenario, &figures));
+  std::unique_ptr<FleetProbe> probe;
+  if (IsLoneStream(scenario)) {
+    SLUICE_ASSIGN_OR_RETURN(probe, FleetProbe::Start());
+  } else if (HasRate(scenario)) {
+    SLUICE_RETURN_IF_ERROR(MeasureBareConnections(scenario, &figures));
+  }
   SLUICE_ASSIGN_OR_RETURN(const std::unique_ptr<Setup> setup, MakeSetup(target, scenario));
   if (scenario.measure_idle) {
     SLUICE_ASSIGN_OR_RETURN(figures.idle_kib_per_stream, IdleKibPerStream(*setup, scenario));
@@ -172,14 +218,8 @@ absl::StatusOr<Figures> RunScenario(const BenchTarget& target, const Scenario& s
 
   SLUICE_ASSIGN_OR_RETURN(const RouterProcess::Usage used_before, setup->router->ReadUsage());
   const HttpLoad::Counts before = setup->load->counts();
-  const absl::Time start = MonotonicNow();
-  setup->load->KeepSamples();
-  while (MonotonicNow() - start < target.window) {
-    on_progress(absl::FDivDuration(MonotonicNow() - start, target.window));
-    absl::SleepFor(std::min(target.window, absl::Milliseconds(100)));
-  }
-  HttpLoad::Samples samples = setup->load->TakeSamples();
-  const double seconds = absl::ToDoubleSeconds(MonotonicNow() - start);
+  Window window = Watch(*setup, scenario, target.window, probe.get(), on_progress);
+  const double seconds = absl::ToDoubleSeconds(window.length);
   const HttpLoad::Counts after = setup->load->counts();
   SLUICE_ASSIGN_OR_RETURN(const RouterProcess::Usage used, setup->router->ReadUsage());
   SLUICE_RETURN_IF_ERROR(CheckFailures(*setup));
@@ -190,11 +230,16 @@ absl::StatusOr<Figures> RunScenario(const BenchTarget& target, const Scenario& s
   figures.tokens_per_second = static_cast<double>(after.tokens - before.tokens) / seconds;
   figures.router_user_cores = (used.user_seconds - used_before.user_seconds) / seconds;
   figures.router_system_cores = (used.system_seconds - used_before.system_seconds) / seconds;
-  figures.round_trip_p50 = Microseconds(&samples.round_trip, 0.5);
-  figures.round_trip_p99 = Microseconds(&samples.round_trip, 0.99);
-  figures.added_p50 = Microseconds(&samples.added, 0.5);
-  figures.added_p90 = Microseconds(&samples.added, 0.9);
-  figures.added_p99 = Microseconds(&samples.added, 0.99);
+  figures.round_trip_p50 = Microseconds(&window.routed.round_trip, 0.5);
+  figures.round_trip_p99 = Microseconds(&window.routed.round_trip, 0.99);
+  figures.token_p50 = Microseconds(&window.routed.token, 0.5);
+  figures.token_p90 = Microseconds(&window.routed.token, 0.9);
+  figures.token_p99 = Microseconds(&window.routed.token, 0.99);
+  if (probe != nullptr) {
+    figures.direct_p50 = Microseconds(&window.direct, 0.5);
+    figures.direct_p99 = Microseconds(&window.direct, 0.99);
+  }
+  if (figures.direct_p50 > 0) figures.added_p50 = figures.token_p50 - figures.direct_p50;
   figures.resident_mib = static_cast<double>(used.resident_bytes) / (1 << 20);
   return figures;
 }

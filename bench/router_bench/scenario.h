@@ -41,16 +41,19 @@ struct Figures {
   double router_system_cores = 0;
   // Microseconds.
   double round_trip_p50 = 0, round_trip_p99 = 0;
-  double added_p50 = 0, added_p90 = 0, added_p99 = 0;
+  // A token, from the worker's send to its event at the client; and as much without a router, if
+  // the scenario's streams have a rate: of a lone stream a bare stream of the fleet protocol, in
+  // turns with the router; of many the same bytes at the same times over bare connections, just
+  // before.
+  double token_p50 = 0, token_p90 = 0, token_p99 = 0;
+  double direct_p50 = 0, direct_p99 = 0;
+  double added_p50 = 0;  // the difference of the two medians
+  double direct_events_per_second = 0;
   double resident_mib = 0;
   double idle_kib_per_stream = 0;
   // The machine just before.
   double clock_ghz = 0;
   double loopback_us = 0;  // one way between two threads
-  double fleet_us = 0;     // one way of a token over a bare stream of the fleet protocol
-  // Of streams with a rate: what the kernel and a load generator do without a router.
-  double probe_events_per_second = 0;
-  double probe_p50 = 0, probe_p99 = 0;
 
   double router_cores() const { return router_user_cores + router_system_cores; }
   double answers_per_core() const {
