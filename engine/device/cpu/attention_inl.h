@@ -10,30 +10,27 @@
 namespace sluice::cpu {
 namespace {
 
-// How a family reads 32 consecutive elements of a cache row or query for dot products, and 16 for
-// sums.
+// How 32 consecutive elements of a cache row or query are read as two vectors of fp32, and sums of
+// such vectors written in the elements' order: halves, or of bf16 the even and the odd elements.
 template <class V>
 struct F32Cache {
   using Element = float;
-  struct Chunk {
-    typename V::F first, second;
-  };
-  static Chunk LoadChunk(const float* p) { return {V::Load(p), V::Load(p + 16)}; }
-  static typename V::F Dot(typename V::F acc, const Chunk& a, const Chunk& b) {
-    return V::Fma(a.second, b.second, V::Fma(a.first, b.first, acc));
+  static typename V::F LoadOne(const float* p) { return V::Load(p); }
+  static typename V::F LoadOther(const float* p) { return V::Load(p + 16); }
+  static void Store(float* p, typename V::F one, typename V::F other) {
+    V::Store(p, one);
+    V::Store(p + 16, other);
   }
-  static typename V::F LoadValues(const float* p) { return V::Load(p); }
 };
 
 template <class V>
 struct Bf16Cache {
   using Element = uint16_t;
-  using Chunk = typename V::Pairs;
-  static Chunk LoadChunk(const uint16_t* p) { return V::LoadPairs(p); }
-  static typename V::F Dot(typename V::F acc, const Chunk& a, const Chunk& b) {
-    return V::DotPairs(acc, a, b);
+  static typename V::F LoadOne(const uint16_t* p) { return V::LoadEven(p); }
+  static typename V::F LoadOther(const uint16_t* p) { return V::LoadOdd(p); }
+  static void Store(float* p, typename V::F one, typename V::F other) {
+    V::StoreInterleaved(p, one, other);
   }
-  static typename V::F LoadValues(const uint16_t* p) { return V::LoadBf16(p); }
 };
 
 template <class Element>
@@ -43,6 +40,22 @@ inline const Element* CacheRow(const AttentionArgs& args, int token) {
          (token - block * args.block_tokens) * args.row_stride;
 }
 
+// The row kTokensAhead tokens after `token`, of this partition or the next; `token`'s own if there
+// is none.
+template <class Element>
+inline const Element* CacheRowAhead(const AttentionArgs& args, int token) {
+  constexpr int kTokensAhead = 8;
+  const int ahead = token + kTokensAhead;
+  if (ahead < args.num_tokens) return CacheRow<Element>(args, ahead);
+  const int next = ahead - args.num_tokens;
+  if (args.next_row_base == nullptr || next >= args.next_tokens) {
+    return CacheRow<Element>(args, token);
+  }
+  const int block = next / args.block_tokens;
+  return static_cast<const Element*>(args.next_row_base[block]) +
+         (next - block * args.block_tokens) * args.row_stride;
+}
+
 // scores[r, t] for kRows queries from `row` on and kKeys tokens from `token` on.
 template <class V, class Cache, int kRows, int kKeys>
 inline void ScoreTile(const AttentionArgs& args, int row, int token, float* scores) {
@@ -50,22 +63,44 @@ inline void ScoreTile(const AttentionArgs& args, int row, int token, float* scor
   const Element* q = static_cast<const Element*>(args.q) + row * args.q_stride;
   const Element* key[kKeys];
   for (int t = 0; t < kKeys; ++t) key[t] = CacheRow<Element>(args, token + t);
+  const Element* ahead[kKeys];
+  for (int t = 0; t < kKeys; ++t) {
+    ahead[t] = row == 0 ? CacheRowAhead<Element>(args, token + t) : key[t];
+  }
   typename V::F acc[kRows][kKeys];
   for (auto& acc_row : acc) {
     for (auto& lane : acc_row) lane = V::Zero();
   }
   for (int64_t d = 0; d < args.q_stride; d += 32) {
-    typename Cache::Chunk k[kKeys];
-    for (int t = 0; t < kKeys; ++t) k[t] = Cache::LoadChunk(key[t] + d);
+    typename V::F k[kKeys];
+    for (int t = 0; t < kKeys; ++t) {
+      __builtin_prefetch(ahead[t] + d);
+      k[t] = Cache::LoadOne(key[t] + d);
+    }
     for (int r = 0; r < kRows; ++r) {
-      const typename Cache::Chunk x = Cache::LoadChunk(q + r * args.q_stride + d);
-      for (int t = 0; t < kKeys; ++t) acc[r][t] = Cache::Dot(acc[r][t], x, k[t]);
+      const typename V::F x = Cache::LoadOne(q + r * args.q_stride + d);
+      for (int t = 0; t < kKeys; ++t) acc[r][t] = V::Fma(x, k[t], acc[r][t]);
+    }
+    for (int t = 0; t < kKeys; ++t) k[t] = Cache::LoadOther(key[t] + d);
+    for (int r = 0; r < kRows; ++r) {
+      const typename V::F x = Cache::LoadOther(q + r * args.q_stride + d);
+      for (int t = 0; t < kKeys; ++t) acc[r][t] = V::Fma(x, k[t], acc[r][t]);
     }
   }
   for (int r = 0; r < kRows; ++r) {
     for (int t = 0; t < kKeys; ++t) {
       scores[(row + r) * kPartitionTokens + token + t] = V::SumLanes(acc[r][t]) * args.scale;
     }
+  }
+}
+
+template <class V, class Cache, int kRows, int kKeys>
+inline void ScoreLastRows(const AttentionArgs& args, int row, int token, float* scores) {
+  if constexpr (kRows > 0) {
+    if (args.rows - row == kRows) {
+      return ScoreTile<V, Cache, kRows, kKeys>(args, row, token, scores);
+    }
+    ScoreLastRows<V, Cache, kRows - 1, kKeys>(args, row, token, scores);
   }
 }
 
@@ -76,7 +111,7 @@ inline void ScoreRows(const AttentionArgs& args, int token, float* scores) {
   for (; row + kRows <= args.rows; row += kRows) {
     ScoreTile<V, Cache, kRows, kKeys>(args, row, token, scores);
   }
-  for (; row < args.rows; ++row) ScoreTile<V, Cache, 1, kKeys>(args, row, token, scores);
+  ScoreLastRows<V, Cache, kRows - 1, kKeys>(args, row, token, scores);
 }
 
 template <class V, class Cache>
@@ -106,49 +141,62 @@ inline void MaskedSoftmaxRow(const AttentionArgs& args, int r, float* row) {
   }
 }
 
-// out[r, c .. c + 16 * kVectors) = sum over tokens of probability * value, tokens ascending.
-template <class V, class Cache, int kRows, int kVectors>
+// out[r, c .. c + 32 * kChunks) = sum over tokens of probability * value, tokens ascending.
+template <class V, class Cache, int kRows, int kChunks>
 inline void ValueTile(const AttentionArgs& args, int row, int64_t column, const float* scores) {
   using Element = typename Cache::Element;
-  typename V::F acc[kRows][kVectors];
-  for (auto& acc_row : acc) {
-    for (auto& lane : acc_row) lane = V::Zero();
+  typename V::F one[kRows][kChunks], other[kRows][kChunks];
+  for (int r = 0; r < kRows; ++r) {
+    for (int i = 0; i < kChunks; ++i) one[r][i] = other[r][i] = V::Zero();
   }
   for (int t = 0; t < args.num_tokens; ++t) {
     const Element* value = CacheRow<Element>(args, t) + column;
-    typename V::F v[kVectors];
-    for (int i = 0; i < kVectors; ++i) v[i] = Cache::LoadValues(value + 16 * i);
-    for (int r = 0; r < kRows; ++r) {
-      const typename V::F p = V::Set(scores[(row + r) * kPartitionTokens + t]);
-      for (int i = 0; i < kVectors; ++i) acc[r][i] = V::Fma(p, v[i], acc[r][i]);
+    for (int i = 0; i < kChunks; ++i) {
+      const typename V::F a = Cache::LoadOne(value + 32 * i);
+      const typename V::F b = Cache::LoadOther(value + 32 * i);
+      for (int r = 0; r < kRows; ++r) {
+        const typename V::F p = V::Set(scores[(row + r) * kPartitionTokens + t]);
+        one[r][i] = V::Fma(p, a, one[r][i]);
+        other[r][i] = V::Fma(p, b, other[r][i]);
+      }
     }
   }
   for (int r = 0; r < kRows; ++r) {
-    for (int i = 0; i < kVectors; ++i) {
-      V::Store(args.out + (row + r) * args.out_stride + column + 16 * i, acc[r][i]);
+    for (int i = 0; i < kChunks; ++i) {
+      Cache::Store(args.out + (row + r) * args.out_stride + column + 32 * i, one[r][i],
+                   other[r][i]);
     }
   }
 }
 
-template <class V, class Cache, int kVectors>
+template <class V, class Cache, int kRows, int kChunks>
+inline void ValueLastRows(const AttentionArgs& args, int row, int64_t column, const float* scores) {
+  if constexpr (kRows > 0) {
+    if (args.rows - row == kRows) {
+      return ValueTile<V, Cache, kRows, kChunks>(args, row, column, scores);
+    }
+    ValueLastRows<V, Cache, kRows - 1, kChunks>(args, row, column, scores);
+  }
+}
+
+template <class V, class Cache, int kChunks>
 inline void ValueRows(const AttentionArgs& args, int64_t column, const float* scores) {
   constexpr int kRows = V::kRows;
   int row = 0;
   for (; row + kRows <= args.rows; row += kRows) {
-    ValueTile<V, Cache, kRows, kVectors>(args, row, column, scores);
+    ValueTile<V, Cache, kRows, kChunks>(args, row, column, scores);
   }
-  for (; row < args.rows; ++row) ValueTile<V, Cache, 1, kVectors>(args, row, column, scores);
+  ValueLastRows<V, Cache, kRows - 1, kChunks>(args, row, column, scores);
 }
 
 template <class V, class Cache>
 inline void Values(const AttentionArgs& args, const float* scores) {
-  constexpr int kVectors = V::kPanels;
-  const int64_t columns = (args.latent_dim + 15) / 16 * 16;
+  constexpr int kChunks = V::kPanels >= 4 ? 2 : 1;
   int64_t column = 0;
-  for (; column + 16 * kVectors <= columns; column += 16 * kVectors) {
-    ValueRows<V, Cache, kVectors>(args, column, scores);
+  for (; column + 32 * kChunks <= args.latent_dim; column += 32 * kChunks) {
+    ValueRows<V, Cache, kChunks>(args, column, scores);
   }
-  for (; column < columns; column += 16) ValueRows<V, Cache, 1>(args, column, scores);
+  for (; column < args.latent_dim; column += 32) ValueRows<V, Cache, 1>(args, column, scores);
 }
 
 inline int64_t AttentionScratchBytes(int64_t /*q_stride*/, int64_t /*latent_dim*/) {

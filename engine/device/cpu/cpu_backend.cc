@@ -42,7 +42,7 @@ CpuBackend::CpuBackend(DType dtype, Isa isa, int num_threads, int niceness)
 
 // Raised when a kernel's order of sums changes, so that workers whose bits would differ never share
 // KV.
-constexpr int kArithmeticRevision = 2;
+constexpr int kArithmeticRevision = 3;
 
 std::string CpuBackend::kernel_family() const {
   return absl::StrCat("cpu-", IsaName(isa_), "-", DTypeName(dtype_), "-r", kArithmeticRevision);

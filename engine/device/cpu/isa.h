@@ -13,8 +13,8 @@ namespace sluice {
 enum class Isa {
   kPortable,  // plain C++
   kAvx2,      // AVX2 and FMA
-  kAvx512,    // AVX-512 F, BW, VL, DQ and BF16
-  kAmx,       // that, and AMX tiles with bf16
+  kAvx512,    // AVX-512 F, BW, VL and DQ
+  kAmx,       // that, AVX-512 BF16, and AMX tiles with bf16
 };
 
 const char* IsaName(Isa isa);  // "portable", "avx2", "avx512", "amx"

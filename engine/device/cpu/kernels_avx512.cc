@@ -1,4 +1,4 @@
-// The avx512 family: AVX-512 with BF16 dot products. Compiled with -mavx512{f,bw,vl,dq,bf16}.
+// The avx512 family. Compiled with -mavx512{f,bw,vl,dq}.
 #include "engine/device/cpu/table_inl.h"
 #include "engine/device/cpu/vec_avx512.h"
 

@@ -13,8 +13,8 @@ template <class V>
 constexpr Kernels MakeKernels(const char* name) {
   Kernels table{};
   table.name = name;
-  table.gemm_f32 = Gemm<V, F32Operand<V>>;
-  table.gemm_bf16 = Gemm<V, Bf16Operand<V>>;
+  table.gemm_f32 = Gemm<V, F32Product<V>>;
+  table.gemm_bf16 = Gemm<V, Bf16Product<V>>;
   table.attention_scratch_bytes = AttentionScratchBytes;
   table.attention_f32 = Attention<V, F32Cache<V>>;
   table.attention_bf16 = Attention<V, Bf16Cache<V>>;

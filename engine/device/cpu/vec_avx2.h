@@ -79,24 +79,21 @@ struct Avx2 {
     __builtin_memcpy(p, lanes, static_cast<size_t>(n) * sizeof(uint16_t));
   }
 
-  // 16 pairs; the even elements of the pairs and the odd ones.
-  struct Pairs {
-    F even, odd;
-  };
-  static Pairs LoadPairs(const uint16_t* p) {
-    const __m256i lo = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
-    const __m256i hi = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
-    return {{Even(lo), Even(hi)}, {Odd(lo), Odd(hi)}};
+  static F LoadEven(const uint16_t* pairs) {
+    return {_mm256_castsi256_ps(_mm256_slli_epi32(LoadWords(pairs), 16)),
+            _mm256_castsi256_ps(_mm256_slli_epi32(LoadWords(pairs + 16), 16))};
   }
-  static Pairs BroadcastPair(const uint16_t* p) {
-    int32_t pair;
-    __builtin_memcpy(&pair, p, sizeof(pair));
-    const __m256i both = _mm256_set1_epi32(pair);
-    return {{Even(both), Even(both)}, {Odd(both), Odd(both)}};
+  static F LoadOdd(const uint16_t* pairs) {
+    const __m256i mask = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
+    return {_mm256_castsi256_ps(_mm256_and_si256(LoadWords(pairs), mask)),
+            _mm256_castsi256_ps(_mm256_and_si256(LoadWords(pairs + 16), mask))};
   }
-  static F DotPairs(F acc, Pairs a, Pairs b) { return Fma(a.odd, b.odd, Fma(a.even, b.even, acc)); }
+  static void StoreInterleaved(float* p, F even, F odd) {
+    StoreInterleavedHalf(p, even.lo, odd.lo);
+    StoreInterleavedHalf(p + 16, even.hi, odd.hi);
+  }
 
-  static constexpr int kRows = 4;
+  static constexpr int kRows = 6;
   static constexpr int kPanels = 1;
   static constexpr int kPanelsOneRow = 4;
 
@@ -123,10 +120,14 @@ struct Avx2 {
     return _mm256_blendv_epi8(rounded, quiet,
                               _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q)));
   }
-  static __m256 Even(__m256i pairs) { return _mm256_castsi256_ps(_mm256_slli_epi32(pairs, 16)); }
-  static __m256 Odd(__m256i pairs) {
-    return _mm256_castsi256_ps(
-        _mm256_and_si256(pairs, _mm256_set1_epi32(static_cast<int>(0xffff0000u))));
+  static void StoreInterleavedHalf(float* p, __m256 even, __m256 odd) {
+    const __m256 low = _mm256_unpacklo_ps(even, odd);  // lanes 0, 1 and 4, 5
+    const __m256 high = _mm256_unpackhi_ps(even, odd);
+    _mm256_storeu_ps(p, _mm256_permute2f128_ps(low, high, 0x20));
+    _mm256_storeu_ps(p + 8, _mm256_permute2f128_ps(low, high, 0x31));
+  }
+  static __m256i LoadWords(const uint16_t* p) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
   }
 };
 

@@ -1,5 +1,5 @@
-// Sixteen fp32 lanes in one AVX-512 register; bf16 products by VDPBF16PS. See vec_portable.h for
-// the contract. Included by the AVX-512 and AMX translation units only.
+// Sixteen fp32 lanes in one AVX-512 register; bf16 products are widened and fused in fp32. See
+// vec_portable.h for the contract. Included by the AVX-512 and AMX translation units only.
 #pragma once
 
 #include <immintrin.h>
@@ -52,22 +52,38 @@ struct Avx512 {
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(raw), 16));
   }
   static void StoreBf16First(uint16_t* p, F x, int n) {
+#if defined(__AVX512BF16__)
     _mm256_mask_storeu_epi16(p, Mask(n), (__m256i)_mm512_cvtneps_pbh(x));
+#else
+    const __m512i bits = _mm512_castps_si512(x);
+    const __m512i high = _mm512_srli_epi32(bits, 16);
+    const __m512i lsb = _mm512_and_si512(high, _mm512_set1_epi32(1));
+    const __m512i rounded = _mm512_srli_epi32(
+        _mm512_add_epi32(bits, _mm512_add_epi32(lsb, _mm512_set1_epi32(0x7fff))), 16);
+    const __m512i words =
+        _mm512_mask_or_epi32(rounded, _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q), high,
+                             _mm512_set1_epi32(0x40));  // NaN stays NaN
+    _mm256_mask_storeu_epi16(p, Mask(n), _mm512_cvtepi32_epi16(words));
+#endif
   }
 
-  using Pairs = __m512bh;
-  static Pairs LoadPairs(const uint16_t* p) {
-    return (__m512bh)_mm512_loadu_si512(reinterpret_cast<const void*>(p));
+  static F LoadEven(const uint16_t* pairs) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(pairs), 16));
   }
-  static Pairs BroadcastPair(const uint16_t* p) {
-    int32_t pair;
-    __builtin_memcpy(&pair, p, sizeof(pair));
-    return (__m512bh)_mm512_set1_epi32(pair);
+  static F LoadOdd(const uint16_t* pairs) {
+    return _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(pairs),
+                                                _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
   }
-  static F DotPairs(F acc, Pairs a, Pairs b) { return _mm512_dpbf16_ps(acc, a, b); }
+  static void StoreInterleaved(float* p, F even, F odd) {
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high =
+        _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    _mm512_storeu_ps(p, _mm512_permutex2var_ps(even, low, odd));
+    _mm512_storeu_ps(p + 16, _mm512_permutex2var_ps(even, high, odd));
+  }
 
   // Register tile of the matrix kernels: kRows rows by kPanels panels of 16 columns.
-  static constexpr int kRows = 4;
+  static constexpr int kRows = 6;
   static constexpr int kPanels = 4;
   static constexpr int kPanelsOneRow = 8;
 

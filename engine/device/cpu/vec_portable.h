@@ -2,8 +2,8 @@
 //  1. every type has exactly 16 lanes, so reductions have one shape in all families;
 //  2. SumLanes adds lane i to i+8, then i+4, i+2, i+1;
 //  3. Fma is one rounding where the processor has it (AVX2, AVX-512) and two here;
-//  4. DotPairs adds products of bf16 pairs: lane i gains a[2i]*b[2i] + a[2i+1]*b[2i+1], in the
-//     family's own order and rounding;
+//  4. LoadEven and LoadOdd widen the even and the odd elements of 16 bf16 pairs, LoadBf16 16
+//     elements in a row; StoreInterleaved puts 32 floats back into the order of pairs;
 //  5. StoreBf16First rounds to nearest even.
 //
 // These headers are compiled with different -m flags in different files, so nothing in them may
@@ -134,33 +134,33 @@ struct Portable {
     }
   }
 
-  struct Pairs {
-    F even, odd;
-  };
   // Little-endian: the even element of a pair is the low half of its word.
-  static Pairs LoadPairs(const uint16_t* p) {
-    Uint4 words[4];
-    __builtin_memcpy(words, p, sizeof(words));
-    Pairs out;
-    for (int i = 0; i < 4; ++i) {
-      out.even.v[i] = (Float4)(words[i] << 16);
-      out.odd.v[i] = (Float4)(words[i] & 0xffff0000u);
-    }
+  static F LoadEven(const uint16_t* pairs) {
+    F out;
+    for (int i = 0; i < 4; ++i) out.v[i] = (Float4)(LoadWords(pairs + 8 * i) << 16);
     return out;
   }
-  static Pairs BroadcastPair(const uint16_t* p) { return {Set(Widen(p[0])), Set(Widen(p[1]))}; }
-  static F DotPairs(F acc, Pairs a, Pairs b) { return Fma(a.odd, b.odd, Fma(a.even, b.even, acc)); }
+  static F LoadOdd(const uint16_t* pairs) {
+    F out;
+    for (int i = 0; i < 4; ++i) out.v[i] = (Float4)(LoadWords(pairs + 8 * i) & 0xffff0000u);
+    return out;
+  }
+  static void StoreInterleaved(float* p, F even, F odd) {
+    for (int i = 0; i < 16; ++i) {
+      p[2 * i] = even.v[i / 4][i % 4];
+      p[2 * i + 1] = odd.v[i / 4][i % 4];
+    }
+  }
 
   static constexpr int kRows = 2;
   static constexpr int kPanels = 1;
   static constexpr int kPanelsOneRow = 1;
 
  private:
-  static float Widen(uint16_t value) {
-    const uint32_t bits = static_cast<uint32_t>(value) << 16;
-    float out;
-    __builtin_memcpy(&out, &bits, sizeof(out));
-    return out;
+  static Uint4 LoadWords(const uint16_t* p) {
+    Uint4 words;
+    __builtin_memcpy(&words, p, sizeof(words));
+    return words;
   }
 };
 
