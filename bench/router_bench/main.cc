@@ -35,8 +35,8 @@ constexpr char kExamples[] =
     "router; for a lone stream over a bare gRPC stream of the fleet protocol, in turns with the\n"
     "router's; for many over bare connections, just before, which carry direct/s. added50: the\n"
     "difference of the medians. idle: the router's memory for a stream on which nothing happens.\n"
-    "clock and loop: cycles of one core, and one way between two threads over loopback, just "
-    "before.\n";
+    "The rest is the machine just before: cycles of one core; one way between two threads over\n"
+    "loopback; and what a thread in between adds to that which only passes the bytes on.\n";
 
 struct Flags {
   std::string model_dir;

@@ -34,6 +34,7 @@ constexpr Field kFields[] = {
     {"idle_kib_per_stream", &Figures::idle_kib_per_stream},
     {"clock_ghz", &Figures::clock_ghz},
     {"loopback_us", &Figures::loopback_us},
+    {"relay_us", &Figures::relay_us},
 };
 
 std::string Count(double value) { return value > 0 ? absl::StrFormat("%.0f", value) : "-"; }
@@ -67,13 +68,13 @@ Figures Median(const std::vector<Figures>& runs) {
 std::string FormatTable(const std::vector<Row>& rows) {
   std::string table = absl::StrFormat(
       "%-10s %7s | %9s %9s %6s | %22s %22s | %8s %8s | %8s %8s %8s %8s %8s | %9s | %7s %7s | %5s "
-      "%5s\n",
+      "%5s %5s\n",
       "scenario", "clients", "answers/s", "events/s", "cores", "answers/core-s", "events/core-s",
       "answer50", "answer99", "token50", "token99", "direct50", "direct99", "added50", "direct/s",
-      "RSS", "idle", "clock", "loop");
+      "RSS", "idle", "clock", "loop", "relay");
   absl::StrAppend(
       &table, absl::StrFormat("%-10s %7s | %9s %9s %6s | %22s %22s | %8s %8s | %8s %8s %8s %8s "
-                              "%8s | %9s | %7s %7s | %5s %5s\n",
+                              "%8s | %9s | %7s %7s | %5s %5s %5s\n",
                               "", "", "", "", "", "", "", "us", "us", "us", "us", "us", "us", "us",
                               "", "MiB", "KiB", "GHz", "us"));
   for (const Row& row : rows) {
@@ -82,7 +83,7 @@ std::string FormatTable(const std::vector<Row>& rows) {
         &table,
         absl::StrFormat(
             "%-10s %7d | %9s %9s %6.2f | %22s %22s | %8s %8s | %8s %8s %8s %8s %8s | %9s | %7.1f "
-            "%7s | %5.2f %5.1f\n",
+            "%7s | %5.2f %5.1f %5.1f\n",
             row.scenario, row.num_connections, Count(f.answers_per_second),
             Count(f.events_per_second), f.router_cores(),
             WithRange(row, &Figures::answers_per_core), WithRange(row, &Figures::events_per_core),
@@ -90,7 +91,7 @@ std::string FormatTable(const std::vector<Row>& rows) {
             Count(f.token_p99), Count(f.direct_p50), Count(f.direct_p99), Count(f.added_p50),
             Count(f.direct_events_per_second), f.resident_mib,
             f.idle_kib_per_stream > 0 ? absl::StrFormat("%.1f", f.idle_kib_per_stream) : "-",
-            f.clock_ghz, f.loopback_us));
+            f.clock_ghz, f.loopback_us, f.relay_us));
   }
   return table;
 }

@@ -9,8 +9,8 @@
 #include "bench/router_bench/fan_out_probe.h"
 #include "bench/router_bench/fleet_probe.h"
 #include "bench/router_bench/http_load.h"
-#include "bench/router_bench/loopback_probe.h"
 #include "bench/router_bench/mock_fleet.h"
+#include "bench/router_bench/relay_probe.h"
 #include "bench/router_bench/router_process.h"
 #include "bench/router_bench/token_ledger.h"
 #include "common/clock.h"
@@ -200,7 +200,9 @@ absl::StatusOr<Figures> RunScenario(const BenchTarget& target, const Scenario& s
                                     const std::function<void(double)>& on_progress) {
   Figures figures;
   figures.clock_ghz = MachineProbe::ClockHz() / 1e9;
-  figures.loopback_us = LoopbackMicroseconds();
+  SLUICE_ASSIGN_OR_RETURN(const RelayCost relay, MeasureRelay());
+  figures.loopback_us = relay.direct;
+  figures.relay_us = relay.added;
   std::unique_ptr<FleetProbe> probe;
   if (IsLoneStream(scenario)) {
     SLUICE_ASSIGN_OR_RETURN(probe, FleetProbe::Start());

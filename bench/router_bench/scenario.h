@@ -53,7 +53,8 @@ struct Figures {
   double idle_kib_per_stream = 0;
   // The machine just before.
   double clock_ghz = 0;
-  double loopback_us = 0;  // one way between two threads
+  double loopback_us = 0;  // one way between two threads, every millisecond
+  double relay_us = 0;     // what a thread in between adds that only passes bytes on
 
   double router_cores() const { return router_user_cores + router_system_cores; }
   double answers_per_core() const {
