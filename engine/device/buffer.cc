@@ -8,8 +8,41 @@
 #include <utility>
 
 namespace sluice {
+namespace {
 
-Buffer::~Buffer() { std::free(data_); }
+constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
+
+size_t RoundUp(size_t size_bytes, size_t unit) { return (size_bytes + unit - 1) / unit * unit; }
+
+// Large memory comes from the kernel, which zeroes a page when it is first touched: by the threads
+// that fill it, side by side, and on their NUMA node. It asks for huge pages: software and hardware
+// prefetch stop at page boundaries, and small pages cost a fifth of the bandwidth.
+void* MapLarge(size_t size_bytes) {
+  const size_t wanted = RoundUp(size_bytes, kHugePage);
+  void* const map =
+      mmap(nullptr, wanted + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (map == MAP_FAILED) throw std::bad_alloc();
+  uint8_t* const begin = static_cast<uint8_t*>(map);
+  const size_t skipped =
+      RoundUp(reinterpret_cast<uintptr_t>(map), kHugePage) - reinterpret_cast<uintptr_t>(map);
+  if (skipped > 0) munmap(begin, skipped);
+  munmap(begin + skipped + wanted, kHugePage - skipped);
+  uint8_t* const data = begin + skipped;
+  madvise(data, size_bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint
+  return data;
+}
+
+void Free(void* data, size_t size_bytes) {
+  if (size_bytes >= kHugePage) {
+    munmap(data, RoundUp(size_bytes, kHugePage));
+  } else {
+    std::free(data);
+  }
+}
+
+}  // namespace
+
+Buffer::~Buffer() { Free(data_, size_bytes_); }
 
 Buffer::Buffer(Buffer&& other) noexcept
     : data_(std::exchange(other.data_, nullptr)),
@@ -23,16 +56,15 @@ Buffer& Buffer::operator=(Buffer&& other) noexcept {
 
 void Buffer::Reserve(size_t size_bytes) {
   if (size_bytes <= size_bytes_) return;
-  // Large buffers ask for huge pages: software and hardware prefetch stop at page boundaries, and
-  // small pages cost a fifth of the bandwidth.
-  constexpr size_t kLine = 64, kHugePage = size_t{2} << 20;
-  const size_t align = size_bytes >= kHugePage ? kHugePage : kLine;
-  const size_t rounded = (size_bytes + kLine - 1) / kLine * kLine;
-  std::free(data_);
-  data_ = std::aligned_alloc(align, (rounded + align - 1) / align * align);
-  if (data_ == nullptr) throw std::bad_alloc();
-  if (align == kHugePage) madvise(data_, rounded / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint
-  std::memset(data_, 0, rounded);
+  Free(std::exchange(data_, nullptr), std::exchange(size_bytes_, 0));
+  const size_t rounded = RoundUp(size_bytes, kLine);
+  if (rounded >= kHugePage) {
+    data_ = MapLarge(rounded);
+  } else {
+    data_ = std::aligned_alloc(kLine, rounded);
+    if (data_ == nullptr) throw std::bad_alloc();
+    std::memset(data_, 0, rounded);
+  }
   size_bytes_ = rounded;
 }
 

@@ -8,6 +8,7 @@
 #include "engine/weights/checkpoint.h"
 #include "engine/weights/checkpoint_digest.h"
 #include "engine/weights/deepseek_tensors.h"
+#include "engine/weights/read_ahead.h"
 
 namespace sluice {
 namespace {
@@ -135,15 +136,17 @@ absl::StatusOr<std::unique_ptr<DeepseekWeights>> LoadDeepseekWeights(
 
   const Loader loader(spec, *checkpoint, *weights->backend);
   const double steps = static_cast<double>(spec.num_hidden_layers) + 2;
-  const auto will_read_layer = [&](int64_t i) {
-    checkpoint->WillRead(absl::StrCat("model.layers.", i, "."));
+  ReadAhead ahead(checkpoint.get());
+  const auto want_layer = [&](int64_t i) {
+    ahead.Want(i < spec.num_hidden_layers ? absl::StrCat("model.layers.", i, ".") : "lm_head.");
   };
-  will_read_layer(0);
+  ahead.Want("model.embed_tokens.");
+  want_layer(0);
   weights->embedding = loader.Table("model.embed_tokens.weight");
   progress(1 / steps);
   for (int64_t i = 0; i < spec.num_hidden_layers; ++i) {
     if (verifier != nullptr && verifier->failed()) return verifier->Finish();
-    will_read_layer(i + 1);  // from the disk, while this one is packed
+    want_layer(i + 1);  // from the disk, while this one is packed
     weights->layers.push_back(loader.Layer(i));
     checkpoint->ReleasePages();
     progress(static_cast<double>(i + 2) / steps);

@@ -138,17 +138,19 @@ const TensorView* Checkpoint::Find(const std::string& name) const {
   return it == tensors_.end() ? nullptr : &it->second;
 }
 
-void Checkpoint::WillRead(absl::string_view prefix) const {
+std::vector<FileRange> Checkpoint::RangesOf(absl::string_view prefix) const {
+  std::vector<FileRange> ranges;
   for (const auto& file : files_) {
     const std::vector<TensorInfo>& tensors = file->tensors();  // in order of their data
     const auto is_wanted = [&](const TensorInfo& t) { return absl::StartsWith(t.name, prefix); };
     for (auto first = tensors.begin(); first != tensors.end();) {
       first = std::find_if(first, tensors.end(), is_wanted);
       const auto end = std::find_if_not(first, tensors.end(), is_wanted);
-      if (first != end) file->WillRead(first->begin, std::prev(end)->end);
+      if (first != end) ranges.push_back({file.get(), first->begin, std::prev(end)->end});
       first = end;
     }
   }
+  return ranges;
 }
 
 void Checkpoint::ReleasePages() const {

@@ -21,6 +21,13 @@ struct TensorView {
   const uint8_t* data = nullptr;
 };
 
+// Of a file's data section, in bytes.
+struct FileRange {
+  const SafetensorsFile* file = nullptr;
+  uint64_t begin = 0;
+  uint64_t end = 0;
+};
+
 class Checkpoint {
  public:
   // With an index, every shard must lie in the folder itself (no "..", "/" or link leading out of
@@ -29,8 +36,8 @@ class Checkpoint {
 
   // Null if there is no such tensor.
   const TensorView* Find(const std::string& name) const;
-  // Asks the system to begin reading every tensor whose name begins with `prefix`.
-  void WillRead(absl::string_view prefix) const;
+  // Where the tensors lie whose names begin with `prefix`: in as few ranges as possible, in order.
+  std::vector<FileRange> RangesOf(absl::string_view prefix) const;
   // Gives back the memory of what was read; it is read again if needed. Whoever copies a large
   // checkpoint calls this now and then, or the copy takes twice the memory.
   void ReleasePages() const;

@@ -62,7 +62,8 @@ class SafetensorsFile {
   // [end - begin], possibly unaligned.
   const uint8_t* Data(const TensorInfo& tensor) const { return data_ + tensor.begin; }
   absl::string_view header() const { return header_; }
-  // Asks the system to begin reading bytes [begin, end) of the data section. Returns at once.
+  // Asks the system to begin reading bytes [begin, end) of the data section, or as many of them as
+  // it reads at once. Waits only while the device's queue is full.
   void WillRead(uint64_t begin, uint64_t end) const;
   // Whether reads of single places follow: otherwise the system reads on behind each, megabytes.
   void ExpectRandomReads(bool random) const;
