@@ -27,7 +27,7 @@ constexpr absl::Duration kAttachTimeout = absl::Seconds(5);
 // Welcomes whoever attaches and notes how long each token took.
 class Receiver final : public v1::Fleet::CallbackService {
  public:
-  void MarkSent() { sent_ns_ = NowNanoseconds(); }
+  void MarkSent(int64_t index) { sent_.MarkSent(0, index, NowNanoseconds()); }
   std::vector<int64_t> TakeDelays() {
     absl::MutexLock lock(&mu_);
     return std::exchange(delays_ns_, {});
@@ -39,7 +39,9 @@ class Receiver final : public v1::Fleet::CallbackService {
     explicit Session(Receiver* receiver) : receiver_(receiver) { StartRead(&message_); }
     void OnReadDone(bool ok) override {
       if (!ok) return Finish(grpc::Status::OK);
-      if (message_.has_tokens()) receiver_->NoteArrival();
+      for (const v1::OutputToken& token : message_.tokens().tokens()) {
+        receiver_->NoteArrival(static_cast<int64_t>(token.index()));
+      }
       if (message_.has_register_()) {
         answer_.mutable_welcome()->set_router_id("probe");
         StartWrite(&answer_);
@@ -63,13 +65,13 @@ class Receiver final : public v1::Fleet::CallbackService {
       grpc::CallbackServerContext*) override {
     return new Session(this);
   }
-  void NoteArrival() {
-    const int64_t delay = NowNanoseconds() - sent_ns_;
+  void NoteArrival(int64_t index) {
+    const int64_t delay = NowNanoseconds() - sent_.SentAt(0, index);
     absl::MutexLock lock(&mu_);
     delays_ns_.push_back(delay);
   }
 
-  std::atomic<int64_t> sent_ns_{0};
+  TokenLedger sent_{/*num_streams=*/1};
   absl::Mutex mu_;
   std::vector<int64_t> delays_ns_ ABSL_GUARDED_BY(mu_);
 };
@@ -96,12 +98,12 @@ class Worker final : public rpc::AttachHandler {
   std::atomic<uint64_t> session_{0};
 };
 
-v1::WorkerMessage OneToken() {
+v1::WorkerMessage OneToken(int64_t index) {
   v1::WorkerMessage message;
   v1::OutputToken* token = message.mutable_tokens()->add_tokens();
   token->set_request_id(std::string(16, 'r'));
   token->set_attempt(1);
-  token->set_index(100);
+  token->set_index(static_cast<int32_t>(index));
   token->set_token_id(100);
   return message;
 }
@@ -137,8 +139,8 @@ class FleetProbeImpl final : public FleetProbe {
     const absl::Time end = MonotonicNow() + window;
     while (MonotonicNow() < end) {
       absl::SleepFor(interval);
-      v1::WorkerMessage message = OneToken();
-      receiver_.MarkSent();
+      v1::WorkerMessage message = OneToken(next_index_);
+      receiver_.MarkSent(next_index_++);
       client_->Send(worker_.session(), std::move(message));
     }
   }
@@ -148,6 +150,7 @@ class FleetProbeImpl final : public FleetProbe {
  private:
   Receiver receiver_;
   Worker worker_;
+  int64_t next_index_ = 0;
   std::unique_ptr<grpc::Server> server_;
   std::unique_ptr<rpc::AttachClient> client_;
 };

@@ -76,7 +76,7 @@ std::string FormatTable(const std::vector<Row>& rows) {
       &table, absl::StrFormat("%-10s %7s | %9s %9s %6s | %22s %22s | %8s %8s | %8s %8s %8s %8s "
                               "%8s | %9s | %7s %7s | %5s %5s %5s\n",
                               "", "", "", "", "", "", "", "us", "us", "us", "us", "us", "us", "us",
-                              "", "MiB", "KiB", "GHz", "us"));
+                              "", "MiB", "KiB", "GHz", "us", "us"));
   for (const Row& row : rows) {
     const Figures f = Median(row.runs);
     absl::StrAppend(

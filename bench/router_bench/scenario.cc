@@ -150,9 +150,9 @@ void Append(std::vector<int64_t> from, std::vector<int64_t>* to) {
   to->insert(to->end(), from.begin(), from.end());
 }
 
-// What a window brings; its length is that of the router's turns.
+// What a window brings.
 struct Window {
-  absl::Duration length;
+  absl::Duration length;  // of the router's turns together
   HttpLoad::Samples routed;
   std::vector<int64_t> direct;  // with a probe
 };
@@ -220,8 +220,9 @@ absl::StatusOr<Figures> RunScenario(const BenchTarget& target, const Scenario& s
 
   SLUICE_ASSIGN_OR_RETURN(const RouterProcess::Usage used_before, setup->router->ReadUsage());
   const HttpLoad::Counts before = setup->load->counts();
+  const absl::Time start = MonotonicNow();
   Window window = Watch(*setup, scenario, target.window, probe.get(), on_progress);
-  const double seconds = absl::ToDoubleSeconds(window.length);
+  const double seconds = absl::ToDoubleSeconds(MonotonicNow() - start);  // the probe's turns too
   const HttpLoad::Counts after = setup->load->counts();
   SLUICE_ASSIGN_OR_RETURN(const RouterProcess::Usage used, setup->router->ReadUsage());
   SLUICE_RETURN_IF_ERROR(CheckFailures(*setup));

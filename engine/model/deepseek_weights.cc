@@ -138,7 +138,9 @@ absl::StatusOr<std::unique_ptr<DeepseekWeights>> LoadDeepseekWeights(
   const double steps = static_cast<double>(spec.num_hidden_layers) + 2;
   ReadAhead ahead(checkpoint.get());
   const auto want_layer = [&](int64_t i) {
-    ahead.Want(i < spec.num_hidden_layers ? absl::StrCat("model.layers.", i, ".") : "lm_head.");
+    if (i < spec.num_hidden_layers) return ahead.Want(absl::StrCat("model.layers.", i, "."));
+    ahead.Want("model.norm.");
+    ahead.Want(spec.tie_word_embeddings ? "model.embed_tokens." : "lm_head.");
   };
   ahead.Want("model.embed_tokens.");
   want_layer(0);

@@ -161,7 +161,8 @@ class Cluster:
 
     def _start_worker(self, role, name, timeout_seconds=20):
         program = "sluice-prefill-worker" if role == "prefill" else "sluice-decode-worker"
-        shares_cores = ["--compute-niceness", "5"] if role == "prefill" else []  # as `sluice up` does on crowded cores
+        # As `sluice up` does on crowded cores.
+        shares_cores = ["--compute-niceness", "5"] if role == "prefill" else []
         return self._start(name, program, [
             "--model", self.model, "--role", role, "--worker-id", name, "--admin-port", "0",
             "--routers", self.network.router_address(name, self.router), "--threads", "1", *shares_cores, *self.worker_args],

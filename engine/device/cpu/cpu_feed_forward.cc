@@ -28,8 +28,7 @@ constexpr int64_t kPairsPerPass = 6;  // of panels in one call: 96 gate and 96 u
 constexpr int kRowsPerPass = 64;
 
 int64_t PassesOf(const FeedForwardWeights& weights) {
-  const auto& gate_up = *static_cast<const CpuMatrix*>(weights.gate_up.get());
-  return CeilDiv(gate_up.num_panels() / 2, kPairsPerPass);
+  return CeilDiv(AsCpu(weights.gate_up).num_panels() / 2, kPairsPerPass);
 }
 
 // What kPairsPerPass pairs cost for so many rows: each row's products, and the weights' way from
