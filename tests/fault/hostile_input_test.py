@@ -25,6 +25,8 @@ from fault_table import write_section
 
 MAX_RSS_GROWTH_BYTES = 64 << 20
 MAX_FD_GROWTH = 8
+# An allocator may keep a 70 MB message's memory in one more of its arenas: once. A leak grows in every round.
+ROUNDS = 3
 
 CHAT = {"model": MODEL_NAME, "messages": [{"role": "user", "content": "Hello!"}], "max_tokens": 3}
 COMPLETION = {"model": MODEL_NAME, "prompt": "Hello", "max_tokens": 3}
@@ -357,28 +359,32 @@ def main():
         hostile.idle_connections()
         cluster.chat("Hello!")
         settled()
-        baseline = {p.name: (rss_bytes(p), num_fds(p)) for p in processes}
-        hostile.counts.clear()
-        for part in parts:
-            began = time.monotonic()
-            part()
-            print(f"{getattr(part, '__name__', 'grpc_messages')}: {time.monotonic() - began:.1f} s, "
-                  f"router {rss_bytes(cluster.router) >> 20} MiB", flush=True)
-            for process in processes:
-                assert process.popen.poll() is None, f"{process.name} died"
-        settled()
-        answer = cluster.chat("The code of Tom is 9034.\nWhat is the code of Tom?", max_tokens=60)
-        assert "9034" in str(answer["choices"][0]["message"]), answer
-        settled()
+        for _ in range(ROUNDS):
+            baseline = {p.name: (rss_bytes(p), num_fds(p)) for p in processes}
+            hostile.counts.clear()
+            for part in parts:
+                began = time.monotonic()
+                part()
+                print(f"{getattr(part, '__name__', 'grpc_messages')}: {time.monotonic() - began:.1f} s, "
+                      f"router {rss_bytes(cluster.router) >> 20} MiB", flush=True)
+                for process in processes:
+                    assert process.popen.poll() is None, f"{process.name} died"
+            settled()
+            answer = cluster.chat("The code of Tom is 9034.\nWhat is the code of Tom?", max_tokens=60)
+            assert "9034" in str(answer["choices"][0]["message"]), answer
+            settled()
 
-        growth, problems = {}, []
-        for process in processes:
-            rss, fds = rss_bytes(process) - baseline[process.name][0], num_fds(process) - baseline[process.name][1]
-            growth[process.name] = f"{rss / 2**20:+.0f} MiB, {fds:+d} fds"
-            if rss > MAX_RSS_GROWTH_BYTES:
-                problems.append(f"{process.name} grew by {rss >> 20} MiB")
-            if fds > MAX_FD_GROWTH:
-                problems.append(f"{process.name} holds {fds} more descriptors")
+            growth, problems = {}, []
+            for process in processes:
+                rss, fds = rss_bytes(process) - baseline[process.name][0], num_fds(process) - baseline[process.name][1]
+                growth[process.name] = f"{rss / 2**20:+.0f} MiB, {fds:+d} fds"
+                if rss > MAX_RSS_GROWTH_BYTES:
+                    problems.append(f"{process.name} grew by {rss >> 20} MiB")
+                if fds > MAX_FD_GROWTH:
+                    problems.append(f"{process.name} holds {fds} more descriptors")
+            if not problems:
+                break
+            print(f"{problems}: again", flush=True)
         result = "; ".join(f"{name} {change}" for name, change in growth.items())
         write_section("Hostile input", [(what, count, "refused or served, blocks, memory, descriptors", result)
                                         for what, count in sorted(hostile.counts.items())],
