@@ -15,19 +15,25 @@
 namespace sluice {
 namespace {
 
-// Looked for at once again this often, because a peer that drains its queue needs microseconds.
-constexpr int kBusyRounds = 128;
-constexpr absl::Duration kShortestPause = absl::Microseconds(10);
+// How long a waiting side looks again before it sleeps. A peer on another core drains its queue in
+// less; a peer that waits for this very core can do nothing meanwhile.
+constexpr absl::Duration kShortestLook = absl::Microseconds(10);
+constexpr absl::Duration kLongestLook = absl::Microseconds(160);
+constexpr int kProgressPerLook = 16;  // reading the clock costs about as much as a progress
+// Shorter pauses would be none: on a virtual machine setting a timer takes up to 30 us, and if it
+// goes off before this thread is off the core, the peer has not run.
+constexpr absl::Duration kShortestPause = absl::Microseconds(50);
 constexpr absl::Duration kLongestPause = absl::Milliseconds(1);
-constexpr int kDoublings = 7;  // of the pause, a few rounds each
+constexpr int kDoublings = 5;  // of the pause, a few rounds each
 constexpr int kRoundsPerPause = 8;
-constexpr int kMaxIdleRounds = kBusyRounds + kRoundsPerPause * kDoublings;  // more change nothing
+constexpr int kMaxIdleRounds = kRoundsPerPause * kDoublings;  // more change nothing
+constexpr int kMaxFalseAlarms = 128;
 constexpr absl::Duration kLongestSleep = absl::Hours(1);
 // Fewer refusals prove nothing: this thread may have been starved.
 constexpr int kMinRefusals = 100;
 
 absl::Duration Pause(int idle_rounds) {
-  const int doublings = std::clamp((idle_rounds - kBusyRounds) / kRoundsPerPause, 0, kDoublings);
+  const int doublings = std::min(idle_rounds / kRoundsPerPause, kDoublings);
   return std::min(kLongestPause, kShortestPause * (1 << doublings));
 }
 
@@ -56,7 +62,7 @@ void UcxWakeup::Wake() {
 void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
                      absl::Duration timeout) {
   // Arming costs several system calls, so it is for those who mean to sleep.
-  if (operations_pending && ++idle_rounds_ <= kBusyRounds) return;
+  if (operations_pending && idle_rounds_ == 0 && LookBriefly(worker)) return;
   // UCX's descriptor is only good after a successful arm.
   const bool armed = ucp_worker_arm(worker) == UCS_OK;
   if (armed) {
@@ -64,13 +70,13 @@ void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
   } else if (num_refusals_++ == 0) {
     blocked_since_ = MonotonicNow();
   }
-  if (!armed && !operations_pending && ++idle_rounds_ <= kBusyRounds) return;
+  if (!armed && !operations_pending && idle_rounds_ == 0 && LookBriefly(worker)) return;
   // Over TCP, UCX watches for room to write on a connection whose peer has not answered yet, and
   // there is always room: until it answers, the descriptor tells nothing.
-  const bool telling = armed && num_false_alarms_ <= kBusyRounds;
-  if (armed && !telling) num_false_alarms_ = std::min(num_false_alarms_ + 1, kMaxIdleRounds);
+  const bool telling = armed && num_false_alarms_ <= kMaxFalseAlarms;
   if (!telling || operations_pending) {
-    timeout = std::min(timeout, Pause(std::max(idle_rounds_, num_false_alarms_)));
+    idle_rounds_ = std::min(idle_rounds_ + 1, kMaxIdleRounds);
+    timeout = std::min(timeout, Pause(idle_rounds_));
     LetThisThreadSleepBriefly();
   }
   const timespec limit = absl::ToTimespec(std::clamp(timeout, absl::ZeroDuration(), kLongestSleep));
@@ -78,8 +84,22 @@ void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
   if (ppoll(ready, telling ? 2 : 1, &limit, nullptr) <= 0) return;
   if (telling && ready[1].revents != 0) ++num_false_alarms_;
   if (ready[0].revents == 0) return;
+  idle_rounds_ = 0;  // something new begins
   uint64_t count;
   [[maybe_unused]] ssize_t read_bytes = read(wake_fd_, &count, sizeof(count));
+}
+
+bool UcxWakeup::LookBriefly(ucp_worker_h worker) {
+  const absl::Time until = MonotonicNow() + look_time_;
+  do {
+    for (int i = 0; i < kProgressPerLook; ++i) {
+      if (ucp_worker_progress(worker) == 0) continue;
+      look_time_ = std::min(look_time_ * 2, kLongestLook);
+      return true;
+    }
+  } while (MonotonicNow() < until);
+  look_time_ = std::max(look_time_ / 2, kShortestLook);
+  return false;
 }
 
 absl::Duration UcxWakeup::BlockedFor(absl::Time now) const {

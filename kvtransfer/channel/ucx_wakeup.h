@@ -2,7 +2,8 @@
 // channel; its thread, but for Wake.
 //
 // UCX is asked to watch for arrivals only. What it has to send while a peer's queue is full needs
-// progress and announces nothing, so with operations pending the sleeps are short.
+// progress and announces nothing, so with operations pending the sleeps are short, and a short look
+// goes before the first.
 #pragma once
 
 #include <ucp/api/ucp.h>
@@ -34,7 +35,12 @@ class UcxWakeup {
   void OnNewWorker() { num_refusals_ = 0; }
 
  private:
+  // Looks again and again for `look_time_`. True: a progress has moved something.
+  bool LookBriefly(ucp_worker_h worker);
+
   int wake_fd_ = -1;
+  absl::Duration look_time_ =
+      absl::Microseconds(10);  // grows while looking helps, shrinks while it does not
   int idle_rounds_ = 0;
   int num_refusals_ = 0;      // to arm, in a row
   int num_false_alarms_ = 0;  // of UCX's descriptor, in a row
