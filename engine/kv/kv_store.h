@@ -31,6 +31,10 @@ class KvStore {
   uint8_t* Layer(BlockId block, int64_t layer) const {
     return base_ + static_cast<int64_t>(block.value) * block_bytes_ + layer * layer_bytes_;
   }
+  // All blocks, in their order.
+  absl::Span<uint8_t> memory() const {
+    return absl::MakeSpan(base_, static_cast<size_t>(num_blocks_ * block_bytes_));
+  }
   int64_t num_blocks() const { return num_blocks_; }
   const KvLayout& layout() const { return layout_; }
 

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/time/time.h"
 #include "common/available_memory.h"
 #include "common/log.h"
 #include "common/status_macros.h"
@@ -16,6 +17,10 @@
 
 namespace sluice {
 namespace {
+
+// What a worker with a small model needs to be ready, and others that start beside it: their
+// processors are not taken for memory that is needed later.
+constexpr absl::Duration kStartTime = absl::Seconds(1);
 
 // Everything that can be refused before the weights are read.
 absl::StatusOr<ModelSpec> CheckOptions(const EngineOptions& options) {
@@ -100,6 +105,7 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options, const Manifes
   parts.fingerprint =
       MakeKvFingerprint(spec, layout, weights->model_digest, weights->backend->kernel_family());
   SLUICE_ASSIGN_OR_RETURN(parts.kv_store, KvStore::Create(layout, sizing.num_blocks));
+  parts.kv_prefault = std::make_unique<KvPrefault>(parts.kv_store->memory(), kStartTime);
   parts.model = CreateDeepseekModel(std::move(weights), parts.kv_store.get());
   return parts;
 }

@@ -40,6 +40,7 @@ EngineImpl::EngineImpl(EngineParts parts)
       fingerprint_(std::move(parts.fingerprint)),
       isa_(std::move(parts.isa)),
       kv_store_(std::move(parts.kv_store)),
+      kv_prefault_(std::move(parts.kv_prefault)),
       model_(std::move(parts.model)),
       vocab_size_(static_cast<size_t>(model_->spec().vocab_size)),
       blocks_(kv_store_->num_blocks(), options_.enable_prefix_cache),

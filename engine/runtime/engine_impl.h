@@ -9,6 +9,7 @@
 
 #include "absl/container/flat_hash_map.h"
 #include "engine/kv/block_manager.h"
+#include "engine/kv/kv_prefault.h"
 #include "engine/kv/kv_store.h"
 #include "engine/model/model.h"
 #include "engine/runtime/engine.h"
@@ -21,8 +22,9 @@ namespace sluice {
 // What Engine::Create assembles, and a test can assemble differently.
 struct EngineParts {
   std::unique_ptr<KvStore> kv_store;
-  std::unique_ptr<Model> model;  // may refer to kv_store
-  SchedulerOptions scheduler;    // max_model_len resolved
+  std::unique_ptr<KvPrefault> kv_prefault;  // of kv_store; may be null
+  std::unique_ptr<Model> model;             // may refer to kv_store
+  SchedulerOptions scheduler;               // max_model_len resolved
   KvFingerprint fingerprint;
   std::string isa;
   int64_t sampleable_vocab_size = 0;  // 0: all
@@ -85,6 +87,7 @@ class EngineImpl final : public Engine {
   const KvFingerprint fingerprint_;
   const std::string isa_;
   const std::unique_ptr<KvStore> kv_store_;
+  const std::unique_ptr<KvPrefault> kv_prefault_;
   const std::unique_ptr<Model> model_;
   const size_t vocab_size_;
 
