@@ -4,7 +4,8 @@
     bench/startup.py [--runs 5] [--bin build/release/bin]
 
 Ready means that the router's /readyz answers 200, which needs both workers loaded, checked and attached. Memory is
-read after one request, as resident set (RSS) and as proportional set (PSS: shared pages counted once).
+read after one request, as resident set (RSS) and as proportional set (PSS: shared pages counted once). A second after
+loading a worker begins to take its KV cache (128 MiB here), which is then counted too: on a slow machine it may be.
 """
 
 import argparse

@@ -40,6 +40,7 @@ double MillisecondsPerTransfer(const PairOptions& options, const PairResult& res
 absl::StatusOr<PairResult> RunPairOnOneCore(const PairOptions& options, int num_warm_up,
                                             int num_counted) {
   const OneCore one_core;
+  if (!one_core.is_set()) return absl::UnavailableError("cannot keep both sides on one core");
   return RunPair(options, num_warm_up, num_counted);
 }
 

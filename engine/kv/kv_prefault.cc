@@ -51,9 +51,10 @@ void KvPrefault::Run(absl::Duration delay) {
     if (madvise(memory_.data() + done, piece, MADV_POPULATE_WRITE) == 0) continue;
     if (errno == EINVAL) return;  // an old kernel; the blocks are touched as they are used
     if (errno == EINTR || errno == EAGAIN) continue;  // likewise this piece
-    SLUICE_LOG(Warning) << "KV cache: the system gave " << (done >> 20) << " of "
-                        << (memory_.size() >> 20) << " MiB (" << std::strerror(errno)
-                        << "); lower kv_cache_bytes if workers are killed for want of memory";
+    SLUICE_LOG(Warning)
+        << "KV cache: the system gave " << (done >> 20) << " of " << (memory_.size() >> 20)
+        << " MiB (" << std::strerror(errno)
+        << "); lower kv_cache or num_kv_blocks if workers are killed for want of memory";
     return;
   }
 }

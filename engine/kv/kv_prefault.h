@@ -22,7 +22,7 @@ class KvPrefault {
  public:
   // `memory` begins at a page and outlives this. Begins after `delay`; returns at once.
   KvPrefault(absl::Span<uint8_t> memory, absl::Duration delay);
-  ~KvPrefault();  // stops where it is, within milliseconds
+  ~KvPrefault();  // stops after the 2 MiB it is at, as soon as the thread gets to them
   KvPrefault(const KvPrefault&) = delete;
   KvPrefault& operator=(const KvPrefault&) = delete;
 

@@ -84,7 +84,8 @@ class KvChannel {
 
   // Progresses and appends events. Never waits. Returns whether anything happened.
   virtual bool Poll(std::vector<ChannelEvent>* events) = 0;
-  // Sleeps until something arrives, Wake() is called or `timeout` passes. May return early.
+  // Sleeps until something arrives, Wake() is called or `timeout` passes. May return early, and may
+  // progress: what happens then is told by the next Poll.
   virtual void WaitForActivity(absl::Duration timeout) = 0;
   // Ends a WaitForActivity. Any thread.
   virtual void Wake() = 0;

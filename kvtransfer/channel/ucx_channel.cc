@@ -271,7 +271,6 @@ void UcxChannel::Drop(PayloadId id) {
 
 bool UcxChannel::Poll(std::vector<ChannelEvent>* events) {
   bool moved = false;
-  owner_is_due_ = false;
   for (int i = 0; i < kProgressPerPoll && events_.size() < kEventsPerPoll && !owner_is_due_; ++i) {
     if (ucp_worker_progress(context_->worker()) == 0) break;
     moved = true;
@@ -289,6 +288,7 @@ bool UcxChannel::Poll(std::vector<ChannelEvent>* events) {
   moved |= !events_.empty();
   for (ChannelEvent& event : events_) events->push_back(std::move(event));
   events_.clear();
+  owner_is_due_ = false;
   return moved;
 }
 

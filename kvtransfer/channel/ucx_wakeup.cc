@@ -55,6 +55,7 @@ absl::Status UcxWakeup::Init() {
 }
 
 void UcxWakeup::Wake() {
+  woken_ = true;
   const uint64_t one = 1;
   [[maybe_unused]] ssize_t written = write(wake_fd_, &one, sizeof(one));
 }
@@ -63,9 +64,14 @@ void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
                      absl::Duration timeout) {
   // Arming costs several system calls, so it is for those who mean to sleep.
   if (operations_pending && idle_rounds_ == 0 && LookBriefly(worker)) return;
-  // UCX's descriptor is only good after a successful arm.
-  const bool armed = ucp_worker_arm(worker) == UCS_OK;
-  if (armed) {
+  // UCX's descriptor is only good after a successful arm. Over shared memory the first one after an
+  // arrival is refused whatever lies there, because a signal is left over, which it takes away.
+  bool armed = ucp_worker_arm(worker) == UCS_OK;
+  const bool nothing_lies_there = armed || ucp_worker_arm(worker) == UCS_OK;
+  // With operations pending much more may come at once: better a pause, and all of it together,
+  // than to be woken by the first part.
+  if (!operations_pending) armed = nothing_lies_there;
+  if (nothing_lies_there) {
     num_refusals_ = 0;
   } else if (num_refusals_++ == 0) {
     blocked_since_ = MonotonicNow();
@@ -84,6 +90,7 @@ void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
   if (ppoll(ready, telling ? 2 : 1, &limit, nullptr) <= 0) return;
   if (telling && ready[1].revents != 0) ++num_false_alarms_;
   if (ready[0].revents == 0) return;
+  woken_ = false;
   idle_rounds_ = 0;  // something new begins
   uint64_t count;
   [[maybe_unused]] ssize_t read_bytes = read(wake_fd_, &count, sizeof(count));
@@ -95,8 +102,10 @@ bool UcxWakeup::LookBriefly(ucp_worker_h worker) {
     for (int i = 0; i < kProgressPerLook; ++i) {
       if (ucp_worker_progress(worker) == 0) continue;
       look_time_ = std::min(look_time_ * 2, kLongestLook);
+      OnMoved();
       return true;
     }
+    if (woken_) return false;
   } while (MonotonicNow() < until);
   look_time_ = std::max(look_time_ / 2, kShortestLook);
   return false;

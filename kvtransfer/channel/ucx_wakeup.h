@@ -2,11 +2,14 @@
 // channel; its thread, but for Wake.
 //
 // UCX is asked to watch for arrivals only. What it has to send while a peer's queue is full needs
-// progress and announces nothing, so with operations pending the sleeps are short, and a short look
-// goes before the first.
+// progress and announces nothing, so with operations pending the sleeps are short. A short look
+// goes before the first, and before one that UCX refuses to be armed for: it progresses the worker,
+// so UCX may call back from Wait.
 #pragma once
 
 #include <ucp/api/ucp.h>
+
+#include <atomic>
 
 #include "absl/status/status.h"
 #include "absl/time/time.h"
@@ -39,6 +42,7 @@ class UcxWakeup {
   bool LookBriefly(ucp_worker_h worker);
 
   int wake_fd_ = -1;
+  std::atomic<bool> woken_{false};  // a look ends early
   absl::Duration look_time_ =
       absl::Microseconds(10);  // grows while looking helps, shrinks while it does not
   int idle_rounds_ = 0;

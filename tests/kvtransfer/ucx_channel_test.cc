@@ -327,6 +327,26 @@ TEST_P(UcxChannelTest, SleepsWhenIdle) {
   EXPECT_LT(cpu() - before, absl::Milliseconds(300));
 }
 
+// Each arrival leaves a signal over, for which UCX once refuses to be armed.
+TEST_P(UcxChannelTest, SteadyTrafficIsNotTakenForAQueueThatIsBlocked) {
+  Node a(Options()), b(Options()), c(Options());
+  const std::string address = a.channel->LocalAddress();
+  const std::vector<uint8_t> payload = Pattern(1 << 20, 1);
+  const PeerId to_b = *a.channel->Connect(b.channel->LocalAddress());
+  ASSERT_TRUE(a.channel->Send(to_b, "never taken", {payload}, OperationId(1)).ok());
+  ASSERT_TRUE(a.WaitUntil([&] { return !b.messages.empty(); }, &b));
+  const PeerId to_a = *c.channel->Connect(address);
+  const absl::Time end = MonotonicNow() + absl::Milliseconds(1500);
+  for (uint64_t i = 1; MonotonicNow() < end; ++i) {
+    ASSERT_TRUE(c.channel->Send(to_a, "h", {}, OperationId(i)).ok());
+    c.Poll();
+    a.Poll();
+    a.channel->WaitForActivity(absl::Seconds(1));
+  }
+  EXPECT_EQ(a.channel->LocalAddress(), address);  // a renewed one has another
+  EXPECT_TRUE(a.failed.empty());
+}
+
 TEST_P(UcxChannelTest, TalksToAnotherProcess) {
   Node a(Options());
   PeerProcess peer(GetParam(), a.channel->LocalAddress());
