@@ -23,10 +23,11 @@ void* MapLarge(size_t size_bytes) {
       mmap(nullptr, wanted + kHugePage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (map == MAP_FAILED) throw std::bad_alloc();
   uint8_t* const begin = static_cast<uint8_t*>(map);
-  const size_t skipped =
-      RoundUp(reinterpret_cast<uintptr_t>(map), kHugePage) - reinterpret_cast<uintptr_t>(map);
-  if (skipped > 0) munmap(begin, skipped);
-  munmap(begin + skipped + wanted, kHugePage - skipped);
+  // The last aligned place, not the first: the next mapping then ends where this one begins, and
+  // the kernel makes them one. A process may have 65,530, and a large model has more matrices.
+  const size_t skipped = kHugePage - reinterpret_cast<uintptr_t>(map) % kHugePage;
+  munmap(begin, skipped);
+  if (skipped < kHugePage) munmap(begin + skipped + wanted, kHugePage - skipped);
   uint8_t* const data = begin + skipped;
   madvise(data, size_bytes / kHugePage * kHugePage, MADV_HUGEPAGE);  // a hint
   return data;
