@@ -12,6 +12,7 @@
 #include "cli/write_manifest.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "engine/runtime/weights_fit.h"
 #include "engine/weights/checkpoint.h"
 #include "modelspec/kv_layout.h"
 #include "modelspec/model_spec.h"
@@ -75,6 +76,8 @@ Json DescribeSpec(const ModelSpec& spec) {
           {"parameters", spec.TotalParameters()},
           {"activated_parameters_per_token", spec.ActivatedParameters()},
           {"flops_per_token", spec.FlopsPerToken()},
+          {"weight_bytes",
+           {{"bf16", WeightBytes(spec, DType::kBF16)}, {"f32", WeightBytes(spec, DType::kF32)}}},
           {"kv_bytes_per_token",
            {{"bf16", MakeKvLayout(spec, DType::kBF16).bytes_per_token()},
             {"f32", MakeKvLayout(spec, DType::kF32).bytes_per_token()}}},

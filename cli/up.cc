@@ -19,6 +19,8 @@
 #include "cli/machine_share.h"
 #include "cli/run_dir.h"
 #include "common/status_macros.h"
+#include "engine/runtime/weights_fit.h"
+#include "modelspec/model_spec.h"
 
 namespace sluice::cli {
 namespace {
@@ -77,6 +79,21 @@ std::string FindTinyModel() {
   return "";
 }
 
+// Each worker has weights of its own. Workers would be refused by themselves, but two that start
+// together see the same free memory.
+absl::Status CheckMemory(const UpFlags& flags, const std::string& model_dir, int num_workers,
+                         const Machine& machine) {
+  SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(model_dir));
+  const int64_t weight_bytes = WeightBytes(spec, flags.dtype == "f32" ? DType::kF32 : DType::kBF16);
+  const auto available_bytes = static_cast<int64_t>(machine.available_memory);
+  absl::Status fits = CheckWeightsFit(weight_bytes, num_workers, available_bytes);
+  if (fits.ok() || num_workers == 1 || !CheckWeightsFit(weight_bytes, 1, available_bytes).ok()) {
+    return fits;
+  }
+  return absl::ResourceExhaustedError(
+      absl::StrCat(fits.message(), "; `sluice up --both 1` runs one worker"));
+}
+
 absl::StatusOr<ClusterOptions> MakeOptions(const UpFlags& flags) {
   ClusterOptions options;
   options.model_dir = flags.model.empty() ? FindTinyModel() : flags.model;
@@ -103,7 +120,9 @@ absl::StatusOr<ClusterOptions> MakeOptions(const UpFlags& flags) {
         "does both (--both 1)");
   }
   const int num_workers = options.num_prefill + options.num_decode + options.num_both;
-  const WorkerShare share = ShareMachine(ThisMachine(), num_workers);
+  const Machine machine = ThisMachine();
+  SLUICE_RETURN_IF_ERROR(CheckMemory(flags, options.model_dir, num_workers, machine));
+  const WorkerShare share = ShareMachine(machine, num_workers);
   options.bin_dir = flags.bin_dir.empty() ? OwnFolder().string() : flags.bin_dir;
   options.run_dir = flags.run_dir;
   options.served_model_name = flags.served_model_name;

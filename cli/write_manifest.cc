@@ -13,6 +13,7 @@
 #include "common/status_macros.h"
 #include "engine/runtime/answer_check.h"
 #include "engine/runtime/engine.h"
+#include "engine/runtime/weights_fit.h"
 #include "engine/weights/checkpoint_digest.h"
 #include "engine/weights/manifest.h"
 #include "modelspec/model_spec.h"
@@ -29,7 +30,7 @@ constexpr double kToleranceMargin = 4;
 bool FitsInMemory(const ModelSpec& spec, DType dtype) {
   const absl::StatusOr<int64_t> available = AvailableMemoryBytes();
   return available.ok() &&
-         spec.TotalParameters() * DTypeBytes(dtype) + (int64_t{1} << 30) < *available;
+         CheckWeightsFit(WeightBytes(spec, dtype) + (int64_t{1} << 30), 1, *available).ok();
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& model_dir,

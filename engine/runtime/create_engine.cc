@@ -13,6 +13,7 @@
 #include "engine/runtime/answer_check.h"
 #include "engine/runtime/engine_impl.h"
 #include "engine/runtime/kv_sizing.h"
+#include "engine/runtime/weights_fit.h"
 #include "engine/weights/manifest.h"
 
 namespace sluice {
@@ -44,15 +45,24 @@ absl::StatusOr<ModelSpec> CheckOptions(const EngineOptions& options) {
 }
 
 absl::StatusOr<KvSizing> SizeFromFreeMemory(const EngineOptions& options, const ModelSpec& spec,
-                                            const KvLayout& layout) {
+                                            const KvLayout& layout, int64_t available_bytes) {
   KvSizingInput sizing;
   sizing.block_bytes = layout.block_bytes();
-  SLUICE_ASSIGN_OR_RETURN(sizing.available_bytes, AvailableMemoryBytes());
+  sizing.available_bytes = available_bytes;
   sizing.max_position_embeddings = spec.max_position_embeddings;
   sizing.num_kv_blocks = options.num_kv_blocks;
   sizing.kv_cache_bytes = static_cast<int64_t>(options.kv_cache_bytes);
   sizing.max_model_len = options.scheduler.max_model_len;
   return SizeKvCache(sizing);
+}
+
+// What would be refused after the weights are read, minutes later.
+absl::Status CheckMemory(const EngineOptions& options, const ModelSpec& spec,
+                         const KvLayout& layout) {
+  SLUICE_ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
+  const int64_t weight_bytes = WeightBytes(spec, options.dtype);
+  SLUICE_RETURN_IF_ERROR(CheckWeightsFit(weight_bytes, /*num_processes=*/1, available_bytes));
+  return SizeFromFreeMemory(options, spec, layout, available_bytes - weight_bytes).status();
 }
 
 // Null: the folder has no manifest.
@@ -76,6 +86,8 @@ absl::Status CheckAnswers(Engine* engine, const Manifest* manifest) {
 absl::StatusOr<EngineParts> Assemble(const EngineOptions& options, const Manifest* manifest) {
   SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, CheckOptions(options));
   SLUICE_ASSIGN_OR_RETURN(const Isa isa, ChooseIsa(options.isa));
+  const KvLayout layout = MakeKvLayout(spec, options.dtype);
+  SLUICE_RETURN_IF_ERROR(CheckMemory(options, spec, layout));
 
   DeepseekLoadOptions load;
   load.model_dir = options.model_dir;
@@ -89,8 +101,9 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options, const Manifes
                           LoadDeepseekWeights(spec, load));
 
   // After the weights, so that the share of free memory is a share of what is left.
-  const KvLayout layout = MakeKvLayout(spec, options.dtype);
-  SLUICE_ASSIGN_OR_RETURN(const KvSizing sizing, SizeFromFreeMemory(options, spec, layout));
+  SLUICE_ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
+  SLUICE_ASSIGN_OR_RETURN(const KvSizing sizing,
+                          SizeFromFreeMemory(options, spec, layout, available_bytes));
   if (options.scheduler.max_model_len == 0 && sizing.max_model_len < spec.max_position_embeddings) {
     SLUICE_LOG(Warning) << "max_model_len is lowered from the model's "
                         << spec.max_position_embeddings << " to " << sizing.max_model_len

@@ -4,6 +4,10 @@
 // engine or two.
 #include <gtest/gtest.h>
 
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+
 #include "engine/runtime/engine_impl.h"
 #include "tests/engine_control/engine_driver.h"
 
@@ -132,6 +136,22 @@ TEST(EngineCreateTest, RefusesByName) {
   EXPECT_EQ(Engine::Create(options).status().code(), absl::StatusCode::kResourceExhausted);
   options.num_kv_blocks = 16;
   EXPECT_TRUE(Engine::Create(options).ok());
+}
+
+// A folder with nothing but a config: what cannot fit is refused before anything is read.
+TEST(EngineCreateTest, RefusesWeightsThatDoNotFit) {
+  const std::string folder = ::testing::TempDir() + "/weights_that_do_not_fit";
+  std::filesystem::create_directories(folder);
+  nlohmann::json config;
+  std::ifstream(ModelDir("tiny-v3") + "/config.json") >> config;
+  config["num_hidden_layers"] = 64;
+  config["hidden_size"] = config["moe_intermediate_size"] = 1 << 16;  // 26 TB
+  std::ofstream(folder + "/config.json") << config;
+  EngineOptions options;
+  options.model_dir = folder;
+  const absl::Status status = Engine::Create(options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
+  EXPECT_NE(status.message().find("the weights take"), std::string::npos) << status;
 }
 
 TEST(EngineCreateTest, SizesItselfFromFreeMemory) {
