@@ -1,5 +1,6 @@
 #include "engine/kv/kv_prefault.h"
 
+#include <pthread.h>
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -27,6 +28,7 @@ KvPrefault::KvPrefault(absl::Span<uint8_t> memory, absl::Duration delay) : memor
     SetNicenessOfThisThread(kLowestPriority);
     Run(delay);
   });
+  pthread_setname_np(thread_.native_handle(), "kv-prefault");
 }
 
 KvPrefault::~KvPrefault() {

@@ -302,6 +302,21 @@ class Cluster:
         wait_for(all_free, timeout_seconds, "every block to be free or cached")
 
 
+def wait_for_kv_memory(workers, timeout_seconds=60):
+    """Until workers have taken their KV cache from the system: what their memory grows by afterwards is something else."""
+    def name_of(task):
+        try:
+            return (task / "comm").read_text().strip()
+        except FileNotFoundError:  # it has just ended
+            return ""
+
+    def threads(worker):
+        return {name_of(task) for task in pathlib.Path(f"/proc/{worker.popen.pid}/task").iterdir()}
+
+    wait_for(lambda: not any("kv-prefault" in threads(worker) for worker in workers), timeout_seconds,
+             "workers to take their KV memory")
+
+
 def run_parallel(jobs, width):
     """Runs callables on `width` threads; returns their results in order; the first error is raised."""
     results = [None] * len(jobs)

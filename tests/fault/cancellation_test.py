@@ -20,13 +20,12 @@ import time
 import grpc
 
 from clients_test import python_stubs
-from cluster import Cluster, MODEL_NAME, connect_raw, wait_for
+from cluster import Cluster, MODEL_NAME, connect_raw, wait_for, wait_for_kv_memory
 from fault_table import write_section
 
 WIDTH = 16
 # What a process may have grown by when all is over: allocator slack, not one request's share each.
-KV_CACHE_BYTES = 64 << 20
-MAX_RSS_GROWTH_BYTES = 24 << 20  # a worker may besides touch its KV cache for the first time
+MAX_RSS_GROWTH_BYTES = 24 << 20
 MAX_FD_GROWTH = 8
 
 
@@ -122,7 +121,7 @@ def main():
     args = parser.parse_args()
     print(f"seed {args.seed}", flush=True)
     stubs = python_stubs()
-    with Cluster(kv_cache=f"{KV_CACHE_BYTES >> 20}MiB", router_args=["--worker-timeout", "10s"]) as cluster:
+    with Cluster(kv_cache="64MiB", router_args=["--worker-timeout", "10s"]) as cluster:
         processes = [cluster.router, *cluster.workers]
         counts = collections.Counter()
         errors = []
@@ -158,6 +157,7 @@ def main():
         run(6, 600)  # warm: buffers, threads and the prefix cache reach their size
         settled()
         cluster.chat("Hello!")
+        wait_for_kv_memory(cluster.workers)
         baseline = {p.name: (rss_bytes(p), num_fds(p)) for p in processes}
         counts.clear()
         run(args.seconds, args.cycles)
@@ -175,7 +175,7 @@ def main():
         for process in processes:
             rss, fds = rss_bytes(process) - baseline[process.name][0], num_fds(process) - baseline[process.name][1]
             growth[process.name] = f"{rss / 2**20:+.0f} MiB, {fds:+d} fds"
-            if rss > MAX_RSS_GROWTH_BYTES + (0 if process is cluster.router else KV_CACHE_BYTES):
+            if rss > MAX_RSS_GROWTH_BYTES:
                 problems.append(f"{process.name} grew by {rss >> 20} MiB")
             if fds > MAX_FD_GROWTH:
                 problems.append(f"{process.name} holds {fds} more descriptors")

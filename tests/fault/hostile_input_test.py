@@ -20,7 +20,7 @@ import grpc
 
 from cancellation_test import num_fds, rss_bytes
 from clients_test import python_stubs
-from cluster import Cluster, MODEL_NAME, connect_raw, wait_for
+from cluster import Cluster, MODEL_NAME, connect_raw, wait_for, wait_for_kv_memory
 from fault_table import write_section
 
 MAX_RSS_GROWTH_BYTES = 64 << 20
@@ -359,6 +359,7 @@ def main():
         hostile.idle_connections()
         cluster.chat("Hello!")
         settled()
+        wait_for_kv_memory(cluster.workers)
         for _ in range(ROUNDS):
             baseline = {p.name: (rss_bytes(p), num_fds(p)) for p in processes}
             hostile.counts.clear()

@@ -16,7 +16,7 @@ import threading
 import time
 
 from cancellation_test import rss_bytes
-from cluster import Cluster, MODEL_NAME, connect_raw, wait_for
+from cluster import Cluster, MODEL_NAME, connect_raw, wait_for, wait_for_kv_memory
 from fault_table import write_section
 from history import ask
 from load import bench
@@ -27,8 +27,7 @@ MIN_GOODPUT_RATIO = 0.9
 MAX_ROUNDS = 3  # a neighbour on the machine can slow down one round; what the cluster loses, it loses in each
 MAX_REFUSAL_MS = 10  # median; the clients and the cluster share the cores
 SLOW_READERS = 2
-KV_CACHE_MIB = 128
-MAX_RSS_GROWTH_BYTES = 32 << 20  # a worker may besides touch its KV cache for the first time
+MAX_RSS_GROWTH_BYTES = 32 << 20
 
 
 def spec(number):
@@ -129,12 +128,13 @@ def main():
     parser.add_argument("--times", type=float, default=5, help="capacity")
     args = parser.parse_args()
     problems = []
-    with Cluster(kv_cache=f"{KV_CACHE_MIB}MiB", router_args=[
+    with Cluster(kv_cache="128MiB", router_args=[
             "--worker-timeout", "10s", "--max-running-requests", str(RUNNING), "--max-queued-requests", str(RUNNING),
             "--queue-timeout", "5s"]) as cluster:
         guess, _ = measure_capacity(cluster, 3, 30)
         before_load, cores_before = measure_capacity(cluster, 6, guess)
         processes = [cluster.router, *cluster.workers]
+        wait_for_kv_memory(cluster.workers)
         before = {p.name: rss_bytes(p) for p in processes}
         for _ in range(MAX_ROUNDS):
             rate = args.times * before_load
@@ -184,7 +184,7 @@ def main():
         if not has_advice:
             problems.append("a refusal without Retry-After")
         problems += [f"{name} grew by {size >> 20} MiB" for name, size in growth.items()
-                     if size > MAX_RSS_GROWTH_BYTES + (0 if name == "router" else KV_CACHE_MIB << 20)]
+                     if size > MAX_RSS_GROWTH_BYTES]
     if problems:
         print(*problems, sep="\n", file=sys.stderr)
         raise AssertionError(f"{len(problems)} problems")
