@@ -18,6 +18,7 @@
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "cli/http_probe.h"
+#include "cli/machine_share.h"
 #include "common/clock.h"
 #include "common/host_port.h"
 #include "common/processors.h"
@@ -33,11 +34,6 @@ constexpr absl::Duration kProbeTimeout = absl::Milliseconds(500);
 constexpr absl::Duration kRouterStopTimeout = absl::Seconds(10);
 constexpr absl::Duration kKillTimeout = absl::Seconds(5);
 constexpr int kBarWidth = 16;  // one a worker, side by side
-// On one machine a long prompt yields to the answers that are being written: fully where there is a
-// core for every compute thread, so that it always finds one; with a share of its own where the
-// workers' threads crowd the cores, or endless answers would keep it from them.
-constexpr int kPrefillNiceness = 19;
-constexpr int kPrefillNicenessOnSharedCores = 5;
 
 sigset_t StopSignals() {
   sigset_t set;
@@ -95,8 +91,7 @@ absl::Status ClusterLauncher::SpawnWorkers() {
   const std::string fleet_address = absl::StrCat("127.0.0.1:", children_[0].ports.fleet_port);
   const int num_threads = (options_.num_prefill + options_.num_decode + options_.num_both) *
                           options_.threads_per_worker;
-  const int prefill_niceness =
-      num_threads <= AvailableProcessors() ? kPrefillNiceness : kPrefillNicenessOnSharedCores;
+  const int prefill_niceness = PrefillNiceness(num_threads, AvailableProcessors());
   const auto spawn = [&](const std::string& role, int count) -> absl::Status {
     for (int i = 0; i < count; ++i) {
       const std::string name = absl::StrCat(role, "-", i);

@@ -9,6 +9,8 @@ namespace sluice::cli {
 namespace {
 
 constexpr uint64_t kMiB = uint64_t{1} << 20;
+constexpr int kLowestPriority = 19;
+constexpr int kLowerPriority = 5;
 
 }  // namespace
 
@@ -24,6 +26,10 @@ WorkerShare ShareMachine(const Machine& machine, int num_workers) {
   share.kv_cache.bytes =
       std::clamp(machine.available_memory / 4 / workers, 64 * kMiB, 1024 * kMiB) / kMiB * kMiB;
   return share;
+}
+
+int PrefillNiceness(int num_threads, int num_cores) {
+  return num_threads <= num_cores ? kLowestPriority : kLowerPriority;
 }
 
 }  // namespace sluice::cli

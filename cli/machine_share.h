@@ -1,4 +1,4 @@
-// How several workers share one machine: processor cores and memory for KV blocks.
+// How several workers share one machine: processor cores, memory for KV blocks, and who yields.
 #pragma once
 
 #include <cstdint>
@@ -21,5 +21,11 @@ struct WorkerShare {
 // An even share for each of `num_workers`: all cores, at least one thread each, and a quarter of
 // the available memory, 64 MiB to 1 GiB each. The rest is for weights and for everybody else.
 WorkerShare ShareMachine(const Machine& machine, int num_workers);
+
+// On one machine a long prompt yields to the answers that are being written: fully where there is a
+// core for every compute thread, so that it always finds one; with a share of its own where the
+// workers' threads crowd the cores, or endless answers would keep it from them. `num_threads`: of
+// all workers together.
+int PrefillNiceness(int num_threads, int num_cores);
 
 }  // namespace sluice::cli

@@ -13,10 +13,12 @@
 #include <thread>
 
 #include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "cli/machine_share.h"
 #include "cli/run_dir.h"
 #include "common/clock.h"
+#include "common/processors.h"
 #include "tests/cli/fake_programs.h"
 
 namespace sluice::cli {
@@ -100,13 +102,16 @@ TEST_F(ClusterLauncherTest, StartsServesAndStopsInOrder) {
   }
   EXPECT_GT(programs_->Find("router", "end"), 0);
   for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
-  EXPECT_THAT(Log(),
-              AllOf(HasSubstr("router    | router says hello: --model /some/model"),
-                    HasSubstr("decode-0  | decode-0 says hello: --model /some/model --role "
-                              "decode --worker-id decode-0 --routers 127.0.0.1:4713 "
-                              "--admin-port 0 --threads 1 --drain-timeout 25000ms --kv-cache "
-                              "64MiB --dtype f32"),
-                    HasSubstr("ready after")));
+  EXPECT_THAT(
+      Log(),
+      AllOf(HasSubstr("router    | router says hello: --model /some/model"),
+            HasSubstr("decode-0  | decode-0 says hello: --model /some/model --role "
+                      "decode --worker-id decode-0 --routers 127.0.0.1:4713 "
+                      "--admin-port 0 --threads 1 --drain-timeout 25000ms --kv-cache "
+                      "64MiB --dtype f32"),
+            HasSubstr(absl::StrCat("--kv-cache 64MiB --compute-niceness ",
+                                   PrefillNiceness(3, AvailableProcessors()), " --dtype f32")),
+            HasSubstr("ready after")));
 }
 
 TEST_F(ClusterLauncherTest, ReportsWhoDiesAtStartWithItsLastWords) {
@@ -261,6 +266,11 @@ TEST(MachineShare, SharesCoresAndAQuarterOfTheMemory) {
   EXPECT_EQ(ShareMachine({64, 512 * kGiB}, 2).kv_cache.bytes, kGiB);  // at most 1 GiB
   EXPECT_GE(ThisMachine().num_cores, 1);
   EXPECT_GT(ThisMachine().available_memory, 0u);
+}
+
+TEST(MachineShare, PrefillYieldsFullyWhereEveryThreadHasACore) {
+  EXPECT_EQ(PrefillNiceness(2, 2), 19);
+  EXPECT_EQ(PrefillNiceness(3, 2), 5);
 }
 
 }  // namespace
