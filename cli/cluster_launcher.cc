@@ -33,6 +33,11 @@ constexpr absl::Duration kProbeInterval = absl::Milliseconds(50);
 constexpr absl::Duration kProbeTimeout = absl::Milliseconds(500);
 constexpr absl::Duration kRouterStopTimeout = absl::Seconds(10);
 constexpr absl::Duration kKillTimeout = absl::Seconds(5);
+// A worker that ends while the cluster serves is started again: soon, and ever later if it does not
+// live long.
+constexpr absl::Duration kFirstRestartPause = absl::Seconds(1);
+constexpr absl::Duration kLongestRestartPause = absl::Seconds(30);
+constexpr absl::Duration kLongLife = absl::Minutes(1);
 constexpr int kBarWidth = 16;  // one a worker, side by side
 
 sigset_t StopSignals() {
@@ -77,12 +82,13 @@ absl::Status ClusterLauncher::Spawn(const std::string& name, const std::string& 
   Child child;
   child.port_file = absl::StrCat(options_.run_dir, "/", name, ".ports.json");
   child.is_router = children_.empty();
-  std::vector<std::string> argv = {absl::StrCat(options_.bin_dir, "/", program)};
-  argv.insert(argv.end(), std::make_move_iterator(args.begin()),
-              std::make_move_iterator(args.end()));
-  argv.push_back("--port-file");
-  argv.push_back(child.port_file);
-  SLUICE_ASSIGN_OR_RETURN(child.process, ChildProcess::Start(name, argv));
+  child.argv = {absl::StrCat(options_.bin_dir, "/", program)};
+  child.argv.insert(child.argv.end(), std::make_move_iterator(args.begin()),
+                    std::make_move_iterator(args.end()));
+  child.argv.push_back("--port-file");
+  child.argv.push_back(child.port_file);
+  child.started_at = MonotonicNow();
+  SLUICE_ASSIGN_OR_RETURN(child.process, ChildProcess::Start(name, child.argv));
   children_.push_back(std::move(child));
   return absl::OkStatus();
 }
@@ -248,15 +254,45 @@ absl::Status ClusterLauncher::Serve() {
     // A signal or output wakes it; the limit covers what neither announces.
     Pump(absl::Seconds(1));
     for (Child& child : children_) {
-      if (child.end_reported || !child.process->has_ended()) continue;
-      child.end_reported = true;
-      const absl::Status ended = EndedError(child);
-      if (child.is_router) return ended;
-      printer_->PrintOwn(absl::StrCat(child.process->name(), " ended with ",
-                                      child.process->HowItEnded(), "; the others go on"));
+      if (!child.process->has_ended()) continue;
+      if (child.is_router) {
+        child.end_reported = true;
+        return EndedError(child);
+      }
+      if (!std::exchange(child.end_reported, true)) {
+        PlanRestart(&child);
+      } else if (MonotonicNow() >= child.restart_at) {
+        Restart(&child);
+      }
     }
   }
   return absl::OkStatus();
+}
+
+void ClusterLauncher::PlanRestart(Child* child) {
+  const absl::Time now = MonotonicNow();
+  const bool lived_long = now - child->started_at >= kLongLife;
+  child->restart_pause = lived_long || child->restart_pause == absl::ZeroDuration()
+                             ? kFirstRestartPause
+                             : std::min(2 * child->restart_pause, kLongestRestartPause);
+  child->restart_at = now + child->restart_pause;
+  printer_->PrintOwn(absl::StrCat(child->process->name(), " ended with ",
+                                  child->process->HowItEnded(), "; it is started again in ",
+                                  absl::FormatDuration(child->restart_pause)));
+}
+
+void ClusterLauncher::Restart(Child* child) {
+  child->started_at = MonotonicNow();
+  absl::StatusOr<std::unique_ptr<ChildProcess>> process =
+      ChildProcess::Start(child->process->name(), child->argv);
+  if (!process.ok()) {
+    printer_->PrintOwn(absl::StrCat(process.status().message(), "; trying again in ",
+                                    absl::FormatDuration(kLongestRestartPause)));
+    child->restart_at = child->started_at + kLongestRestartPause;
+    return;
+  }
+  child->process = *std::move(process);
+  child->end_reported = false;
 }
 
 void ClusterLauncher::StopChildren(const std::function<bool(const Child&)>& which,

@@ -47,7 +47,7 @@ class ClusterLauncher {
   // Where the ready cluster listens.
   const ClusterInfo& info() const { return info_; }
   // Until SIGINT, SIGTERM or SIGHUP (OK), or the router ends by itself (an error). A worker that
-  // ends is reported, and the rest goes on.
+  // ends is reported and started again, after a pause of 1 to 30 s; the rest goes on.
   absl::Status Serve();
   // The longest that Stop takes.
   absl::Duration StopTimeout() const;
@@ -57,13 +57,17 @@ class ClusterLauncher {
 
  private:
   struct Child {
+    std::vector<std::string> argv;
     std::unique_ptr<ChildProcess> process;
+    absl::Time started_at;
     std::string port_file;
     PortFile ports;
     bool is_router = false;
     bool ready = false;
     int loaded_percent = 0;  // the most that was seen
     bool end_reported = false;
+    absl::Duration restart_pause;  // the last one; zero: none yet
+    absl::Time restart_at;
   };
 
   absl::Status Spawn(const std::string& name, const std::string& program,
@@ -78,6 +82,8 @@ class ClusterLauncher {
   absl::StatusOr<bool> AllReady();
   // Waits at most `timeout` for output, signals and ends of children, and prints what came.
   void Pump(absl::Duration timeout);
+  void PlanRestart(Child* child);
+  void Restart(Child* child);
   // Signals children for which `which` holds and waits for their end.
   void StopChildren(const std::function<bool(const Child&)>& which, absl::Duration timeout);
   static absl::Status EndedError(const Child& child);

@@ -175,25 +175,49 @@ TEST_F(ClusterLauncherTest, KillsWhoDoesNotStop) {
   for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
 }
 
-TEST_F(ClusterLauncherTest, AWorkersEndIsReportedAndTheOthersGoOn) {
+TEST_F(ClusterLauncherTest, AWorkerThatEndsIsStartedAgain) {
+  Prepare("prefill-0:die-once");
+  ClusterLauncher launcher(options_, printer_.get());
+  ASSERT_TRUE(launcher.Start().ok());
+  programs_->LetDie();
+  const auto num_starts = [&] {
+    int starts = 0;
+    for (const FakePrograms::Event& event : programs_->Events()) {
+      starts += event.name == "prefill-0" && event.what == "start";
+    }
+    return starts;
+  };
+  std::thread stopper([&] {
+    const absl::Time deadline = MonotonicNow() + absl::Seconds(20);
+    while (num_starts() < 2 && MonotonicNow() < deadline) absl::SleepFor(absl::Milliseconds(20));
+    kill(getpid(), SIGTERM);
+  });
+  EXPECT_TRUE(launcher.Serve().ok());
+  stopper.join();
+  EXPECT_EQ(num_starts(), 2);
+  EXPECT_THAT(Log(), HasSubstr("prefill-0 ended with exit code 7; it is started again in 1s"));
+  launcher.Stop();
+  EXPECT_GT(programs_->Find("decode-0", "end"), 0);
+  for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
+}
+
+TEST_F(ClusterLauncherTest, AWorkerThatKeepsEndingIsStartedEverLater) {
   Prepare("prefill-0:die-later");
   ClusterLauncher launcher(options_, printer_.get());
   ASSERT_TRUE(launcher.Start().ok());
   programs_->LetDie();
   std::thread stopper([&] {
-    const absl::Time deadline = MonotonicNow() + absl::Seconds(20);
-    // The launcher reports it in the log; only then is it asked to stop.
-    while (MonotonicNow() < deadline) {
+    const absl::Time deadline = MonotonicNow() + absl::Seconds(30);
+    while (!absl::StrContains(Log(), "again in 4s") && MonotonicNow() < deadline) {
       absl::SleepFor(absl::Milliseconds(20));
-      if (absl::StrContains(Log(), "the others go on")) break;
     }
     kill(getpid(), SIGTERM);
   });
   EXPECT_TRUE(launcher.Serve().ok());
   stopper.join();
-  EXPECT_THAT(Log(), HasSubstr("prefill-0 ended with exit code 7; the others go on"));
+  EXPECT_THAT(Log(),
+              AllOf(HasSubstr("again in 1s"), HasSubstr("again in 2s"), HasSubstr("again in 4s")));
   launcher.Stop();
-  EXPECT_GT(programs_->Find("decode-0", "end"), 0);
 }
 
 TEST_F(ClusterLauncherTest, TheRoutersEndIsTheEnd) {

@@ -3,7 +3,8 @@
 
 Writes its port file, answers /readyz, and notes what happens to it in $FAKE_EVENTS. What it does wrong comes
 from $FAKE_BEHAVIOUR: "decode-0:die,router:ignore-term" (die, never-ready, ignore-term, load-slowly: 20 % in
-two seconds, load-half: 20 % a second, and no further than 40, die-later: once $FAKE_EVENTS.die exists).
+two seconds, load-half: 20 % a second, and no further than 40, die-later: once $FAKE_EVENTS.die exists,
+die-once: likewise, but not when it is started again).
 """
 
 import http.server
@@ -70,8 +71,9 @@ with open(path + ".new", "w") as file:
     json.dump(ports, file)
 os.rename(path + ".new", path)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-if behaviour == "die-later":
-    while not os.path.exists(os.environ["FAKE_EVENTS"] + ".die"):
+die_file = os.environ["FAKE_EVENTS"] + ".die"
+if behaviour == "die-later" or (behaviour == "die-once" and not os.path.exists(die_file)):
+    while not os.path.exists(die_file):
         time.sleep(0.02)
     os._exit(7)
 while True:
