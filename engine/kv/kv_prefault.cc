@@ -7,8 +7,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "common/clock.h"
 #include "common/log.h"
-#include "common/niceness.h"
 
 #ifndef MADV_POPULATE_WRITE
 #define MADV_POPULATE_WRITE 23
@@ -19,15 +19,17 @@ namespace {
 
 // One request to the kernel: a huge page.
 constexpr size_t kPieceBytes = size_t{2} << 20;
-constexpr int kLowestPriority = 19;
+// A quarter of a core: it waits three times as long as a piece took, so that those who compute on
+// this core lose little at a time. Not by a low priority: while a piece is taken the kernel holds a
+// lock that every mmap of the process needs, and kept from its core by others this thread held it
+// for up to 1.6 s.
+constexpr int kPauseRatio = 3;
+constexpr absl::Duration kLongestPause = absl::Milliseconds(100);
 
 }  // namespace
 
 KvPrefault::KvPrefault(absl::Span<uint8_t> memory, absl::Duration delay) : memory_(memory) {
-  thread_ = std::thread([this, delay] {
-    SetNicenessOfThisThread(kLowestPriority);
-    Run(delay);
-  });
+  thread_ = std::thread([this, delay] { Run(delay); });
   pthread_setname_np(thread_.native_handle(), "kv-prefault");
 }
 
@@ -46,16 +48,19 @@ bool KvPrefault::StopsWithin(absl::Duration timeout) {
 }
 
 void KvPrefault::Run(absl::Duration delay) {
-  if (StopsWithin(delay)) return;
+  absl::Duration pause = delay;
   for (size_t done = 0; done < memory_.size(); done += kPieceBytes) {
-    if (StopsWithin(absl::ZeroDuration())) return;
+    if (StopsWithin(pause)) return;
+    const absl::Time begin = MonotonicNow();
     const size_t piece = std::min(kPieceBytes, memory_.size() - done);
-    if (madvise(memory_.data() + done, piece, MADV_POPULATE_WRITE) == 0) continue;
-    if (errno == EINVAL) return;  // an old kernel; the blocks are touched as they are used
-    if (errno == EINTR || errno == EAGAIN) continue;  // likewise this piece
+    const int error = madvise(memory_.data() + done, piece, MADV_POPULATE_WRITE) == 0 ? 0 : errno;
+    pause = std::min(kPauseRatio * (MonotonicNow() - begin), kLongestPause);
+    if (error == 0) continue;
+    if (error == EINVAL) return;  // an old kernel; the blocks are touched as they are used
+    if (error == EINTR || error == EAGAIN) continue;  // likewise this piece
     SLUICE_LOG(Warning)
         << "KV cache: the system gave " << (done >> 20) << " of " << (memory_.size() >> 20)
-        << " MiB (" << std::strerror(errno)
+        << " MiB (" << std::strerror(error)
         << "); lower kv_cache or num_kv_blocks if workers are killed for want of memory";
     return;
   }

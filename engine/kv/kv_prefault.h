@@ -1,4 +1,4 @@
-// Takes a KV store's memory from the system soon after start, on a thread of the lowest priority.
+// Takes a KV store's memory from the system soon after start, on a thread that mostly waits.
 // The kernel zeroes a page, of a huge one 2 MiB, when it is touched first, and a hypervisor may
 // have to find it: up to 10 ms that the transfer or step which is first to use a block would wait.
 // And memory that is missing is missed then, not under load.
@@ -22,13 +22,13 @@ class KvPrefault {
  public:
   // `memory` begins at a page and outlives this. Begins after `delay`; returns at once.
   KvPrefault(absl::Span<uint8_t> memory, absl::Duration delay);
-  ~KvPrefault();  // stops after the 2 MiB it is at, as soon as the thread gets to them
+  ~KvPrefault();  // stops after the 2 MiB it is at
   KvPrefault(const KvPrefault&) = delete;
   KvPrefault& operator=(const KvPrefault&) = delete;
 
  private:
   void Run(absl::Duration delay);
-  // Waits as long, 0: not at all. Whether to stop.
+  // Waits as long. Whether to stop.
   bool StopsWithin(absl::Duration timeout);
 
   const absl::Span<uint8_t> memory_;
