@@ -90,10 +90,10 @@ void UcxWakeup::Wait(ucp_worker_h worker, int event_fd, bool operations_pending,
   if (ppoll(ready, telling ? 2 : 1, &limit, nullptr) <= 0) return;
   if (telling && ready[1].revents != 0) ++num_false_alarms_;
   if (ready[0].revents == 0) return;
-  woken_ = false;
   idle_rounds_ = 0;  // something new begins
   uint64_t count;
   [[maybe_unused]] ssize_t read_bytes = read(wake_fd_, &count, sizeof(count));
+  woken_ = false;  // after the read: a Wake in between would leave it set with nothing to read
 }
 
 bool UcxWakeup::LookBriefly(ucp_worker_h worker) {
