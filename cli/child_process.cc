@@ -148,6 +148,11 @@ std::string ChildProcess::HowItEnded() const {
   return absl::StrCat("exit code ", WEXITSTATUS(status));
 }
 
+bool ChildProcess::EndedWell() const {
+  const int status = wait_status_.value_or(0);
+  return WIFEXITED(status) && WEXITSTATUS(status) == 0;
+}
+
 void ChildProcess::Signal(int number) {
   if (!has_ended()) kill(pid_, number);
 }

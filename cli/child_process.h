@@ -43,6 +43,7 @@ class ChildProcess {
   bool has_ended();
   // "exit code 3" or "signal 9 (Killed)". REQUIRES: has_ended().
   std::string HowItEnded() const;
+  bool EndedWell() const;  // with exit code 0. REQUIRES: has_ended().
   void Signal(int number);
 
  private:

@@ -33,8 +33,6 @@ constexpr absl::Duration kProbeInterval = absl::Milliseconds(50);
 constexpr absl::Duration kProbeTimeout = absl::Milliseconds(500);
 constexpr absl::Duration kRouterStopTimeout = absl::Seconds(10);
 constexpr absl::Duration kKillTimeout = absl::Seconds(5);
-// A worker that ends while the cluster serves is started again: soon, and ever later if it does not
-// live long.
 constexpr absl::Duration kFirstRestartPause = absl::Seconds(1);
 constexpr absl::Duration kLongestRestartPause = absl::Seconds(30);
 constexpr absl::Duration kLongLife = absl::Minutes(1);
@@ -64,6 +62,11 @@ std::string Seconds(absl::Duration duration) {
 
 }  // namespace
 
+absl::Duration NextRestartPause(absl::Duration last, absl::Duration was_ready_for) {
+  if (last == absl::ZeroDuration() || was_ready_for >= kLongLife) return kFirstRestartPause;
+  return std::min(2 * last, kLongestRestartPause);
+}
+
 ClusterLauncher::ClusterLauncher(ClusterOptions options, LogPrinter* printer)
     : options_(std::move(options)), printer_(printer) {
   const sigset_t set = StopSignals();
@@ -87,7 +90,6 @@ absl::Status ClusterLauncher::Spawn(const std::string& name, const std::string& 
                     std::make_move_iterator(args.end()));
   child.argv.push_back("--port-file");
   child.argv.push_back(child.port_file);
-  child.started_at = MonotonicNow();
   SLUICE_ASSIGN_OR_RETURN(child.process, ChildProcess::Start(name, child.argv));
   children_.push_back(std::move(child));
   return absl::OkStatus();
@@ -189,33 +191,31 @@ absl::StatusOr<bool> ClusterLauncher::HavePorts(Child* child) {
   return ports.has_value();
 }
 
+absl::StatusOr<std::string> ClusterLauncher::AskWhyNotReady(Child* child) {
+  SLUICE_ASSIGN_OR_RETURN(const bool listens, HavePorts(child));
+  if (!listens) return "loads";
+  const absl::StatusOr<ProbeAnswer> answer =
+      ProbeHttp(child->ports.admin_port, "/readyz", kProbeTimeout);
+  if (answer.ok() && answer->http_status == 200) {
+    child->ready_since = MonotonicNow();
+    return "";
+  }
+  const std::string reason = answer.ok() ? answer->body : std::string(answer.status().message());
+  const std::optional<int> percent = LoadedPercent(reason);
+  if (!percent.has_value()) return absl::StrCat("(", reason, ")");
+  if (*percent > child->loaded_percent) loaded_further_at_ = MonotonicNow();
+  child->loaded_percent = std::max(child->loaded_percent, *percent);
+  return absl::StrCat("loads ", ProgressBar(*percent / 100.0, kBarWidth));
+}
+
 absl::StatusOr<bool> ClusterLauncher::AllReady() {
   std::vector<std::string> waiting;
   // The router last: it is ready only through the workers.
   for (size_t i = children_.size(); i-- > 0;) {
     Child& child = children_[i];
-    if (child.ready) continue;
-    const std::string& name = child.process->name();
-    SLUICE_ASSIGN_OR_RETURN(const bool listens, HavePorts(&child));
-    if (!listens) {
-      waiting.push_back(absl::StrCat(name, " loads"));
-      continue;
-    }
-    const absl::StatusOr<ProbeAnswer> answer =
-        ProbeHttp(child.ports.admin_port, "/readyz", kProbeTimeout);
-    if (answer.ok() && answer->http_status == 200) {
-      child.ready = true;
-      continue;
-    }
-    const std::string reason = answer.ok() ? answer->body : std::string(answer.status().message());
-    const std::optional<int> percent = LoadedPercent(reason);
-    if (!percent.has_value()) {
-      waiting.push_back(absl::StrCat(name, " (", reason, ")"));
-      continue;
-    }
-    waiting.push_back(absl::StrCat(name, " loads ", ProgressBar(*percent / 100.0, kBarWidth)));
-    if (*percent > child.loaded_percent) loaded_further_at_ = MonotonicNow();
-    child.loaded_percent = std::max(child.loaded_percent, *percent);
+    if (child.is_ready()) continue;
+    SLUICE_ASSIGN_OR_RETURN(const std::string reason, AskWhyNotReady(&child));
+    if (!reason.empty()) waiting.push_back(absl::StrCat(child.process->name(), " ", reason));
   }
   waiting_for_ = absl::StrJoin(waiting, ", ");
   printer_->ShowStatus(waiting.empty() ? "" : absl::StrCat("waiting for ", waiting_for_));
@@ -250,48 +250,58 @@ void ClusterLauncher::Pump(absl::Duration timeout) {
 }
 
 absl::Status ClusterLauncher::Serve() {
-  while (num_stop_signals_ == 0) {
+  while (true) {
     // A signal or output wakes it; the limit covers what neither announces.
     Pump(absl::Seconds(1));
+    if (num_stop_signals_ > 0) return absl::OkStatus();
     for (Child& child : children_) {
-      if (!child.process->has_ended()) continue;
-      if (child.is_router) {
+      if (!child.process->has_ended()) {
+        if (child.is_ready()) continue;
+        const absl::StatusOr<std::string> reason = AskWhyNotReady(&child);
+        if (reason.ok() && reason->empty()) {
+          printer_->PrintOwn(absl::StrCat(child.process->name(), " is ready again"));
+        }
+      } else if (child.is_router) {
         child.end_reported = true;
         return EndedError(child);
-      }
-      if (!std::exchange(child.end_reported, true)) {
+      } else if (!std::exchange(child.end_reported, true)) {
         PlanRestart(&child);
       } else if (MonotonicNow() >= child.restart_at) {
         Restart(&child);
       }
     }
   }
-  return absl::OkStatus();
 }
 
 void ClusterLauncher::PlanRestart(Child* child) {
+  const std::string ended =
+      absl::StrCat(child->process->name(), " ended with ", child->process->HowItEnded());
+  if (child->process->EndedWell()) {  // somebody asked it to
+    child->restart_at = absl::InfiniteFuture();
+    printer_->PrintOwn(absl::StrCat(ended, "; the others go on"));
+    return;
+  }
   const absl::Time now = MonotonicNow();
-  const bool lived_long = now - child->started_at >= kLongLife;
-  child->restart_pause = lived_long || child->restart_pause == absl::ZeroDuration()
-                             ? kFirstRestartPause
-                             : std::min(2 * child->restart_pause, kLongestRestartPause);
+  child->restart_pause = NextRestartPause(
+      child->restart_pause, child->is_ready() ? now - child->ready_since : absl::ZeroDuration());
   child->restart_at = now + child->restart_pause;
-  printer_->PrintOwn(absl::StrCat(child->process->name(), " ended with ",
-                                  child->process->HowItEnded(), "; it is started again in ",
-                                  absl::FormatDuration(child->restart_pause)));
+  printer_->PrintOwn(
+      absl::StrCat(ended, "; it is started again in ", absl::FormatDuration(child->restart_pause)));
 }
 
 void ClusterLauncher::Restart(Child* child) {
-  child->started_at = MonotonicNow();
+  unlink(child->port_file.c_str());  // of the one that has ended
   absl::StatusOr<std::unique_ptr<ChildProcess>> process =
       ChildProcess::Start(child->process->name(), child->argv);
   if (!process.ok()) {
     printer_->PrintOwn(absl::StrCat(process.status().message(), "; trying again in ",
                                     absl::FormatDuration(kLongestRestartPause)));
-    child->restart_at = child->started_at + kLongestRestartPause;
+    child->restart_at = MonotonicNow() + kLongestRestartPause;
     return;
   }
   child->process = *std::move(process);
+  child->ready_since = absl::InfiniteFuture();
+  child->loaded_percent = 0;
   child->end_reported = false;
 }
 

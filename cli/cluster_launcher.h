@@ -36,6 +36,10 @@ struct ClusterOptions {
   absl::Duration stop_grace = absl::Seconds(10);      // beyond it; who has not ended then is killed
 };
 
+// How long a worker that has ended stays down, 1 to 30 s: soon started again, and ever later if it
+// is not ready for a minute. `last`: the pause before, zero if it never ended.
+absl::Duration NextRestartPause(absl::Duration last, absl::Duration was_ready_for);
+
 class ClusterLauncher {
  public:
   ClusterLauncher(ClusterOptions options, LogPrinter* printer);
@@ -47,7 +51,7 @@ class ClusterLauncher {
   // Where the ready cluster listens.
   const ClusterInfo& info() const { return info_; }
   // Until SIGINT, SIGTERM or SIGHUP (OK), or the router ends by itself (an error). A worker that
-  // ends is reported and started again, after a pause of 1 to 30 s; the rest goes on.
+  // ends is reported and, unless its exit code is 0, started again; the rest goes on.
   absl::Status Serve();
   // The longest that Stop takes.
   absl::Duration StopTimeout() const;
@@ -59,15 +63,15 @@ class ClusterLauncher {
   struct Child {
     std::vector<std::string> argv;
     std::unique_ptr<ChildProcess> process;
-    absl::Time started_at;
     std::string port_file;
     PortFile ports;
     bool is_router = false;
-    bool ready = false;
+    absl::Time ready_since = absl::InfiniteFuture();
+    bool is_ready() const { return ready_since != absl::InfiniteFuture(); }
     int loaded_percent = 0;  // the most that was seen
     bool end_reported = false;
     absl::Duration restart_pause;  // the last one; zero: none yet
-    absl::Time restart_at;
+    absl::Time restart_at;         // once its end is reported
   };
 
   absl::Status Spawn(const std::string& name, const std::string& program,
@@ -79,6 +83,8 @@ class ClusterLauncher {
   absl::Status WaitUntil(const std::function<absl::StatusOr<bool>()>& done, absl::Duration timeout,
                          const std::string& what);
   absl::StatusOr<bool> HavePorts(Child* child);
+  // Empty if it is ready, which is noted.
+  absl::StatusOr<std::string> AskWhyNotReady(Child* child);
   absl::StatusOr<bool> AllReady();
   // Waits at most `timeout` for output, signals and ends of children, and prints what came.
   void Pump(absl::Duration timeout);

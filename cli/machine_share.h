@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "common/config.h"
 
 namespace sluice::cli {
@@ -19,8 +19,13 @@ struct WorkerShare {
   ByteSize kv_cache;
 };
 // An even share for each of `num_workers`: all cores, at least one thread each, and a quarter of
-// the available memory, 64 MiB to 1 GiB each. The rest is for weights and for everybody else.
-WorkerShare ShareMachine(const Machine& machine, int num_workers);
+// the memory that their weights leave, 64 MiB to 1 GiB each.
+WorkerShare ShareMachine(const Machine& machine, int num_workers, uint64_t weight_bytes);
+
+// RESOURCE_EXHAUSTED if weights and KV blocks of all workers do not fit. Each worker asks for
+// itself too, but those that start together see the same free memory.
+absl::Status CheckMemory(const Machine& machine, int num_workers, uint64_t weight_bytes,
+                         ByteSize kv_cache_per_worker);
 
 // On one machine a long prompt yields to the answers that are being written: fully where there is a
 // core for every compute thread, so that it always finds one; with a share of its own where the

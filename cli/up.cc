@@ -15,6 +15,7 @@
 #include "absl/strings/str_cat.h"
 #include "cli/cluster_launcher.h"
 #include "cli/commands.h"
+#include "cli/engine_flags.h"
 #include "cli/log_printer.h"
 #include "cli/machine_share.h"
 #include "cli/run_dir.h"
@@ -79,21 +80,6 @@ std::string FindTinyModel() {
   return "";
 }
 
-// Each worker has weights of its own. Workers would be refused by themselves, but two that start
-// together see the same free memory.
-absl::Status CheckMemory(const UpFlags& flags, const std::string& model_dir, int num_workers,
-                         const Machine& machine) {
-  SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(model_dir));
-  const int64_t weight_bytes = WeightBytes(spec, flags.dtype == "f32" ? DType::kF32 : DType::kBF16);
-  const auto available_bytes = static_cast<int64_t>(machine.available_memory);
-  absl::Status fits = CheckWeightsFit(weight_bytes, num_workers, available_bytes);
-  if (fits.ok() || num_workers == 1 || !CheckWeightsFit(weight_bytes, 1, available_bytes).ok()) {
-    return fits;
-  }
-  return absl::ResourceExhaustedError(
-      absl::StrCat(fits.message(), "; `sluice up --both 1` runs one worker"));
-}
-
 absl::StatusOr<ClusterOptions> MakeOptions(const UpFlags& flags) {
   ClusterOptions options;
   options.model_dir = flags.model.empty() ? FindTinyModel() : flags.model;
@@ -120,9 +106,18 @@ absl::StatusOr<ClusterOptions> MakeOptions(const UpFlags& flags) {
         "does both (--both 1)");
   }
   const int num_workers = options.num_prefill + options.num_decode + options.num_both;
+  SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(options.model_dir));
+  const auto weight_bytes =
+      static_cast<uint64_t>(WeightBytes(spec, DTypeOf(EngineFlags{.dtype = flags.dtype})));
   const Machine machine = ThisMachine();
-  SLUICE_RETURN_IF_ERROR(CheckMemory(flags, options.model_dir, num_workers, machine));
-  const WorkerShare share = ShareMachine(machine, num_workers);
+  const WorkerShare share = ShareMachine(machine, num_workers, weight_bytes);
+  ByteSize kv_cache = share.kv_cache;
+  if (!flags.kv_cache.empty()) {
+    absl::StatusOr<ByteSize> given = ParseByteSize(flags.kv_cache);
+    if (!given.ok()) return Annotate(given.status(), "--kv-cache");
+    kv_cache = *given;
+  }
+  SLUICE_RETURN_IF_ERROR(CheckMemory(machine, num_workers, weight_bytes, kv_cache));
   options.bin_dir = flags.bin_dir.empty() ? OwnFolder().string() : flags.bin_dir;
   options.run_dir = flags.run_dir;
   options.served_model_name = flags.served_model_name;
@@ -130,8 +125,7 @@ absl::StatusOr<ClusterOptions> MakeOptions(const UpFlags& flags) {
   options.http_port = flags.http_port;
   options.grpc_port = flags.grpc_port;
   options.threads_per_worker = flags.threads > 0 ? flags.threads : share.threads;
-  options.kv_cache_per_worker =
-      flags.kv_cache.empty() ? FormatByteSize(share.kv_cache) : flags.kv_cache;
+  options.kv_cache_per_worker = FormatByteSize(kv_cache);
   options.ready_timeout = absl::Seconds(flags.ready_timeout_seconds);
   options.drain_timeout = absl::Seconds(flags.drain_timeout_seconds);
   if (!flags.log_level.empty()) {
@@ -263,8 +257,10 @@ void AddUp(CLI::App* app, int* exit_code) {
       ->capture_default_str();
   up->add_option("--threads", flags->threads, "Threads of each worker; 0: the cores, shared out")
       ->check(CLI::Range(0, 1024));
-  up->add_option("--kv-cache", flags->kv_cache,
-                 "KV memory of each worker, as 512MiB; a quarter of the free memory, shared out");
+  up->add_option(
+      "--kv-cache", flags->kv_cache,
+      "KV memory of each worker, as 512MiB; unset: a quarter of what the weights leave, shared "
+      "out, at most 1GiB");
   up->add_option("--dtype", flags->dtype, "bf16 or f32")->check(CLI::IsMember({"bf16", "f32"}));
   up->add_option("--isa", flags->isa, "Instruction family: auto, portable, avx2, avx512, amx");
   up->add_option("--log-level", flags->log_level, "debug, info, warning or error");

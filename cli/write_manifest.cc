@@ -30,7 +30,7 @@ constexpr double kToleranceMargin = 4;
 bool FitsInMemory(const ModelSpec& spec, DType dtype) {
   const absl::StatusOr<int64_t> available = AvailableMemoryBytes();
   return available.ok() &&
-         CheckWeightsFit(WeightBytes(spec, dtype) + (int64_t{1} << 30), 1, *available).ok();
+         CheckWeightsFit(WeightBytes(spec, dtype) + (int64_t{1} << 30), *available).ok();
 }
 
 absl::StatusOr<std::unique_ptr<Engine>> LoadEngine(const std::string& model_dir,

@@ -61,8 +61,10 @@ absl::Status CheckMemory(const EngineOptions& options, const ModelSpec& spec,
                          const KvLayout& layout) {
   SLUICE_ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
   const int64_t weight_bytes = WeightBytes(spec, options.dtype);
-  SLUICE_RETURN_IF_ERROR(CheckWeightsFit(weight_bytes, /*num_processes=*/1, available_bytes));
-  return SizeFromFreeMemory(options, spec, layout, available_bytes - weight_bytes).status();
+  SLUICE_RETURN_IF_ERROR(CheckWeightsFit(weight_bytes, available_bytes));
+  return Annotate(
+      SizeFromFreeMemory(options, spec, layout, available_bytes - weight_bytes).status(),
+      "beside the weights");
 }
 
 // Null: the folder has no manifest.

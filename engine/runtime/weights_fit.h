@@ -13,8 +13,7 @@ namespace sluice {
 // What one process keeps at least: packing pads some matrices and holds the router in f32.
 int64_t WeightBytes(const ModelSpec& spec, DType dtype);
 
-// RESOURCE_EXHAUSTED says how much is wanted and how much there is. `num_processes` of this machine
-// each keep the weights.
-absl::Status CheckWeightsFit(int64_t weight_bytes, int num_processes, int64_t available_bytes);
+// RESOURCE_EXHAUSTED says how much is wanted and how much there is.
+absl::Status CheckWeightsFit(int64_t weight_bytes, int64_t available_bytes);
 
 }  // namespace sluice

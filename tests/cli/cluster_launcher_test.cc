@@ -74,6 +74,15 @@ class ClusterLauncherTest : public ::testing::Test {
     EXPECT_THAT(message, HasSubstr(why));
   }
 
+  // Asks the launcher to stop once it has printed that.
+  void StopOnce(const std::string& line) const {
+    const absl::Time deadline = MonotonicNow() + absl::Seconds(30);
+    while (!absl::StrContains(Log(), line) && MonotonicNow() < deadline) {
+      absl::SleepFor(absl::Milliseconds(20));
+    }
+    kill(getpid(), SIGTERM);
+  }
+
   static bool Lives(int pid) { return kill(pid, 0) == 0; }
 
   std::unique_ptr<FakePrograms> programs_;
@@ -180,22 +189,11 @@ TEST_F(ClusterLauncherTest, AWorkerThatEndsIsStartedAgain) {
   ClusterLauncher launcher(options_, printer_.get());
   ASSERT_TRUE(launcher.Start().ok());
   programs_->LetDie();
-  const auto num_starts = [&] {
-    int starts = 0;
-    for (const FakePrograms::Event& event : programs_->Events()) {
-      starts += event.name == "prefill-0" && event.what == "start";
-    }
-    return starts;
-  };
-  std::thread stopper([&] {
-    const absl::Time deadline = MonotonicNow() + absl::Seconds(20);
-    while (num_starts() < 2 && MonotonicNow() < deadline) absl::SleepFor(absl::Milliseconds(20));
-    kill(getpid(), SIGTERM);
-  });
+  std::thread stopper([&] { StopOnce("is ready again"); });
   EXPECT_TRUE(launcher.Serve().ok());
   stopper.join();
-  EXPECT_EQ(num_starts(), 2);
-  EXPECT_THAT(Log(), HasSubstr("prefill-0 ended with exit code 7; it is started again in 1s"));
+  EXPECT_THAT(Log(), AllOf(HasSubstr("prefill-0 ended with exit code 7; it is started again in 1s"),
+                           HasSubstr("prefill-0 is ready again")));
   launcher.Stop();
   EXPECT_GT(programs_->Find("decode-0", "end"), 0);
   for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
@@ -206,18 +204,34 @@ TEST_F(ClusterLauncherTest, AWorkerThatKeepsEndingIsStartedEverLater) {
   ClusterLauncher launcher(options_, printer_.get());
   ASSERT_TRUE(launcher.Start().ok());
   programs_->LetDie();
-  std::thread stopper([&] {
-    const absl::Time deadline = MonotonicNow() + absl::Seconds(30);
-    while (!absl::StrContains(Log(), "again in 4s") && MonotonicNow() < deadline) {
-      absl::SleepFor(absl::Milliseconds(20));
-    }
-    kill(getpid(), SIGTERM);
-  });
+  std::thread stopper([&] { StopOnce("again in 4s"); });
   EXPECT_TRUE(launcher.Serve().ok());
   stopper.join();
   EXPECT_THAT(Log(),
               AllOf(HasSubstr("again in 1s"), HasSubstr("again in 2s"), HasSubstr("again in 4s")));
   launcher.Stop();
+}
+
+TEST_F(ClusterLauncherTest, AWorkerThatWasStoppedStaysDown) {
+  Prepare("");
+  ClusterLauncher launcher(options_, printer_.get());
+  ASSERT_TRUE(launcher.Start().ok());
+  for (const FakePrograms::Event& event : programs_->Events()) {
+    if (event.name == "prefill-0") kill(event.pid, SIGTERM);
+  }
+  std::thread stopper([&] { StopOnce("the others go on"); });
+  EXPECT_TRUE(launcher.Serve().ok());
+  stopper.join();
+  EXPECT_THAT(Log(), HasSubstr("prefill-0 ended with exit code 0; the others go on"));
+  launcher.Stop();
+}
+
+TEST(NextRestartPause, GrowsUntilTheWorkerIsReadyForAWhile) {
+  EXPECT_EQ(NextRestartPause(absl::ZeroDuration(), absl::ZeroDuration()), absl::Seconds(1));
+  EXPECT_EQ(NextRestartPause(absl::Seconds(4), absl::Seconds(59)), absl::Seconds(8));
+  EXPECT_EQ(NextRestartPause(absl::Seconds(16), absl::ZeroDuration()), absl::Seconds(30));
+  EXPECT_EQ(NextRestartPause(absl::Seconds(30), absl::ZeroDuration()), absl::Seconds(30));
+  EXPECT_EQ(NextRestartPause(absl::Seconds(30), absl::Seconds(60)), absl::Seconds(1));
 }
 
 TEST_F(ClusterLauncherTest, TheRoutersEndIsTheEnd) {
@@ -280,16 +294,32 @@ TEST(RunDir, KeepsStrangersFiles) {
   EXPECT_FALSE(std::filesystem::exists(programs.run_dir() + "/router.ports.json"));
 }
 
+constexpr uint64_t kGiB = uint64_t{1} << 30;
+
 TEST(MachineShare, SharesCoresAndAQuarterOfTheMemory) {
-  constexpr uint64_t kGiB = uint64_t{1} << 30;
-  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2).threads, 1);
-  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2).kv_cache.bytes, kGiB / 2);
-  EXPECT_EQ(ShareMachine({1, kGiB / 16}, 3).threads, 1);
-  EXPECT_EQ(ShareMachine({1, kGiB / 16}, 3).kv_cache.bytes, kGiB / 16);  // at least 64 MiB
-  EXPECT_EQ(ShareMachine({64, 512 * kGiB}, 2).threads, 32);
-  EXPECT_EQ(ShareMachine({64, 512 * kGiB}, 2).kv_cache.bytes, kGiB);  // at most 1 GiB
+  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2, 0).threads, 1);
+  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2, 0).kv_cache.bytes, kGiB / 2);
+  EXPECT_EQ(ShareMachine({2, 8 * kGiB}, 2, 2 * kGiB).kv_cache.bytes, kGiB / 2);
+  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2, 3 * kGiB).kv_cache.bytes, kGiB / 16);
+  EXPECT_EQ(ShareMachine({1, kGiB / 16}, 3, 0).threads, 1);
+  EXPECT_EQ(ShareMachine({1, kGiB / 16}, 3, 0).kv_cache.bytes, kGiB / 16);  // at least 64 MiB
+  EXPECT_EQ(ShareMachine({64, 512 * kGiB}, 2, 0).threads, 32);
+  EXPECT_EQ(ShareMachine({64, 512 * kGiB}, 2, 0).kv_cache.bytes, kGiB);  // at most 1 GiB
   EXPECT_GE(ThisMachine().num_cores, 1);
   EXPECT_GT(ThisMachine().available_memory, 0u);
+}
+
+TEST(MachineShare, RefusesWhatDoesNotFitTogether) {
+  const Machine machine{2, 26 * kGiB};
+  EXPECT_TRUE(CheckMemory(machine, 2, 10 * kGiB, {3 * kGiB}).ok());
+  const absl::Status two = CheckMemory(machine, 2, 10 * kGiB, {4 * kGiB});
+  EXPECT_TRUE(absl::IsResourceExhausted(two));
+  EXPECT_THAT(std::string(two.message()),
+              AllOf(HasSubstr("each of 2 workers needs 10.74 GB"), HasSubstr("4.29 GB for KV"),
+                    HasSubstr("27.92 GB"), HasSubstr("--both 1")));
+  const absl::Status none = CheckMemory(machine, 1, 26 * kGiB, {kGiB});
+  EXPECT_TRUE(absl::IsResourceExhausted(none));
+  EXPECT_THAT(std::string(none.message()), ::testing::Not(HasSubstr("--both")));
 }
 
 TEST(MachineShare, PrefillYieldsFullyWhereEveryThreadHasACore) {

@@ -22,6 +22,8 @@ behaviour = dict(
 
 
 started = time.monotonic()
+die_file = os.environ["FAKE_EVENTS"] + ".die"
+is_to_die = behaviour == "die-later" or (behaviour == "die-once" and not os.path.exists(die_file))
 
 
 def note(event):
@@ -71,8 +73,7 @@ with open(path + ".new", "w") as file:
     json.dump(ports, file)
 os.rename(path + ".new", path)
 threading.Thread(target=server.serve_forever, daemon=True).start()
-die_file = os.environ["FAKE_EVENTS"] + ".die"
-if behaviour == "die-later" or (behaviour == "die-once" and not os.path.exists(die_file)):
+if is_to_die:
     while not os.path.exists(die_file):
         time.sleep(0.02)
     os._exit(7)

@@ -29,7 +29,7 @@ class FakePrograms {
   std::string run_dir() const { return dir_ + "/run"; }
   std::string events_path() const { return dir_ + "/events"; }
 
-  // Now those with the behaviour die-later do.
+  // Now those with the behaviour die-later or die-once do.
   void LetDie() const { std::ofstream(events_path() + ".die") << "now"; }
 
   struct Event {
