@@ -24,7 +24,8 @@ void* MapLarge(size_t size_bytes) {
   if (map == MAP_FAILED) throw std::bad_alloc();
   uint8_t* const begin = static_cast<uint8_t*>(map);
   // The last aligned place, not the first: the next mapping then ends where this one begins, and
-  // the kernel makes them one. A process may have 65,530, and a large model has more matrices.
+  // the kernel makes them one if both are whole huge pages (the end of others is advised otherwise,
+  // so they take two). A process may have 65,530; V3 has half as many matrices of experts.
   const size_t skipped = kHugePage - reinterpret_cast<uintptr_t>(map) % kHugePage;
   munmap(begin, skipped);
   if (skipped < kHugePage) munmap(begin + skipped + wanted, kHugePage - skipped);

@@ -68,7 +68,8 @@ int NumMappings() {
   return lines;
 }
 
-// Linux gives a process 65,530 mappings; DeepSeek-V3 has some 31,000 expert matrices.
+// Linux gives a process 65,530 mappings; DeepSeek-V3 has some 31,000 matrices of experts, all of
+// whole huge pages.
 TEST(Buffer, ManyLargeOnesAreFewMappings) {
   const int before = NumMappings();
   std::vector<Buffer> matrices;
