@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <CLI/CLI.hpp>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -112,6 +113,18 @@ absl::StatusOr<loadgen::Scenario> MakeScenario(BenchFlags flags) {
                    flags.scenario.workload.output_tokens, " output tokens"));
 }
 
+// Before minutes of load, not after them.
+absl::Status CheckWritable(const std::string& path) {
+  namespace fs = std::filesystem;
+  if (path.empty()) return absl::OkStatus();
+  const fs::path folder = fs::absolute(path).parent_path();
+  std::error_code error;
+  if (fs::is_directory(path, error) || access(folder.c_str(), W_OK) != 0) {
+    return absl::InvalidArgumentError(absl::StrCat("cannot write ", path));
+  }
+  return absl::OkStatus();
+}
+
 absl::Status WriteFile(const std::string& path, const std::string& text) {
   std::ofstream file(path, std::ios::trunc);
   file << text;
@@ -126,23 +139,30 @@ absl::Status Bench(BenchFlags flags) {
         "--server names a router's gRPC: add --grpc to load that, or name its HTTP with --url "
         "http://HOST:PORT --model NAME");
   }
+  SLUICE_RETURN_IF_ERROR(CheckWritable(flags.json_path));
+  SLUICE_RETURN_IF_ERROR(CheckWritable(flags.plot_path));
   uint64_t& seed = flags.scenario.workload.seed;
   if (seed == 0) seed = static_cast<uint64_t>(absl::ToUnixMillis(absl::Now()));
   const bool own_cluster = flags.url.empty();
   ServedModel served{flags.model, 0};
+  std::string address;
   if (own_cluster) {
-    SLUICE_ASSIGN_OR_RETURN(served, AskForModel(ServerAddress(flags.server)));
+    SLUICE_ASSIGN_OR_RETURN(address, ServerAddress(flags.server));
+    SLUICE_ASSIGN_OR_RETURN(served, AskForModel(address));
     if (flags.model.empty()) flags.model = served.id;
     if (served.max_model_len > 0) flags.scenario.max_model_len = served.max_model_len;
   } else if (flags.model.empty()) {
     return absl::InvalidArgumentError("--url needs --model, the name the server knows it by");
   }
   absl::StatusOr<loadgen::TargetFactory> targets =
-      flags.grpc ? loadgen::GrpcTargets(ServerAddress(flags.server), flags.model)
+      flags.grpc ? loadgen::GrpcTargets(address, flags.model)
                  : loadgen::HttpTargets(HttpUrl(flags), flags.model);
   if (!targets.ok()) return targets.status();
   SLUICE_ASSIGN_OR_RETURN(const loadgen::Scenario scenario, MakeScenario(flags));
 
+  std::cout << scenario.title << ", model " << flags.model << ", " << (flags.grpc ? "gRPC" : "HTTP")
+            << ", seed " << flags.scenario.workload.seed << "\n"
+            << loadgen::TableHead() << std::flush;
   std::vector<loadgen::Summary> summaries;
   for (const loadgen::ScenarioRun& run : scenario.runs) {
     loadgen::RunOptions options = run.options;
@@ -150,7 +170,12 @@ absl::Status Bench(BenchFlags flags) {
     if (!run.warm_up.empty()) {
       loadgen::RunOptions warm_up = options;
       warm_up.open_loop = false;
-      (void)loadgen::RunWorkload(run.warm_up, *targets, warm_up);
+      const loadgen::Summary warmed_up = loadgen::Summarize(
+          "warm-up", 0, loadgen::RunWorkload(run.warm_up, *targets, warm_up), flags.slo);
+      if (warmed_up.failed == warmed_up.requests) {
+        return absl::UnavailableError(
+            absl::StrCat("no request before the run succeeded: ", warmed_up.first_error));
+      }
     }
     if (!flags.quiet) {
       options.on_progress = [&run](int finished, int total) {
@@ -160,10 +185,10 @@ absl::Status Bench(BenchFlags flags) {
     }
     const loadgen::RunResult result = loadgen::RunWorkload(run.workload, *targets, options);
     summaries.push_back(loadgen::Summarize(run.name, run.x, result, flags.slo));
+    ClearProgress();
+    std::cout << loadgen::TableRow(summaries.back()) << std::flush;
   }
-  std::cout << scenario.title << ", model " << flags.model << ", " << (flags.grpc ? "gRPC" : "HTTP")
-            << ", seed " << flags.scenario.workload.seed << "\n"
-            << loadgen::FormatTable(summaries);
+  std::cout << loadgen::Remarks(summaries);
   if (!flags.json_path.empty()) {
     SLUICE_RETURN_IF_ERROR(
         WriteFile(flags.json_path, loadgen::FormatJson(summaries, scenario.title)));
@@ -192,17 +217,25 @@ void AddBench(CLI::App* app, int* exit_code) {
   command->add_option("--url", flags->url, "Another OpenAI-compatible server, http://host:port");
   command->add_flag("--grpc", flags->grpc, "gRPC instead of HTTP")->excludes("--url");
   command->add_option("--model", flags->model, "Model name; unset: the cluster's");
-  command->add_option("--preset", flags->preset, "ttft, concurrency or cached");
+  CLI::Option* const preset =
+      command->add_option("--preset", flags->preset, "ttft, concurrency or cached")
+          ->check(CLI::IsMember({"ttft", "concurrency", "cached"}));
   command->add_option("-c,--concurrency", flags->scenario.run.concurrency, "Requests in flight")
       ->check(CLI::Range(1, 2048))
-      ->capture_default_str();
+      ->capture_default_str()
+      ->excludes(preset);
   command->add_option("--rate", flags->rate, "Open loop: requests per second, Poisson arrivals")
-      ->check(CLI::Range(0.001, 1e6));
-  command->add_option("-n,--requests", workload.num_requests, "Number of requests")
+      ->check(CLI::Range(0.001, 1e6))
+      ->excludes(preset)
+      ->excludes("--concurrency");
+  command
+      ->add_option("-n,--requests", workload.num_requests,
+                   "Number of requests; presets have fewer, or their own")
       ->check(CLI::Range(1, 10000000))
       ->capture_default_str();
   command->add_option("--prompt-tokens", workload.prompt_tokens, "Length of prompts")
-      ->capture_default_str();
+      ->capture_default_str()
+      ->excludes(preset);
   command->add_option("--prompt-spread", workload.prompt_tokens_spread,
                       "0.5: lengths uniform within 50 %");
   command->add_option("--output-tokens", workload.output_tokens, "Length of answers (forced)")
@@ -215,7 +248,10 @@ void AddBench(CLI::App* app, int* exit_code) {
                    "Same seed, same requests; 0: from the clock, so that no earlier run has "
                    "filled the prefix caches")
       ->capture_default_str();
-  command->add_option("--trace", flags->trace.path, "Replay a trace in Mooncake's format");
+  command->add_option("--trace", flags->trace.path, "Replay a trace in Mooncake's format")
+      ->excludes(preset)
+      ->excludes("--rate")
+      ->excludes("--concurrency");
   command->add_option("--length-scale", flags->trace.length_scale, "Shorten the trace's requests");
   command->add_option("--time-scale", flags->trace.time_scale, "0.5: twice the trace's rate");
   command->add_option("--warm-up", flags->scenario.warm_up_requests, "Requests before each run")

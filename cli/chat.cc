@@ -185,8 +185,9 @@ int Chat(const ChatFlags& flags) {
   pthread_sigmask(SIG_BLOCK, &interrupt, nullptr);
   signal(SIGPIPE, SIG_IGN);
 
-  ChatClient client(ServerAddress(flags.server), MakeRequest(flags),
-                    absl::Seconds(flags.timeout_seconds));
+  const absl::StatusOr<std::string> address = ServerAddress(flags.server);
+  if (!address.ok()) return Fail(address.status());
+  ChatClient client(*address, MakeRequest(flags), absl::Seconds(flags.timeout_seconds));
   std::atomic<int> interrupts_of_answer{0};
   std::thread(WatchInterrupts, &client, &interrupts_of_answer).detach();
 

@@ -319,13 +319,12 @@ void ClusterLauncher::StopChildren(const std::function<bool(const Child&)>& whic
       if (which(child)) child.process->Signal(number);
     }
   };
-  const int signals_before = num_stop_signals_;
   signal_all(SIGTERM);
   absl::Time deadline = MonotonicNow() + timeout;
   bool killed = false;
   while (!running().empty()) {
     Pump(absl::Milliseconds(50));
-    const bool impatient = num_stop_signals_ > std::max(1, signals_before);
+    const bool impatient = num_stop_signals_ > 1;
     if (MonotonicNow() < deadline && (killed || !impatient)) continue;
     if (killed) break;  // not even SIGKILL within its time: stuck in the kernel
     if (!running().empty()) {

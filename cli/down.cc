@@ -6,6 +6,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
@@ -17,10 +18,18 @@
 namespace sluice::cli {
 namespace {
 
+constexpr absl::Duration kPatience = absl::Seconds(1);
+
 bool WaitForEnd(const std::string& run_dir, absl::Duration timeout) {
-  const absl::Time deadline = MonotonicNow() + timeout;
+  const absl::Time begin = MonotonicNow();
+  bool told = false;
   while (RunDirLock::IsHeld(run_dir)) {
-    if (MonotonicNow() > deadline) return false;
+    const absl::Duration waited = MonotonicNow() - begin;
+    if (waited > timeout) return false;
+    if (waited > kPatience && !std::exchange(told, true)) {
+      std::cerr << "answers are being finished; it stops within "
+                << absl::FormatDuration(absl::Trunc(timeout, absl::Seconds(1))) << std::endl;
+    }
     absl::SleepFor(absl::Milliseconds(50));
   }
   return true;

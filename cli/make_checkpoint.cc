@@ -11,8 +11,10 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "cli/commands.h"
+#include "cli/installation.h"
 #include "common/processors.h"
 #include "common/progress_bar.h"
+#include "common/read_file.h"
 #include "common/status_macros.h"
 #include "engine/weights/random_checkpoint.h"
 #include "modelspec/model_spec.h"
@@ -74,7 +76,7 @@ constexpr char kV2Lite[] = R"({
 struct MakeCheckpointFlags {
   std::string preset;
   std::string config_path;
-  std::string tokenizer_dir = "models/deepseek-tiny";
+  std::string tokenizer_dir;
   std::string out;
   int64_t layers = 0;
   uint64_t seed = 1;
@@ -83,10 +85,11 @@ struct MakeCheckpointFlags {
 
 using Json = nlohmann::ordered_json;
 
+constexpr size_t kMaxJsonBytes = 4 << 20;
+
 absl::StatusOr<Json> ReadJsonFile(const fs::path& path) {
-  std::ifstream file(path);
-  if (!file) return absl::NotFoundError(absl::StrCat(path.string(), ": cannot be read"));
-  Json json = Json::parse(file, nullptr, /*allow_exceptions=*/false);
+  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path.string(), kMaxJsonBytes));
+  Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
   if (!json.is_object()) {
     return absl::InvalidArgumentError(absl::StrCat(path.string(), ": is not a JSON object"));
   }
@@ -127,7 +130,13 @@ absl::Status CopyTokenizer(const MakeCheckpointFlags& flags) {
 }
 
 // One line, rewritten in place; nothing unless stderr is a terminal.
-absl::Status MakeCheckpoint(const MakeCheckpointFlags& flags) {
+absl::Status MakeCheckpoint(MakeCheckpointFlags flags) {
+  if (flags.tokenizer_dir.empty()) flags.tokenizer_dir = FindTinyModel();
+  if (flags.tokenizer_dir.empty()) {
+    return absl::NotFoundError(
+        "the model that comes with Sluice is not beside this program; name a model folder with "
+        "--tokenizer");
+  }
   SLUICE_ASSIGN_OR_RETURN(const Json config, Config(flags));
   SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, ParseModelSpec(config.dump()));
   std::error_code error;
@@ -168,10 +177,11 @@ void AddMakeCheckpoint(CLI::App* app, int* exit_code) {
   command->add_option("--layers", flags->layers, "Layers instead of the geometry's")
       ->check(CLI::Range(1, 1000));
   command->add_option("--out", flags->out, "Folder to write; new or empty")->required();
-  command->add_option("--tokenizer", flags->tokenizer_dir, "Model folder to take a tokenizer from")
-      ->capture_default_str();
+  command->add_option(
+      "--tokenizer", flags->tokenizer_dir,
+      "Model folder to take a tokenizer from; unset: the model that comes with Sluice");
   command->add_option("--seed", flags->seed, "Of the random weights")->capture_default_str();
-  command->add_option("--threads", flags->threads, "Threads; 0: all");
+  command->add_option("--threads", flags->threads, "Threads; 0: all")->check(CLI::Range(0, 1024));
   command->footer(kExamples);
   command->callback([=] {
     if (preset->empty() && config->empty()) {

@@ -9,11 +9,11 @@
 
 #include <filesystem>
 #include <fstream>
-#include <iterator>
 #include <nlohmann/json.hpp>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/read_file.h"
 #include "common/status_macros.h"
 
 namespace sluice::cli {
@@ -21,14 +21,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
+constexpr size_t kMaxFileBytes = 64 << 10;
+
 std::string LockPath(const std::string& run_dir) { return run_dir + "/lock"; }
 std::string InfoPath(const std::string& run_dir) { return run_dir + "/cluster.json"; }
-
-std::optional<std::string> ReadSmallFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) return std::nullopt;
-  return std::string(std::istreambuf_iterator<char>(file), {});
-}
 
 // Exceptions of the JSON library end here.
 absl::StatusOr<nlohmann::json> ParseObject(const std::string& path, const std::string& text) {
@@ -55,11 +51,16 @@ std::string DefaultRunDir() {
   return "run";
 }
 
+std::string RunDirFlag(const std::string& run_dir) {
+  return run_dir == DefaultRunDir() ? "" : absl::StrCat(" --run-dir ", run_dir);
+}
+
 absl::StatusOr<ClusterInfo> ReadClusterInfo(const std::string& run_dir) {
-  const std::optional<std::string> text = ReadSmallFile(InfoPath(run_dir));
-  if (!text.has_value() || !RunDirLock::IsHeld(run_dir)) {
+  const absl::StatusOr<std::string> text = ReadFile(InfoPath(run_dir), kMaxFileBytes);
+  if (absl::IsNotFound(text.status()) || !RunDirLock::IsHeld(run_dir)) {
     return absl::NotFoundError(absl::StrCat("no cluster runs in ", run_dir));
   }
+  SLUICE_RETURN_IF_ERROR(text.status());
   SLUICE_ASSIGN_OR_RETURN(const nlohmann::json object, ParseObject(InfoPath(run_dir), *text));
   ClusterInfo info;
   info.pid = NumberOf(object, "pid");
@@ -94,8 +95,9 @@ absl::Status WriteClusterInfo(const std::string& run_dir, const ClusterInfo& inf
 }
 
 absl::StatusOr<std::optional<PortFile>> ReadPortFile(const std::string& path) {
-  const std::optional<std::string> text = ReadSmallFile(path);
-  if (!text.has_value()) return std::nullopt;
+  const absl::StatusOr<std::string> text = ReadFile(path, kMaxFileBytes);
+  if (absl::IsNotFound(text.status())) return std::nullopt;
+  SLUICE_RETURN_IF_ERROR(text.status());
   SLUICE_ASSIGN_OR_RETURN(const nlohmann::json object, ParseObject(path, *text));
   PortFile ports;
   ports.http_port = NumberOf(object, "http_port");
@@ -121,8 +123,9 @@ absl::StatusOr<std::unique_ptr<RunDirLock>> RunDirLock::Take(const std::string& 
   if (flock(fd, LOCK_EX | LOCK_NB) != 0) {
     close(fd);
     return absl::AlreadyExistsError(absl::StrCat("a cluster already runs in ", run_dir,
-                                                 "; stop it with `sluice down`, or start another "
-                                                 "one with another --run-dir and other ports"));
+                                                 "; stop it with `sluice down", RunDirFlag(run_dir),
+                                                 "`, or start another one with another --run-dir "
+                                                 "and other ports"));
   }
   for (const fs::directory_entry& entry : fs::directory_iterator(run_dir, error)) {
     const std::string name = entry.path().filename();

@@ -17,6 +17,8 @@ namespace sluice::cli {
 
 // $XDG_RUNTIME_DIR/sluice, or ./run where there is none.
 std::string DefaultRunDir();
+// " --run-dir X" for commands that are printed; empty for the default.
+std::string RunDirFlag(const std::string& run_dir);
 
 struct ClusterInfo {
   pid_t pid = 0;             // of the launcher

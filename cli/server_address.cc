@@ -5,21 +5,26 @@
 
 #include "absl/strings/str_cat.h"
 #include "cli/run_dir.h"
+#include "common/status_macros.h"
 
 namespace sluice::cli {
 
 void AddServerFlags(CLI::App* app, ServerFlags* flags) {
-  flags->run_dir = DefaultRunDir();
   app->add_option("-s,--server", flags->server,
                   "host:port of a router's gRPC; the cluster of --run-dir, else 127.0.0.1:8001");
   app->add_option("--run-dir", flags->run_dir, "The --run-dir of `sluice up`")
-      ->capture_default_str();
+      ->default_str(DefaultRunDir());
 }
 
-std::string ServerAddress(const ServerFlags& flags) {
+absl::StatusOr<std::string> ServerAddress(const ServerFlags& flags) {
   if (!flags.server.empty()) return flags.server;
-  const absl::StatusOr<ClusterInfo> info = ReadClusterInfo(flags.run_dir);
-  return info.ok() && !info->grpc_address.empty() ? info->grpc_address : "127.0.0.1:8001";
+  const bool is_named = !flags.run_dir.empty();
+  const absl::StatusOr<ClusterInfo> info =
+      ReadClusterInfo(is_named ? flags.run_dir : DefaultRunDir());
+  if (info.ok() && !info->grpc_address.empty()) return info->grpc_address;
+  if (!is_named) return "127.0.0.1:8001";
+  SLUICE_RETURN_IF_ERROR(info.status());
+  return absl::UnavailableError(absl::StrCat("the cluster in ", flags.run_dir, " still starts"));
 }
 
 absl::Status ExplainRpcError(const grpc::Status& status, const grpc::ClientContext& context,

@@ -30,7 +30,7 @@ constexpr char kExamples[] = R"(Examples:
   sluice status --blocks
   sluice status --json | jq '.workers[] | {worker_id, kv_blocks}'
 --blocks asks the workers' admin ports, which listen on loopback unless admin_host says otherwise.
-MB/S is what a transport moved per second while it was transferring.)";
+PROMPT and OUTPUT TOK/S are speeds while there was work, MB/S while there was something to transfer.)";
 
 struct StatusFlags {
   ServerFlags server;
@@ -85,7 +85,7 @@ std::string Describe(const v1::GetStatusResponse& response, const StatusFlags& f
 }
 
 absl::Status Status(const StatusFlags& flags) {
-  const std::string address = ServerAddress(flags.server);
+  SLUICE_ASSIGN_OR_RETURN(const std::string address, ServerAddress(flags.server));
   const std::unique_ptr<v1::Generation::Stub> stub =
       v1::Generation::NewStub(rpc::MakeChannel(address));
   while (true) {

@@ -16,6 +16,7 @@
 #include "cli/cluster_launcher.h"
 #include "cli/commands.h"
 #include "cli/engine_flags.h"
+#include "cli/installation.h"
 #include "cli/log_printer.h"
 #include "cli/machine_share.h"
 #include "cli/run_dir.h"
@@ -63,23 +64,6 @@ struct UpFlags {
   bool detach = false;
 };
 
-fs::path OwnFolder() {
-  std::error_code error;
-  return fs::read_symlink("/proc/self/exe", error).parent_path();
-}
-
-// The model that comes with Sluice: in an installation, or beside the build folder of a checkout.
-std::string FindTinyModel() {
-  const fs::path own = OwnFolder();
-  for (const fs::path& candidate :
-       {own / "../share/sluice/models/deepseek-tiny", own / "../../../models/deepseek-tiny",
-        fs::path("models/deepseek-tiny")}) {
-    std::error_code error;
-    if (fs::exists(candidate / "config.json", error)) return fs::weakly_canonical(candidate, error);
-  }
-  return "";
-}
-
 absl::StatusOr<ClusterOptions> MakeOptions(const UpFlags& flags) {
   ClusterOptions options;
   options.model_dir = flags.model.empty() ? FindTinyModel() : flags.model;
@@ -94,16 +78,15 @@ absl::StatusOr<ClusterOptions> MakeOptions(const UpFlags& flags) {
         absl::StrCat("--model ", options.model_dir,
                      ": no config.json there; it must be a folder with a Hugging Face checkpoint"));
   }
-  // Without any number: one of each. With --both alone: only those.
-  const bool none_given = flags.num_prefill < 0 && flags.num_decode < 0 && flags.num_both == 0;
-  options.num_prefill = none_given ? 1 : std::max(0, flags.num_prefill);
-  options.num_decode = none_given ? 1 : std::max(0, flags.num_decode);
+  // One of each that is not given, unless there are workers for both.
+  const int unless_given = flags.num_both == 0 ? 1 : 0;
+  options.num_prefill = flags.num_prefill < 0 ? unless_given : flags.num_prefill;
+  options.num_decode = flags.num_decode < 0 ? unless_given : flags.num_decode;
   options.num_both = flags.num_both;
   if (options.num_both == 0 && (options.num_prefill == 0 || options.num_decode == 0)) {
     return absl::InvalidArgumentError(
         "a cluster needs a prefill worker and a decode worker (--prefill 1 --decode 1), or one "
-        "that "
-        "does both (--both 1)");
+        "that does both (--both 1)");
   }
   const int num_workers = options.num_prefill + options.num_decode + options.num_both;
   SLUICE_ASSIGN_OR_RETURN(const ModelSpec spec, LoadModelSpec(options.model_dir));
@@ -144,7 +127,7 @@ absl::StatusOr<ClusterOptions> MakeOptions(const UpFlags& flags) {
 }
 
 std::string HowToTalk(const ClusterInfo& info, const std::string& run_dir) {
-  const std::string where = run_dir == DefaultRunDir() ? "" : absl::StrCat(" --run-dir ", run_dir);
+  const std::string where = RunDirFlag(run_dir);
   return absl::StrCat("\n  sluice chat", where, "\n  sluice status", where, "\n  curl http://",
                       info.http_address,
                       "/v1/chat/completions -H 'Content-Type: application/json' \\\n",
@@ -203,7 +186,7 @@ absl::Status RunDetached(const ClusterOptions& options) {
       told = true;
     });
     if (!told) tell(absl::StrCat("F", status.message()));
-    _exit(status.ok() ? 0 : 1);
+    _exit(status.ok() || absl::IsCancelled(status) ? 0 : Fail(status));  // into the log
   }
   close(ready_pipe[1]);
   std::string answer;
@@ -219,7 +202,7 @@ absl::Status RunDetached(const ClusterOptions& options) {
                                            "\n(the whole log is ", log_path, ")"));
   }
   std::cout << "The cluster runs in the background (process " << pid << ", log " << log_path
-            << "); `sluice down` stops it.\n"
+            << "); `sluice down" << RunDirFlag(options.run_dir) << "` stops it.\n"
             << answer.substr(1) << std::flush;
   return absl::OkStatus();
 }
@@ -245,8 +228,10 @@ void AddUp(CLI::App* app, int* exit_code) {
   auto flags = std::make_shared<UpFlags>();
   up->add_option("-m,--model", flags->model, "Model folder; the tiny model that comes with Sluice");
   up->add_option("--served-model-name", flags->served_model_name, "Name of the model in the APIs");
-  up->add_option("--prefill", flags->num_prefill, "Prefill workers")->check(CLI::Range(0, 64));
-  up->add_option("--decode", flags->num_decode, "Decode workers")->check(CLI::Range(0, 64));
+  up->add_option("--prefill", flags->num_prefill, "Prefill workers; 1 without --both")
+      ->check(CLI::Range(0, 64));
+  up->add_option("--decode", flags->num_decode, "Decode workers; 1 without --both")
+      ->check(CLI::Range(0, 64));
   up->add_option("--both", flags->num_both, "Workers that do both")->check(CLI::Range(0, 64));
   up->add_option("--host", flags->host, "Address of the public ports")->capture_default_str();
   up->add_option("--http-port", flags->http_port, "OpenAI-compatible HTTP; 0: any free")

@@ -89,7 +89,7 @@ absl::Status AddGoldenAnswer(const std::string& model_dir, Manifest* manifest) {
                           LoadEngine(model_dir, spec, known_tokenizer, DType::kBF16));
   SLUICE_ASSIGN_OR_RETURN(const double deviation, LargestDeviation(engine.get(), golden));
   golden.tolerance_bf16 = std::max(golden.tolerance_bf16, kToleranceMargin * deviation);
-  return absl::OkStatus();
+  return CheckGoldenAnswer(engine.get(), golden);
 }
 
 }  // namespace

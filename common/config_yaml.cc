@@ -1,13 +1,12 @@
 // The configuration file: nested YAML keys become dotted ones. yaml-cpp stays in this file.
 #include <yaml-cpp/yaml.h>
 
-#include <fstream>
 #include <set>
-#include <sstream>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "common/config.h"
+#include "common/read_file.h"
 #include "common/status_macros.h"
 
 namespace sluice {
@@ -29,23 +28,12 @@ std::string Place(const std::string& path, const YAML::Node& node) {
 }  // namespace
 
 absl::Status ConfigSchema::LoadYamlFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file)
-    return absl::NotFoundError(absl::StrCat("configuration file '", path, "': cannot open"));
-  std::string text(kMaxFileBytes + 1, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (file.bad()) {
-    return absl::InvalidArgumentError(absl::StrCat("configuration file '", path, "': cannot read"));
-  }
-  text.resize(static_cast<size_t>(file.gcount()));
-  if (text.size() > kMaxFileBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("configuration file '", path, "' is larger than ", kMaxFileBytes, " bytes"));
-  }
+  absl::StatusOr<std::string> text = ReadFile(path, kMaxFileBytes);
+  if (!text.ok()) return Annotate(text.status(), "configuration file");
 
   std::vector<FlatValue> values;
   try {
-    const std::vector<YAML::Node> documents = YAML::LoadAll(text);
+    const std::vector<YAML::Node> documents = YAML::LoadAll(*text);
     if (documents.empty() || documents[0].IsNull()) return absl::OkStatus();
     if (documents.size() > 1) {
       return absl::InvalidArgumentError(absl::StrCat(path, ": holds more than one YAML document"));

@@ -1,12 +1,10 @@
 // From config.json to a ModelSpec. Every dimension has an upper bound, far above any published
 // model, so that products of them cannot overflow 64 bits.
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 
 #include "absl/strings/str_cat.h"
+#include "common/read_file.h"
 #include "common/sampling_ranges.h"
 #include "common/status_macros.h"
 #include "modelspec/json_fields.h"
@@ -247,26 +245,6 @@ void ReadFixedChoices(JsonFields& fields, ModelSpec* spec) {
   }
 }
 
-// NOT_FOUND if there is no such file.
-absl::StatusOr<std::string> ReadSmallFile(const std::string& path) {
-  errno = 0;
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    const int error = errno;
-    const std::string message = absl::StrCat(path, ": ", std::strerror(error));
-    return error == ENOENT ? absl::NotFoundError(message) : absl::UnavailableError(message);
-  }
-  std::string text(kMaxConfigBytes + 1, '\0');
-  file.read(text.data(), static_cast<std::streamsize>(text.size()));
-  if (file.bad()) return absl::InvalidArgumentError(absl::StrCat(path, ": cannot read"));
-  text.resize(static_cast<size_t>(file.gcount()));
-  if (text.size() > kMaxConfigBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": larger than ", kMaxConfigBytes, " bytes"));
-  }
-  return text;
-}
-
 absl::StatusOr<GenerationDefaults> ParseGenerationDefaults(absl::string_view json,
                                                            int64_t vocab_size,
                                                            std::vector<int64_t>* eos_token_ids) {
@@ -315,12 +293,12 @@ absl::StatusOr<ModelSpec> ParseModelSpec(absl::string_view config_json) {
 
 absl::StatusOr<ModelSpec> LoadModelSpec(const std::string& model_dir) {
   const std::string path = absl::StrCat(model_dir, "/config.json");
-  SLUICE_ASSIGN_OR_RETURN(const std::string config, ReadSmallFile(path));
+  SLUICE_ASSIGN_OR_RETURN(const std::string config, ReadFile(path, kMaxConfigBytes));
   absl::StatusOr<ModelSpec> spec = ParseModelSpec(config);
   if (!spec.ok()) return Annotate(spec.status(), path);
 
   const std::string generation_path = GenerationConfigPath(model_dir);
-  const absl::StatusOr<std::string> generation = ReadSmallFile(generation_path);
+  const absl::StatusOr<std::string> generation = ReadFile(generation_path, kMaxConfigBytes);
   if (absl::IsNotFound(generation.status())) return spec;
   SLUICE_RETURN_IF_ERROR(generation.status());
   SLUICE_RETURN_IF_ERROR(Annotate(
@@ -331,7 +309,7 @@ absl::StatusOr<ModelSpec> LoadModelSpec(const std::string& model_dir) {
 
 absl::StatusOr<GenerationDefaults> LoadGenerationDefaults(const std::string& model_dir) {
   const std::string path = GenerationConfigPath(model_dir);
-  const absl::StatusOr<std::string> text = ReadSmallFile(path);
+  const absl::StatusOr<std::string> text = ReadFile(path, kMaxConfigBytes);
   if (absl::IsNotFound(text.status())) return GenerationDefaults{};
   SLUICE_RETURN_IF_ERROR(text.status());
   std::vector<int64_t> eos_token_ids;

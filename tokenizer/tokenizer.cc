@@ -1,13 +1,11 @@
 #include "tokenizer/tokenizer.h"
 
 #include <algorithm>
-#include <cerrno>
-#include <cstring>
-#include <fstream>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
 #include "absl/strings/match.h"
+#include "common/read_file.h"
 #include "common/status_macros.h"
 #include "common/utf8.h"
 #include "tokenizer/added_token_matcher.h"
@@ -20,27 +18,7 @@ namespace sluice {
 namespace {
 
 // The real file is 8 MB; a larger one than this is not a tokenizer.
-constexpr int64_t kMaxFileBytes = int64_t{256} << 20;
-
-// NOT_FOUND if there is no such file.
-absl::StatusOr<std::string> ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary | std::ios::ate);
-  if (!file) {
-    const std::string message = absl::StrCat(path, ": ", std::strerror(errno));
-    return errno == ENOENT ? absl::NotFoundError(message) : absl::UnavailableError(message);
-  }
-  const int64_t size = file.tellg();
-  if (size < 0 || size > kMaxFileBytes) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ": ", size, " bytes; at most ", kMaxFileBytes, " are read"));
-  }
-  std::string contents(static_cast<size_t>(size), '\0');
-  file.seekg(0);
-  if (!file.read(contents.data(), size)) {
-    return absl::UnavailableError(absl::StrCat(path, ": cannot be read"));
-  }
-  return contents;
-}
+constexpr size_t kMaxFileBytes = size_t{256} << 20;
 
 class BpeTokenizer final : public Tokenizer {
  public:
@@ -205,12 +183,14 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Parse(absl::string_view to
 }
 
 absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& model_dir) {
-  SLUICE_ASSIGN_OR_RETURN(const std::string json, ReadFile(model_dir + "/tokenizer.json"));
+  SLUICE_ASSIGN_OR_RETURN(const std::string json,
+                          ReadFile(model_dir + "/tokenizer.json", kMaxFileBytes));
   absl::StatusOr<TokenizerDefinition> definition = ParseTokenizerJson(json);
   if (!definition.ok()) return Annotate(definition.status(), model_dir);
 
   TokenizerConfig config;
-  const absl::StatusOr<std::string> config_json = ReadFile(model_dir + "/tokenizer_config.json");
+  const absl::StatusOr<std::string> config_json =
+      ReadFile(model_dir + "/tokenizer_config.json", kMaxFileBytes);
   if (config_json.ok()) {
     absl::StatusOr<TokenizerConfig> parsed = ParseTokenizerConfigJson(*config_json);
     if (!parsed.ok()) return Annotate(parsed.status(), model_dir);
@@ -219,7 +199,8 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::Load(const std::string& mo
     return config_json.status();
   }
   if (config.chat_template.empty()) {
-    const absl::StatusOr<std::string> jinja = ReadFile(model_dir + "/chat_template.jinja");
+    const absl::StatusOr<std::string> jinja =
+        ReadFile(model_dir + "/chat_template.jinja", kMaxFileBytes);
     if (jinja.ok()) {
       config.chat_template = *jinja;
     } else if (!absl::IsNotFound(jinja.status())) {

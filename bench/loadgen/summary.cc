@@ -101,22 +101,28 @@ Summary Summarize(std::string name, double x, const RunResult& run, const Slo& s
   return summary;
 }
 
-std::string FormatTable(const std::vector<Summary>& runs) {
+std::string TableHead() {
   std::string text =
       absl::StrFormat("%-18s %5s %5s | %8s %8s %8s | %7s %7s | %7s %7s %7s | %8s %9s %7s %7s\n",
                       "run", "reqs", "fail", "TTFT p50", "p95", "p99", "TPOT50", "p99", "ITL p50",
                       "p95", "p99", "out t/s", "prompt t/s", "good/s", "cached");
   text += absl::StrFormat("%-18s %5s %5s | %8s %8s %8s | %7s %7s | %7s %7s %7s |\n", "", "", "",
                           "ms", "ms", "ms", "ms", "ms", "ms", "ms", "ms");
-  for (const Summary& run : runs) {
-    text += absl::StrFormat(
-        "%-18s %5d %5d | %8.1f %8.1f %8.1f | %7.2f %7.2f | %7.2f %7.2f %7.2f | %8.0f %9.0f %7.2f "
-        "%6.0f%%\n",
-        run.name, run.requests, run.failed, run.ttft_ms.p50, run.ttft_ms.p95, run.ttft_ms.p99,
-        run.tpot_ms.p50, run.tpot_ms.p99, run.itl_ms.p50, run.itl_ms.p95, run.itl_ms.p99,
-        run.output_token_throughput, run.prompt_token_throughput, run.goodput,
-        100 * run.cached_share);
-  }
+  return text;
+}
+
+std::string TableRow(const Summary& run) {
+  return absl::StrFormat(
+      "%-18s %5d %5d | %8.1f %8.1f %8.1f | %7.2f %7.2f | %7.2f %7.2f %7.2f | %8.0f %9.0f %7.2f "
+      "%6.0f%%\n",
+      run.name, run.requests, run.failed, run.ttft_ms.p50, run.ttft_ms.p95, run.ttft_ms.p99,
+      run.tpot_ms.p50, run.tpot_ms.p99, run.itl_ms.p50, run.itl_ms.p95, run.itl_ms.p99,
+      run.output_token_throughput, run.prompt_token_throughput, run.goodput,
+      100 * run.cached_share);
+}
+
+std::string Remarks(const std::vector<Summary>& runs) {
+  std::string text;
   for (const Summary& run : runs) {
     if (run.failed > 0) {
       text += absl::StrFormat(

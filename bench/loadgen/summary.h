@@ -43,8 +43,11 @@ struct Summary {
 
 Summary Summarize(std::string name, double x, const RunResult& run, const Slo& slo);
 
-// A table for people, and the same as JSON (an object with `machine` and `runs`).
-std::string FormatTable(const std::vector<Summary>& runs);
+// A table for people, a line for each run as it ends, and what is to be said of them afterwards.
+std::string TableHead();
+std::string TableRow(const Summary& run);
+std::string Remarks(const std::vector<Summary>& runs);
+// The same as JSON (an object with `machine` and `runs`).
 std::string FormatJson(const std::vector<Summary>& runs, const std::string& title);
 
 }  // namespace sluice::loadgen

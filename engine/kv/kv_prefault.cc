@@ -2,9 +2,11 @@
 
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 
 #include "common/clock.h"
@@ -19,12 +21,18 @@ namespace {
 
 // One request to the kernel: a huge page.
 constexpr size_t kPieceBytes = size_t{2} << 20;
-// A quarter of a core: it waits three times as long as a piece took, so that those who compute on
-// this core lose little at a time. Not by a low priority: while a piece is taken the kernel holds a
-// lock that every mmap of the process needs, and kept from its core by others this thread held it
-// for up to 1.6 s.
+// Where others wanted its core meanwhile, a piece is followed by a pause three times as long. Not
+// by a low priority: while a piece is taken the kernel holds a lock that every mmap of the process
+// needs, and kept from its core by others this thread held it for up to 1.6 s.
 constexpr int kPauseRatio = 3;
 constexpr absl::Duration kLongestPause = absl::Milliseconds(100);
+
+// How often this thread had to leave its core to another one.
+int64_t NumPreemptions() {
+  rusage usage{};
+  getrusage(RUSAGE_THREAD, &usage);
+  return usage.ru_nivcsw;
+}
 
 }  // namespace
 
@@ -52,9 +60,12 @@ void KvPrefault::Run(absl::Duration delay) {
   for (size_t done = 0; done < memory_.size(); done += kPieceBytes) {
     if (StopsWithin(pause)) return;
     const absl::Time begin = MonotonicNow();
+    const int64_t preemptions_before = NumPreemptions();
     const size_t piece = std::min(kPieceBytes, memory_.size() - done);
     const int error = madvise(memory_.data() + done, piece, MADV_POPULATE_WRITE) == 0 ? 0 : errno;
-    pause = std::min(kPauseRatio * (MonotonicNow() - begin), kLongestPause);
+    pause = NumPreemptions() == preemptions_before
+                ? absl::ZeroDuration()
+                : std::min(kPauseRatio * (MonotonicNow() - begin), kLongestPause);
     if (error == 0) continue;
     if (error == EINVAL) return;  // an old kernel; the blocks are touched as they are used
     if (error == EINTR || error == EAGAIN) continue;  // likewise this piece

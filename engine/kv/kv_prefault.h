@@ -1,7 +1,7 @@
-// Takes a KV store's memory from the system soon after start, on a thread that mostly waits.
-// The kernel zeroes a page, of a huge one 2 MiB, when it is touched first, and a hypervisor may
-// have to find it: up to 10 ms that the transfer or step which is first to use a block would wait.
-// And memory that is missing is missed then, not under load.
+// Takes a KV store's memory from the system soon after start, on a thread that pauses when others
+// want its core. The kernel zeroes a page, of a huge one 2 MiB, when it is touched first, and a
+// hypervisor may have to find it: up to 10 ms that the transfer or step which is first to use a
+// block would wait. And memory that is missing is missed then, not under load.
 //
 // The bytes stay as they are, whoever writes there meanwhile: this only asks the kernel for its
 // pages. Does nothing where the kernel does not know the request (Linux before 5.14).
@@ -28,7 +28,7 @@ class KvPrefault {
 
  private:
   void Run(absl::Duration delay);
-  // Waits as long. Whether to stop.
+  // Waits as long, 0: not at all. Whether to stop.
   bool StopsWithin(absl::Duration timeout);
 
   const absl::Span<uint8_t> memory_;

@@ -132,7 +132,10 @@ absl::StatusOr<double> LargestDeviation(Engine* engine, const GoldenAnswer& gold
   SLUICE_ASSIGN_OR_RETURN(const Answer answer,
                           RunOne(engine, golden.prompt, static_cast<int>(golden.output.size())));
   double largest = 0;
-  for (size_t i = 0; i < answer.size() && answer[i].token == golden.output[i]; ++i) {
+  for (size_t i = 0; i < answer.size(); ++i) {
+    // Another token leads: one of the two has moved by half of what lay between them, or more.
+    // What follows has another beginning.
+    if (answer[i].token != golden.output[i]) return std::max(largest, golden.margins[i] / 2);
     largest = std::max(largest, std::abs(double{answer[i].logprob} - golden.logprobs[i]));
   }
   return largest;

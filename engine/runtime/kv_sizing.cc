@@ -45,6 +45,10 @@ absl::StatusOr<KvSizing> SizeKvCache(const KvSizingInput& input) {
   }
   num_blocks = std::min(num_blocks, kMaxBlocks);
 
+  if (num_blocks < 1 && affordable_blocks >= 1) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        "KV cache: not one block of ", input.block_bytes, " bytes is asked for: raise kv_cache"));
+  }
   if (num_blocks < 1 || num_blocks > affordable_blocks) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "KV cache: ", num_blocks, " blocks of ", input.block_bytes, " bytes are asked for, but ",

@@ -2,11 +2,10 @@
 
 #include <algorithm>
 #include <filesystem>
-#include <fstream>
-#include <iterator>
 
 #include "absl/strings/str_cat.h"
 #include "common/monotonic_cond_var.h"
+#include "common/read_file.h"
 #include "engine/weights/sha256.h"
 
 namespace sluice {
@@ -15,6 +14,7 @@ namespace {
 constexpr absl::Duration kProgressInterval = absl::Milliseconds(200);
 // A piece at a time, so that a stop takes effect within a large tensor too.
 constexpr uint64_t kPieceBytes = uint64_t{16} << 20;
+constexpr size_t kMaxFileBytes = size_t{256} << 20;  // of those beside the weights
 
 std::string ShardName(const SafetensorsFile& file) {
   return std::filesystem::path(file.path()).filename().string();
@@ -42,11 +42,11 @@ absl::Status Differs(absl::string_view what) {
 absl::StatusOr<std::vector<ManifestFile>> DigestFiles(const std::string& model_dir) {
   std::vector<ManifestFile> files;
   for (const std::string& name : ManifestFileNames()) {
-    std::ifstream in(absl::StrCat(model_dir, "/", name), std::ios::binary);
-    if (!in) continue;  // only config.json is required, and loading says so
-    const std::string text((std::istreambuf_iterator<char>(in)), std::istreambuf_iterator<char>());
-    if (in.bad()) return absl::UnavailableError(absl::StrCat(name, ": cannot be read"));
-    files.push_back({name, text.size(), Sha256Hex(text)});
+    const absl::StatusOr<std::string> text =
+        ReadFile(absl::StrCat(model_dir, "/", name), kMaxFileBytes);
+    if (absl::IsNotFound(text.status())) continue;  // only config.json is required: loading says so
+    if (!text.ok()) return text.status();
+    files.push_back({name, text->size(), Sha256Hex(*text)});
   }
   return files;
 }

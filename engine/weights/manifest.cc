@@ -9,13 +9,12 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
-#include <sstream>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "common/read_file.h"
 #include "common/status_macros.h"
 #include "engine/weights/sha256.h"
 #include "modelspec/json_object.h"
@@ -27,7 +26,7 @@ namespace fs = std::filesystem;
 using Json = nlohmann::ordered_json;
 
 constexpr int kFormat = 1;
-constexpr uintmax_t kMaxManifestBytes = 200'000'000;
+constexpr size_t kMaxManifestBytes = 200'000'000;
 constexpr size_t kDigestHexLength = 64;
 constexpr size_t kMaxGoldenTokens = 4096;
 
@@ -37,14 +36,6 @@ constexpr const char* kFileNames[] = {"config.json", "tokenizer.json", "tokenize
 
 std::string PathOf(const std::string& model_dir, const std::string& name) {
   return absl::StrCat(model_dir, "/", name);
-}
-
-absl::StatusOr<std::string> ReadWhole(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  std::ostringstream text;
-  text << file.rdbuf();
-  if (!file) return absl::UnavailableError("cannot be read");
-  return text.str();
 }
 
 absl::Status Refuse(absl::string_view name, absl::string_view why) {
@@ -233,16 +224,8 @@ absl::StatusOr<Manifest> ParseManifest(absl::string_view text) {
 
 absl::StatusOr<Manifest> ReadManifest(const std::string& model_dir) {
   const std::string path = PathOf(model_dir, kManifestFile);
-  std::error_code error;
-  const bool exists = fs::exists(path, error);
-  if (error) return absl::UnavailableError(absl::StrCat(path, ": ", error.message()));
-  if (!exists) return absl::NotFoundError(absl::StrCat(path, ": does not exist"));
-  if (fs::file_size(path, error) > kMaxManifestBytes || error) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": is unreadable or above 200 MB"));
-  }
-  const absl::StatusOr<std::string> text = ReadWhole(path);
-  if (!text.ok()) return Annotate(text.status(), path);
-  absl::StatusOr<Manifest> manifest = ParseManifest(*text);
+  SLUICE_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxManifestBytes));
+  absl::StatusOr<Manifest> manifest = ParseManifest(text);
   if (!manifest.ok()) return Annotate(manifest.status(), path);
   return manifest;
 }
@@ -273,9 +256,9 @@ absl::Status CheckFilesAgainstManifest(const std::string& model_dir, const Manif
   }
   for (const ManifestFile& file : manifest.files) {
     SLUICE_RETURN_IF_ERROR(CheckSize(model_dir, file.name, file.size_bytes));
-    const absl::StatusOr<std::string> text = ReadWhole(PathOf(model_dir, file.name));
-    if (!text.ok()) return Annotate(text.status(), file.name);
-    if (Sha256Hex(*text) != file.sha256) return Refuse(file.name, "differs");
+    SLUICE_ASSIGN_OR_RETURN(const std::string text,
+                            ReadFile(PathOf(model_dir, file.name), file.size_bytes));
+    if (Sha256Hex(text) != file.sha256) return Refuse(file.name, "differs");
   }
   return absl::OkStatus();
 }

@@ -1,13 +1,13 @@
-#include <fstream>
-#include <sstream>
-
 #include "absl/strings/str_cat.h"
+#include "common/read_file.h"
+#include "common/status_macros.h"
 #include "engine/weights/checkpoint.h"
 #include "engine/weights/sha256.h"
 
 namespace sluice {
 namespace {
 
+constexpr size_t kMaxConfigBytes = 4 << 20;
 constexpr uint64_t kWholeFileBytes = uint64_t{256} << 20;
 constexpr uint64_t kSampleBytes = 64 << 10;
 constexpr uint64_t kNumSamples = 256;
@@ -16,13 +16,10 @@ constexpr uint64_t kNumSamples = 256;
 
 absl::StatusOr<std::string> ModelDigest(const Checkpoint& checkpoint) {
   const std::string config_path = absl::StrCat(checkpoint.model_dir(), "/config.json");
-  std::ifstream config(config_path, std::ios::binary);
-  if (!config) return absl::NotFoundError(absl::StrCat(config_path, ": cannot be read"));
-  std::ostringstream config_text;
-  config_text << config.rdbuf();
+  SLUICE_ASSIGN_OR_RETURN(const std::string config, ReadFile(config_path, kMaxConfigBytes));
 
   Sha256 sha;
-  sha.AddPart(config_text.str());
+  sha.AddPart(config);
   for (const auto& file : checkpoint.files()) {  // sorted by name, see Checkpoint
     sha.AddPart(file->header());
     if (file->tensors().empty()) continue;

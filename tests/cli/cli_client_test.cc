@@ -174,9 +174,11 @@ TEST(ServerAddress, ExplainsWhatToDo) {
   EXPECT_THAT(std::string(status.message()), HasSubstr("`sluice up` starts a cluster"));
   ServerFlags flags;
   flags.run_dir = "/nonexistent";
-  EXPECT_EQ(ServerAddress(flags), "127.0.0.1:8001");
+  EXPECT_TRUE(absl::IsNotFound(ServerAddress(flags).status()));
   flags.server = "there:2";
-  EXPECT_EQ(ServerAddress(flags), "there:2");
+  EXPECT_EQ(*ServerAddress(flags), "there:2");
+  setenv("XDG_RUNTIME_DIR", "/nonexistent", 1);
+  EXPECT_EQ(*ServerAddress(ServerFlags()), "127.0.0.1:8001");
 }
 
 TEST(Terminal, ControlCharactersDoNotPass) {

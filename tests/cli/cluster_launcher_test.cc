@@ -184,6 +184,19 @@ TEST_F(ClusterLauncherTest, KillsWhoDoesNotStop) {
   for (const FakePrograms::Event& event : programs_->Events()) EXPECT_FALSE(Lives(event.pid));
 }
 
+TEST_F(ClusterLauncherTest, ASecondSignalKillsTheRouterToo) {
+  Prepare("router:ignore-term");
+  ClusterLauncher launcher(options_, printer_.get());
+  ASSERT_TRUE(launcher.Start().ok());
+  kill(getpid(), SIGINT);
+  kill(getpid(), SIGTERM);
+  EXPECT_TRUE(launcher.Serve().ok());
+  const absl::Time begin = MonotonicNow();
+  launcher.Stop();
+  EXPECT_LT(MonotonicNow() - begin, absl::Seconds(8));  // it would get 10 s
+  EXPECT_THAT(Log(), HasSubstr("killing router"));
+}
+
 TEST_F(ClusterLauncherTest, AWorkerThatEndsIsStartedAgain) {
   Prepare("prefill-0:die-once");
   ClusterLauncher launcher(options_, printer_.get());

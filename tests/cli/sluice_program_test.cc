@@ -15,6 +15,8 @@
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "absl/time/clock.h"
+#include "common/clock.h"
 #include "tests/cli/fake_programs.h"
 
 namespace sluice::cli {
@@ -118,11 +120,20 @@ TEST(SluiceProgram, EveryCommandHasHelpWithoutFailing) {
 }
 
 TEST(SluiceProgram, FailuresSayWhatToDo) {
-  EXPECT_THAT(Sluice("up --prefill 2").err, HasSubstr("--decode 1"));
+  EXPECT_THAT(Sluice("up --prefill 0").err, HasSubstr("--decode 1"));
+  EXPECT_THAT(Sluice("up --kv-cache much").err, HasSubstr("--kv-cache: 'much'"));
   EXPECT_THAT(Sluice("up --model /nonexistent").err, HasSubstr("no config.json"));
   EXPECT_THAT(Sluice("chat --server 127.0.0.1:1 hello").err, HasSubstr("`sluice up`"));
   EXPECT_THAT(Sluice("status --server 127.0.0.1:1").err, HasSubstr("`sluice up`"));
   EXPECT_THAT(Sluice("down --run-dir /nonexistent").err, HasSubstr("no cluster runs"));
+  EXPECT_THAT(Sluice("status --run-dir /nonexistent").err, HasSubstr("no cluster runs"));
+  EXPECT_THAT(Sluice("make-checkpoint --out /tmp/sluice-never --config " + kTiny).err,
+              HasSubstr("Is a directory"));
+  EXPECT_THAT(Sluice("bench --url http://127.0.0.1:1 --model m --json /nonexistent/x").err,
+              HasSubstr("cannot write /nonexistent/x"));
+  EXPECT_THAT(Sluice("bench --url http://127.0.0.1:1 --model m -q").err,
+              HasSubstr("no request before the run succeeded"));
+  EXPECT_EQ(Sluice("bench --preset ttft --prompt-tokens 5").exit_code, 2);
   EXPECT_THAT(Sluice("inspect /nonexistent").err, HasSubstr("/nonexistent/config.json"));
   EXPECT_THAT(Sluice("generate " + kTiny).err, HasSubstr("exactly one of"));
   EXPECT_THAT(Sluice("logits " + kTiny + " --tokens 0,4096").err, HasSubstr("'4096'"));
@@ -179,6 +190,24 @@ TEST(SluiceProgram, UpDetachedSaysWhyItFailed) {
   EXPECT_EQ(up.exit_code, 1);
   EXPECT_THAT(up.err,
               AllOf(HasSubstr("router ended with exit code 3"), HasSubstr("cannot find the moon")));
+}
+
+TEST(SluiceProgram, UpDetachedLogsWhyItEnded) {
+  const FakePrograms programs("router:die-later");
+  const std::string where = " --run-dir " + programs.run_dir();
+  const RunResult up =
+      Sluice(absl::StrCat("up --detach --model ", kTiny, where, " --bin-dir ", programs.dir()));
+  ASSERT_EQ(up.exit_code, 0) << up.err;
+  EXPECT_THAT(up.out, HasSubstr("`sluice down --run-dir "));
+  programs.LetDie();
+  const absl::Time give_up_at = MonotonicNow() + absl::Seconds(20);
+  while (Sluice("status" + where).err.find("no cluster runs") == std::string::npos &&
+         MonotonicNow() < give_up_at) {
+    absl::SleepFor(absl::Milliseconds(100));
+  }
+  std::ifstream file(programs.run_dir() + "/sluice.log");
+  const std::string log((std::istreambuf_iterator<char>(file)), {});
+  EXPECT_THAT(log, HasSubstr("router ended with exit code 7"));
 }
 
 class EngineCommands : public ::testing::Test {

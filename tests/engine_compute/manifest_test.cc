@@ -269,6 +269,23 @@ TEST_F(ManifestTest, WeightsThatAreNotNumbersFailTheSelfCheck) {
   ExpectRefused(Load(DType::kBF16), absl::StatusCode::kDataLoss, {"self-check"});
 }
 
+// Another precision may prefer another token early in the answer: then the margin tells how far.
+TEST_F(ManifestTest, AnAnswerThatGoesAnotherWayIsMeasuredByTheMargin) {
+  auto engine = Engine::Create(Options(DType::kBF16));
+  ASSERT_TRUE(engine.ok()) << engine.status();
+  auto golden =
+      MakeGoldenAnswer(engine->get(), SyntheticGoldenPrompt((*engine)->spec().vocab_size, 20));
+  ASSERT_TRUE(golden.ok()) << golden.status();
+  EXPECT_EQ(*LargestDeviation(engine->get(), *golden), 0);
+  golden->output[1] ^= 1;
+  golden->margins[1] = 0.3;
+  EXPECT_DOUBLE_EQ(*LargestDeviation(engine->get(), *golden), 0.15);
+  golden->tolerance_bf16 = 0.14;
+  EXPECT_FALSE(CheckGoldenAnswer(engine->get(), *golden).ok());
+  golden->tolerance_bf16 = 4 * 0.15;
+  EXPECT_TRUE(CheckGoldenAnswer(engine->get(), *golden).ok());
+}
+
 TEST_F(ManifestTest, TheCheckLeavesNothingBehind) {
   for (const bool with_golden : {false, true}) {
     if (with_golden) WriteWithGolden();

@@ -67,7 +67,7 @@ TEST(KvSizingTest, RefusesTheImpossible) {
   input.kv_cache_bytes = 1000;  // less than a block
   EXPECT_EQ(SizeKvCache(input).status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_THAT(std::string(SizeKvCache(input).status().message()),
-              HasSubstr("lower kv_cache, num_kv_blocks"));  // as the keys are called
+              HasSubstr("raise kv_cache"));  // as the key is called
   input = Input();
   input.available_bytes = kMiB / 2;
   EXPECT_EQ(SizeKvCache(input).status().code(), absl::StatusCode::kResourceExhausted);

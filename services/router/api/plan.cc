@@ -182,8 +182,9 @@ absl::Status FillMaxTokens(int64_t max_model_len, const SamplingRequest& request
           absl::StrCat(
               "This model's maximum context length is ", max_model_len,
               " tokens. However, you requested ", prompt_tokens > max_model_len ? "at least " : "",
-              prompt_tokens + wanted, " tokens (", prompt_tokens, " in the prompt, at least ",
-              wanted, " in the completion). Please reduce the length of the prompt or max_tokens."),
+              prompt_tokens + wanted, " tokens (", prompt_tokens > max_model_len ? "at least " : "",
+              prompt_tokens, " in the prompt, at least ", wanted,
+              " in the completion). Please reduce the length of the prompt or max_tokens."),
           prompt_param);
     }
     const int64_t room = max_model_len - prompt_tokens;

@@ -80,8 +80,9 @@ class GrpcServerImpl : public GrpcServer {
     }
     server_ = builder.BuildAndStart();
     if (server_ == nullptr || port_ == 0) {
-      return absl::UnavailableError(
-          absl::StrCat("grpc address ", address, ": cannot listen (already in use?)"));
+      return absl::UnavailableError(absl::StrCat(
+          "grpc address ", address,
+          " (grpc_host, grpc_port): cannot listen; already in use? Port 0 takes a free one"));
     }
     ReportHealth();
     health_thread_ = std::thread([this] {

@@ -117,7 +117,11 @@ class HttpServerImpl : public HttpServer {
     if (!error) acceptor_->set_option(tcp::acceptor::reuse_address(true), error);
     if (!error) acceptor_->bind(endpoint, error);
     if (!error) acceptor_->listen(asio::socket_base::max_listen_connections, error);
-    if (error) return absl::UnavailableError(absl::StrCat(where, ": ", error.message()));
+    if (error) {
+      return absl::UnavailableError(
+          absl::StrCat(where, " (http_host, http_port): ", error.message(),
+                       error == asio::error::address_in_use ? "; port 0 takes a free one" : ""));
+    }
     port_ = acceptor_->local_endpoint(error).port();
     return absl::OkStatus();
   }
