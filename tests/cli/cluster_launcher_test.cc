@@ -74,13 +74,18 @@ class ClusterLauncherTest : public ::testing::Test {
     EXPECT_THAT(message, HasSubstr(why));
   }
 
-  // Asks the launcher to stop once it has printed that.
-  void StopOnce(const std::string& line) const {
-    const absl::Time deadline = MonotonicNow() + absl::Seconds(30);
-    while (!absl::StrContains(Log(), line) && MonotonicNow() < deadline) {
-      absl::SleepFor(absl::Milliseconds(20));
-    }
-    kill(getpid(), SIGTERM);
+  // Serves until that is printed, and asks the launcher to stop then.
+  void ServeUntil(const std::string& line, ClusterLauncher* launcher) const {
+    std::thread stopper([&] {
+      const absl::Time deadline = MonotonicNow() + absl::Seconds(30);
+      while (!absl::StrContains(Log(), line) && MonotonicNow() < deadline) {
+        absl::SleepFor(absl::Milliseconds(20));
+      }
+      kill(getpid(), SIGTERM);
+    });
+    EXPECT_TRUE(launcher->Serve().ok());
+    stopper.join();
+    EXPECT_THAT(Log(), HasSubstr(line));
   }
 
   static bool Lives(int pid) { return kill(pid, 0) == 0; }
@@ -202,9 +207,7 @@ TEST_F(ClusterLauncherTest, AWorkerThatEndsIsStartedAgain) {
   ClusterLauncher launcher(options_, printer_.get());
   ASSERT_TRUE(launcher.Start().ok());
   programs_->LetDie();
-  std::thread stopper([&] { StopOnce("is ready again"); });
-  EXPECT_TRUE(launcher.Serve().ok());
-  stopper.join();
+  ServeUntil("is ready again", &launcher);
   EXPECT_THAT(Log(), AllOf(HasSubstr("prefill-0 ended with exit code 7; it is started again in 1s"),
                            HasSubstr("prefill-0 is ready again")));
   launcher.Stop();
@@ -217,9 +220,7 @@ TEST_F(ClusterLauncherTest, AWorkerThatKeepsEndingIsStartedEverLater) {
   ClusterLauncher launcher(options_, printer_.get());
   ASSERT_TRUE(launcher.Start().ok());
   programs_->LetDie();
-  std::thread stopper([&] { StopOnce("again in 4s"); });
-  EXPECT_TRUE(launcher.Serve().ok());
-  stopper.join();
+  ServeUntil("again in 4s", &launcher);
   EXPECT_THAT(Log(),
               AllOf(HasSubstr("again in 1s"), HasSubstr("again in 2s"), HasSubstr("again in 4s")));
   launcher.Stop();
@@ -232,9 +233,7 @@ TEST_F(ClusterLauncherTest, AWorkerThatWasStoppedStaysDown) {
   for (const FakePrograms::Event& event : programs_->Events()) {
     if (event.name == "prefill-0") kill(event.pid, SIGTERM);
   }
-  std::thread stopper([&] { StopOnce("the others go on"); });
-  EXPECT_TRUE(launcher.Serve().ok());
-  stopper.join();
+  ServeUntil("the others go on", &launcher);
   EXPECT_THAT(Log(), HasSubstr("prefill-0 ended with exit code 0; the others go on"));
   launcher.Stop();
 }
@@ -277,67 +276,6 @@ TEST_F(ClusterLauncherTest, ChildrenDieWithTheLauncher) {
     while (Lives(event.pid) && MonotonicNow() < deadline) absl::SleepFor(absl::Milliseconds(20));
     EXPECT_FALSE(Lives(event.pid)) << event.name;
   }
-}
-
-TEST(RunDir, OneClusterAFolder) {
-  const FakePrograms programs;
-  EXPECT_FALSE(RunDirLock::IsHeld(programs.run_dir()));
-  EXPECT_TRUE(absl::IsNotFound(ReadClusterInfo(programs.run_dir()).status()));
-  {
-    const auto lock = RunDirLock::Take(programs.run_dir()).value();
-    EXPECT_TRUE(absl::IsAlreadyExists(RunDirLock::Take(programs.run_dir()).status()));
-    ASSERT_TRUE(
-        WriteClusterInfo(programs.run_dir(), {1234, "a:1", "b:2", "c:3", absl::Seconds(90)}).ok());
-    const ClusterInfo info = ReadClusterInfo(programs.run_dir()).value();
-    EXPECT_EQ(info.stop_timeout, absl::Seconds(90));
-    EXPECT_EQ(info.pid, 1234);
-    EXPECT_EQ(info.grpc_address, "b:2");
-  }
-  EXPECT_TRUE(absl::IsNotFound(ReadClusterInfo(programs.run_dir()).status()));
-  EXPECT_TRUE(RunDirLock::Take(programs.run_dir()).ok());
-}
-
-TEST(RunDir, KeepsStrangersFiles) {
-  const FakePrograms programs;
-  std::filesystem::create_directories(programs.run_dir());
-  std::ofstream(programs.run_dir() + "/mine.json") << "{}";
-  std::ofstream(programs.run_dir() + "/router.ports.json") << "{}";
-  const auto lock = RunDirLock::Take(programs.run_dir()).value();
-  EXPECT_TRUE(std::filesystem::exists(programs.run_dir() + "/mine.json"));
-  EXPECT_FALSE(std::filesystem::exists(programs.run_dir() + "/router.ports.json"));
-}
-
-constexpr uint64_t kGiB = uint64_t{1} << 30;
-
-TEST(MachineShare, SharesCoresAndAQuarterOfTheMemory) {
-  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2, 0).threads, 1);
-  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2, 0).kv_cache.bytes, kGiB / 2);
-  EXPECT_EQ(ShareMachine({2, 8 * kGiB}, 2, 2 * kGiB).kv_cache.bytes, kGiB / 2);
-  EXPECT_EQ(ShareMachine({2, 4 * kGiB}, 2, 3 * kGiB).kv_cache.bytes, kGiB / 16);
-  EXPECT_EQ(ShareMachine({1, kGiB / 16}, 3, 0).threads, 1);
-  EXPECT_EQ(ShareMachine({1, kGiB / 16}, 3, 0).kv_cache.bytes, kGiB / 16);  // at least 64 MiB
-  EXPECT_EQ(ShareMachine({64, 512 * kGiB}, 2, 0).threads, 32);
-  EXPECT_EQ(ShareMachine({64, 512 * kGiB}, 2, 0).kv_cache.bytes, kGiB);  // at most 1 GiB
-  EXPECT_GE(ThisMachine().num_cores, 1);
-  EXPECT_GT(ThisMachine().available_memory, 0u);
-}
-
-TEST(MachineShare, RefusesWhatDoesNotFitTogether) {
-  const Machine machine{2, 26 * kGiB};
-  EXPECT_TRUE(CheckMemory(machine, 2, 10 * kGiB, {3 * kGiB}).ok());
-  const absl::Status two = CheckMemory(machine, 2, 10 * kGiB, {4 * kGiB});
-  EXPECT_TRUE(absl::IsResourceExhausted(two));
-  EXPECT_THAT(std::string(two.message()),
-              AllOf(HasSubstr("each of 2 workers needs 10.74 GB"), HasSubstr("4.29 GB for KV"),
-                    HasSubstr("27.92 GB"), HasSubstr("--both 1")));
-  const absl::Status none = CheckMemory(machine, 1, 26 * kGiB, {kGiB});
-  EXPECT_TRUE(absl::IsResourceExhausted(none));
-  EXPECT_THAT(std::string(none.message()), ::testing::Not(HasSubstr("--both")));
-}
-
-TEST(MachineShare, PrefillYieldsFullyWhereEveryThreadHasACore) {
-  EXPECT_EQ(PrefillNiceness(2, 2), 19);
-  EXPECT_EQ(PrefillNiceness(3, 2), 5);
 }
 
 }  // namespace
