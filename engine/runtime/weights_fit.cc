@@ -3,6 +3,7 @@
 #include "absl/strings/str_format.h"
 
 namespace sluice {
+
 int64_t WeightBytes(const ModelSpec& spec, DType dtype) {
   return spec.TotalParameters() * DTypeBytes(dtype);
 }
