@@ -3,8 +3,6 @@
 #include <gmock/gmock.h>
 #include <grpcpp/generic/generic_stub.h>
 #include <grpcpp/grpcpp.h>
-#include <sys/socket.h>
-#include <sys/time.h>
 
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
@@ -15,109 +13,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
 #include "common/clock.h"
-#include "services/router/grpc/grpc_server.h"
-#include "sluice/v1/generation.grpc.pb.h"
-#include "tests/router_api/api_fixture.h"
+#include "tests/router_api/grpc_fixture.h"
 
 namespace sluice::router {
 namespace {
 
 using testing::ElementsAre;
 using testing::HasSubstr;
-
-class GrpcTest : public ApiFixture {
- protected:
-  explicit GrpcTest(GrpcOptions options = SmallLimits()) {
-    auto server = StartGrpcServer(options, context_.get());
-    if (!server.ok()) {
-      ADD_FAILURE() << server.status();
-      std::abort();
-    }
-    server_ = *std::move(server);
-    Connect(0);
-  }
-  static GrpcOptions SmallLimits() {
-    GrpcOptions options;
-    options.max_stream_buffer_bytes = 64 * 1024;
-    options.max_receive_bytes = 256 * 1024;
-    return options;
-  }
-  void Connect(int unread_bytes) {
-    grpc::ChannelArguments arguments;
-    if (unread_bytes > 0) {
-      arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, unread_bytes);
-      arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
-    }
-    arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-    channel_ = grpc::CreateCustomChannel(absl::StrCat("127.0.0.1:", server_->port()),
-                                         grpc::InsecureChannelCredentials(), arguments);
-    stub_ = v1::Generation::NewStub(channel_);
-  }
-  // Every call of a test ends.
-  static void Bound(grpc::ClientContext* rpc, int seconds = 10) {
-    rpc->set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(seconds));
-  }
-  static v1::GenerateRequest Prompt(const std::string& text) {
-    v1::GenerateRequest request;
-    request.set_text(text);
-    request.mutable_sampling()->set_max_tokens(64);
-    return request;
-  }
-  grpc::Status Run(const v1::GenerateRequest& request, std::vector<v1::GenerateResponse>* responses,
-                   grpc::ClientContext* rpc) {
-    Bound(rpc);
-    auto reader = stub_->Generate(rpc, request);
-    v1::GenerateResponse response;
-    while (reader->Read(&response)) responses->push_back(response);
-    return reader->Finish();
-  }
-  bool WaitForMetric(const std::string& line) {
-    for (int i = 0; i < 300; ++i) {
-      if (MetricsText().find("\n" + line + "\n") != std::string::npos) return true;
-      absl::SleepFor(absl::Milliseconds(10));
-    }
-    ADD_FAILURE() << "never saw " << line;
-    return false;
-  }
-
-  std::unique_ptr<GrpcServer> server_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<v1::Generation::Stub> stub_;
-};
-
-// A request with one more header, byte by byte: gRPC's own clients refuse to send such values.
-std::string RawRequest(const std::string& name, const std::string& value,
-                       const std::string& message = "") {
-  const auto frame = [](char type, char flags, char stream, const std::string& payload) {
-    std::string out = {0,
-                       static_cast<char>(payload.size() >> 8),
-                       static_cast<char>(payload.size()),
-                       type,
-                       flags,
-                       0,
-                       0,
-                       0,
-                       stream};
-    return out + payload;
-  };
-  std::string headers;
-  for (const auto& [key, text] : std::initializer_list<std::pair<std::string, std::string>>{
-           {":method", "POST"},
-           {":scheme", "http"},
-           {":path", "/sluice.v1.Generation/Generate"},
-           {":authority", "localhost"},
-           {"te", "trailers"},
-           {"content-type", "application/grpc"},
-           {name, value}}) {  // literals without indexing (RFC 7541, 6.2.2)
-    headers += '\0';
-    headers += static_cast<char>(key.size()) + key + static_cast<char>(text.size()) + text;
-  }
-  constexpr char kSettings = 4, kHeaders = 1, kData = 0, kEndHeaders = 4, kEndStream = 1;
-  return "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(kSettings, 0, 0, "") +
-         frame(kHeaders, kEndHeaders, 1, headers) +
-         frame(kData, kEndStream, 1,
-               std::string(4, '\0') + static_cast<char>(message.size()) + message);
-}
 
 void SendRaw(int port, const std::string& name, const std::string& value) {
   boost::asio::io_context io;
@@ -347,59 +249,6 @@ TEST_F(GrpcTest, DeadlineEndsTheGeneration) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::DEADLINE_EXCEEDED);
 }
 
-// Many times the buffer of a slow client, in one message and while another is being written.
-TEST_F(GrpcTest, LargeMessagesReachAClientThatReads) {
-  grpc::ClientContext rpc;
-  Bound(&rpc, 30);
-  v1::GenerateRequest request = Prompt("Go");
-  request.mutable_sampling()->set_logprobs(true);
-  request.mutable_sampling()->set_top_logprobs(5);
-  auto reader = stub_->Generate(&rpc, request);
-  const auto generation = dispatcher_.NextGeneration();
-  const TokenId a = Ids("a")[0];
-  SampledToken token{a, -1, {}};
-  for (int i = 0; i < 5; ++i) token.top.push_back({a + i, -1.5f});
-  v1::GenerateResponse response;
-  int received = 0;
-  for (const int count : {8000, 1, 8000}) {
-    generation.Sampled(std::vector<SampledToken>(static_cast<size_t>(count), token));
-    for (const int wanted = received + count; received < wanted;) {
-      ASSERT_TRUE(reader->Read(&response)) << received;
-      received += response.logprobs_size();
-    }
-  }
-  generation.End(GenerationEnd::kLength);
-  while (reader->Read(&response)) {
-  }
-  EXPECT_TRUE(reader->Finish().ok());
-}
-
-TEST_F(GrpcTest, SlowReaderIsEvicted) {
-  Connect(/*unread_bytes=*/1024);
-  grpc::ClientContext rpc;
-  Bound(&rpc, 30);
-  v1::GenerateRequest request = Prompt("Go");
-  request.mutable_sampling()->set_logprobs(true);
-  request.mutable_sampling()->set_top_logprobs(5);
-  auto reader = stub_->Generate(&rpc, request);
-  const auto generation = dispatcher_.NextGeneration();
-  const TokenId a = Ids("a")[0];
-  SampledToken token{a, -1, {}};
-  for (int i = 0; i < 5; ++i) token.top.push_back({a + i, -1.5f});
-  for (int i = 0; i < 50000 && dispatcher_.num_unfinished() > 0; ++i) {
-    generation.Sampled(std::vector<SampledToken>(8, token));
-    if (i % 100 == 99) absl::SleepFor(absl::Milliseconds(1));
-  }
-  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(10)));
-  EXPECT_TRUE(WaitForMetric("sluice_slow_client_evictions_total{api=\"grpc\"} 1"));
-  v1::GenerateResponse response;
-  while (reader->Read(&response)) {
-  }
-  EXPECT_EQ(reader->Finish().error_code(), grpc::CANCELLED);
-  EXPECT_TRUE(WaitForMetric("sluice_stream_buffered_bytes{api=\"grpc\"} 0"));
-  EXPECT_TRUE(WaitForMetric("sluice_streams{api=\"grpc\"} 0"));
-}
-
 TEST_F(GrpcTest, OversizedMessagesAreRefusedByGrpc) {
   grpc::ClientContext rpc;
   std::vector<v1::GenerateResponse> responses;
@@ -595,53 +444,6 @@ TEST_F(GrpcTest, ABareIpv6AddressIsTaken) {
   const auto server = StartGrpcServer(options, context_.get());
   ASSERT_TRUE(server.ok()) << server.status();
   EXPECT_GT((*server)->port(), 0);
-}
-
-class SilentClientTest : public GrpcTest {
- protected:
-  SilentClientTest() : GrpcTest(ShortKeepalive()) {}
-  static GrpcOptions ShortKeepalive() {
-    GrpcOptions options;
-    options.keepalive_time = absl::Milliseconds(100);
-    options.keepalive_timeout = absl::Seconds(8);
-    return options;
-  }
-};
-
-// Reads frames and answers this many pings. False when they do not come.
-bool AnswerPings(int fd, int num_pings) {
-  constexpr char kPing = 6, kAck = 1;
-  const timeval patience = {10, 0};
-  setsockopt(fd, SOL_SOCKET, SO_RCVTIMEO, &patience, sizeof(patience));
-  while (num_pings > 0) {
-    std::string frame(9, '\0');  // length (3 bytes), type, flags, stream
-    if (recv(fd, frame.data(), 9, MSG_WAITALL) != 9) return false;
-    const size_t size = static_cast<size_t>(static_cast<uint8_t>(frame[1])) << 8 |
-                        static_cast<size_t>(static_cast<uint8_t>(frame[2]));
-    frame.resize(9 + size);
-    if (size > 0 && recv(fd, &frame[9], size, MSG_WAITALL) != static_cast<ssize_t>(size)) {
-      return false;
-    }
-    if (frame[3] != kPing || frame[4] == kAck) continue;
-    frame[4] = kAck;
-    if (send(fd, frame.data(), frame.size(), MSG_NOSIGNAL) < 0) return false;
-    --num_pings;
-  }
-  return true;
-}
-
-// It lives for some pings, although its request only waits, and then nothing comes from it: its
-// connection stays as it is.
-TEST_F(SilentClientTest, TheRequestOfOneIsCancelled) {
-  boost::asio::io_context io;
-  boost::asio::ip::tcp::socket socket(io);
-  socket.connect({boost::asio::ip::address_v4::loopback(), static_cast<uint16_t>(server_->port())});
-  boost::asio::write(socket,
-                     boost::asio::buffer(RawRequest("x-a", "b", Prompt("Go").SerializeAsString())));
-  const auto generation = dispatcher_.NextGeneration();
-  ASSERT_TRUE(AnswerPings(socket.native_handle(), 6));
-  EXPECT_FALSE(dispatcher_.WaitForCancel(generation.spec().id, absl::ZeroDuration()));
-  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(20)));
 }
 
 class FewStreamsTest : public GrpcTest {

@@ -1,5 +1,6 @@
 #include "services/router/grpc/generation_stream.h"
 
+#include <algorithm>
 #include <chrono>
 #include <utility>
 
@@ -43,6 +44,7 @@ GenerationStream<Response>::~GenerationStream() {
 template <typename Response>
 void GenerationStream<Response>::Start(int64_t input_bytes, PlanFn plan) {
   self_ = this->shared_from_this();
+  shared_->writes.Add(self_);
   if (shared_->draining) {
     return Refuse(ErrorKind::kNoCapacity, "the router is draining");
   }
@@ -207,6 +209,7 @@ void GenerationStream<Response>::WriteNextLocked() {
   }
   if (!ending_) return;
   finished_ = true;
+  seen_at_ = absl::InfiniteFuture();
   shared_->context->metrics().CountGrpcRequest(method_, final_status_.error_code());
   this->Finish(final_status_);
 }
@@ -217,6 +220,16 @@ void GenerationStream<Response>::BreakLocked() {
   // reset of the stream gets through. OnCancel follows.
   broken_ = true;
   rpc_->TryCancel();
+}
+
+template <typename Response>
+void GenerationStream<Response>::EndIfStalled(absl::Time now, absl::Duration timeout) {
+  absl::MutexLock lock(&mu_);
+  if (done_ || broken_ || !(writing_ || finished_)) return;
+  seen_at_ = std::min(seen_at_, now);
+  if (now - seen_at_ < timeout) return;
+  shared_->context->metrics().slow_client_evictions(Front::kGrpc)->Increment();
+  BreakLocked();
 }
 
 template <typename Response>
@@ -234,6 +247,7 @@ template <typename Response>
 void GenerationStream<Response>::OnWriteDone(bool ok) {
   absl::MutexLock lock(&mu_);
   writing_ = false;
+  seen_at_ = absl::InfiniteFuture();
   const int64_t bytes = SizeOf(outbox_.front().response);
   outbox_bytes_ -= bytes;
   if (outbox_.front().counts) counted_bytes_ -= bytes;
@@ -265,6 +279,11 @@ void GenerationStream<Response>::OnCancel() {
 
 template <typename Response>
 void GenerationStream<Response>::OnDone() {
+  shared_->writes.Remove(this);
+  {
+    absl::MutexLock lock(&mu_);
+    done_ = true;
+  }
   AbandonOnFront();  // holds this until then
   self_.reset();
 }

@@ -19,6 +19,7 @@
 #include "services/router/api/task_pool.h"
 #include "services/router/grpc/grpc_request.h"
 #include "services/router/grpc/grpc_server.h"
+#include "services/router/grpc/write_watch.h"
 
 namespace sluice::router {
 
@@ -29,6 +30,7 @@ struct GrpcServerShared {
   std::unique_ptr<TaskPool> front;  // one thread
   ActivityCount streams;
   ActivityCount prepares;  // tasks of ours on the prepare pool
+  WriteWatch writes;
   std::atomic<bool> draining{false};
 };
 
@@ -37,6 +39,7 @@ template <typename Response>
 class GenerationStream : public grpc::ServerWriteReactor<Response>,
                          public ResponseWriter,
                          public CallExecutor,
+                         public WatchedStream,
                          public std::enable_shared_from_this<GenerationStream<Response>> {
  public:
   using PlanFn = std::function<absl::StatusOr<GenerationPlan>()>;
@@ -63,6 +66,9 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   void OnError(const ApiError& error) override;
   void Abandon();
 
+  // WatchedStream
+  void EndIfStalled(absl::Time now, absl::Duration timeout) override;
+
   // CallExecutor
   void Post(std::weak_ptr<GenerationCall> call) override;
   bool TryRun(GenerationCall* call) override;
@@ -79,7 +85,7 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   // Ends the call with `status` once everything queued was written.
   void EndWith(const grpc::Status& status);
   void WriteNextLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
-  // Resets the stream. REQUIRES: !finished_.
+  // Resets the stream. REQUIRES: !done_.
   void BreakLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
   void DropOutboxLocked() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mu_);
 
@@ -110,7 +116,10 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   bool ending_ ABSL_GUARDED_BY(mu_) = false;
   bool finished_ ABSL_GUARDED_BY(mu_) = false;  // Finish was called: nothing more may be started
   bool broken_ ABSL_GUARDED_BY(mu_) = false;    // cancelled, evicted or a failed write
+  bool done_ ABSL_GUARDED_BY(mu_) = false;      // the context may be gone
   grpc::Status final_status_ ABSL_GUARDED_BY(mu_);
+  // When a check first saw the write, or the end, that gRPC is at; none has seen it: infinite.
+  absl::Time seen_at_ ABSL_GUARDED_BY(mu_) = absl::InfiniteFuture();
 };
 
 }  // namespace sluice::router

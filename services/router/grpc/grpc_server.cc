@@ -86,7 +86,10 @@ class GrpcServerImpl : public GrpcServer {
     }
     ReportHealth();
     health_thread_ = std::thread([this] {
-      while (!AwaitHealthStop()) ReportHealth();
+      while (!AwaitHealthStop()) {
+        ReportHealth();
+        shared_.writes.Check(MonotonicNow(), shared_.options.write_timeout);
+      }
     });
     return absl::OkStatus();
   }

@@ -21,6 +21,8 @@ struct GrpcOptions {
   // A stream whose client does not read is ended, and its generation cancelled, once this much
   // waits behind a write. Messages that carry the prompt back have 16 times as much for themselves.
   int64_t max_stream_buffer_bytes = 1024 * 1024;
+  // So is one whose client has not let a message, or the end, through for this long.
+  absl::Duration write_timeout = absl::Seconds(60);
   // Clients behind a headless service find new routers when their connection ends; streams in
   // flight finish first. Infinite: never.
   absl::Duration max_connection_age = absl::Minutes(10);
