@@ -17,6 +17,7 @@
 #include "absl/time/clock.h"
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/exit_guard.h"
 #include "common/file_limit.h"
 #include "common/host_port.h"
 #include "common/log.h"
@@ -40,6 +41,8 @@ namespace sluice::router {
 namespace {
 
 constexpr absl::Duration kSameSignal = absl::Milliseconds(300);
+// What the threads' ends may take beyond drain_timeout.
+constexpr absl::Duration kStopGrace = absl::Seconds(10);
 
 sigset_t StopSignals() {
   sigset_t signals;
@@ -127,6 +130,7 @@ absl::Status Serve(const RouterConfig& config) {
 
   RouterMetrics metrics(&registry, config.served_model_name);
   DispatcherThread dispatcher(MakeDispatcherOptions(config), &metrics);
+  ExitGuard exit_guard({[&dispatcher] { return dispatcher.NotLiveReason(); }});
   FleetServerOptions fleet_options;
   fleet_options.host = config.fleet_host;
   fleet_options.port = config.fleet_port;
@@ -185,6 +189,7 @@ absl::Status Serve(const RouterConfig& config) {
   }
   SLUICE_LOG(Info) << "signal " << signal << ": draining for up to "
                    << absl::FormatDuration(config.drain_timeout);
+  exit_guard.LeaveWithin(config.drain_timeout + kStopGrace);
   Drain(&dispatcher, http.get(), grpc.get(), config.drain_timeout);
   SLUICE_LOG(Info) << "drained; exiting";
   return absl::OkStatus();

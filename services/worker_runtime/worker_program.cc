@@ -12,6 +12,7 @@
 #include "absl/synchronization/notification.h"
 #include "common/clock.h"
 #include "common/config.h"
+#include "common/exit_guard.h"
 #include "common/file_limit.h"
 #include "common/host_port.h"
 #include "common/log.h"
@@ -30,6 +31,8 @@ namespace sluice::worker {
 namespace {
 
 constexpr absl::Duration kLoadLogInterval = absl::Seconds(5);
+// What a step under way and the threads' ends may take beyond drain_timeout.
+constexpr absl::Duration kStopGrace = absl::Seconds(10);
 
 LogLevel LevelByName(const std::string& name) {
   if (name == "debug") return LogLevel::kDebug;
@@ -129,6 +132,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
     if (phase.loading()) _exit(128 + signal);  // nothing has been promised to anybody yet
     stop.Notify();
   });
+  ExitGuard exit_guard({[&phase] { return phase.NotLiveReason(); }});
 
   MetricsRegistry registry({{"role", config.role}});
   AddProcessMetrics(&registry, Version());
@@ -186,6 +190,7 @@ absl::Status Serve(const WorkerConfig& config, const WorkerProgram& program) {
   stop.WaitForNotification();
   SLUICE_LOG(Info) << "draining " << worker->num_requests() << " requests, at most "
                    << absl::FormatDuration(config.drain_timeout) << " (signal again to leave now)";
+  exit_guard.LeaveWithin(config.drain_timeout + kStopGrace);
   worker->BeginDrain();
   if (!worker->WaitDrained(config.drain_timeout)) {
     SLUICE_LOG(Warning) << worker->num_requests() << " requests did not end in time";
