@@ -20,7 +20,8 @@ void AddGenerate(CLI::App* app, int* exit_code);
 void AddLogits(CLI::App* app, int* exit_code);
 void AddMakeCheckpoint(CLI::App* app, int* exit_code);
 
-// Prints "sluice: message" on stderr; the exit code for it.
+// Prints "sluice: message" on stderr. The exit code for it: 2 when what was given has to be changed
+// (INVALID_ARGUMENT), else 1.
 int Fail(const absl::Status& status);
 
 }  // namespace sluice::cli

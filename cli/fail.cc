@@ -8,7 +8,7 @@ namespace sluice::cli {
 int Fail(const absl::Status& status) {
   ClearProgress();
   std::cerr << "sluice: " << status.message() << std::endl;
-  return 1;
+  return absl::IsInvalidArgument(status) ? 2 : 1;
 }
 
 }  // namespace sluice::cli

@@ -22,8 +22,9 @@ struct ServerFlags {
 // --server and --run-dir.
 void AddServerFlags(CLI::App* app, ServerFlags* flags);
 
-// --server; else the cluster that runs in --run-dir, NOT_FOUND if none does; without either the one
-// in the default folder, else the default port of this machine.
+// --server, INVALID_ARGUMENT if it is no host:port; else the cluster that runs in --run-dir,
+// NOT_FOUND if none does; without either the one in the default folder, else the default port of
+// this machine.
 absl::StatusOr<std::string> ServerAddress(const ServerFlags& flags);
 
 // An ended RPC's error in words that say what to do: the router's own, or that there is none.

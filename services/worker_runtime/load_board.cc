@@ -1,5 +1,6 @@
 #include "services/worker_runtime/load_board.h"
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
@@ -36,6 +37,30 @@ void AddTransport(const PeerTransport& peer, const char* direction, uint64_t byt
   if (busy > absl::ZeroDuration()) {
     status->set_bytes_per_second(static_cast<double>(bytes) / absl::ToDoubleSeconds(busy));
   }
+}
+
+bool IsSameWay(const PeerTransport& a, const PeerTransport& b) {
+  return a.peer == b.peer && a.transport == b.transport;
+}
+
+// One for each peer and transport, whatever the number of endpoints: a peer that was restarted has
+// another one.
+std::vector<PeerTransport> MergeEndpoints(std::vector<PeerTransport> endpoints) {
+  std::vector<PeerTransport> merged;
+  for (PeerTransport& endpoint : endpoints) {
+    const auto same =
+        std::find_if(merged.begin(), merged.end(),
+                     [&endpoint](const PeerTransport& m) { return IsSameWay(m, endpoint); });
+    if (same == merged.end()) {
+      merged.push_back(std::move(endpoint));
+      continue;
+    }
+    same->bytes_sent += endpoint.bytes_sent;
+    same->bytes_received += endpoint.bytes_received;
+    same->busy_sending += endpoint.busy_sending;
+    same->busy_receiving += endpoint.busy_receiving;
+  }
+  return merged;
 }
 
 }  // namespace
@@ -76,7 +101,8 @@ BlockReport LoadBoard::blocks() const {
   return blocks_;
 }
 
-void LoadBoard::PublishTransports(std::vector<PeerTransport> transports) {
+void LoadBoard::PublishTransports(std::vector<PeerTransport> endpoints) {
+  std::vector<PeerTransport> transports = MergeEndpoints(std::move(endpoints));
   absl::MutexLock lock(&mu_);
   transports_ = std::move(transports);
 }

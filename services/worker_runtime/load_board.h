@@ -52,7 +52,7 @@ class LoadBoard {
   };
   void PublishEngine(const EngineState& state, const PrefixCacheChanges& changes);
   void PublishBlocks(BlockReport report);
-  void PublishTransports(std::vector<PeerTransport> transports);
+  void PublishTransports(std::vector<PeerTransport> endpoints);
   void SetDraining();
 
   void OpenSession(rpc::SessionId session);

@@ -177,6 +177,14 @@ TEST(ServerAddress, ExplainsWhatToDo) {
   EXPECT_TRUE(absl::IsNotFound(ServerAddress(flags).status()));
   flags.server = "there:2";
   EXPECT_EQ(*ServerAddress(flags), "there:2");
+  for (const char* server : {"dns:///there:2", "[::1]:2", "unix:/run/router"}) {
+    flags.server = server;
+    EXPECT_EQ(*ServerAddress(flags), server);
+  }
+  for (const char* server : {"http://there:2", "there", "there:2/v1", ":2"}) {
+    flags.server = server;
+    EXPECT_TRUE(absl::IsInvalidArgument(ServerAddress(flags).status())) << server;
+  }
   setenv("XDG_RUNTIME_DIR", "/nonexistent", 1);
   EXPECT_EQ(*ServerAddress(ServerFlags()), "127.0.0.1:8001");
 }

@@ -54,7 +54,8 @@ TEST(SluiceProgram, UsageErrorsExitWith2) {
   for (const char* arguments :
        {"", "dance", "up --prefill many", "up --http-port 70000", "inspect", "logits /x",
         "chat --temperature hot", "status --interval 0", "make-checkpoint --preset v2-lite",
-        "make-checkpoint --preset v9 --out /x"}) {
+        "make-checkpoint --preset v9 --out /x", "make-checkpoint --out /x",
+        "chat --think --no-think hello", "status --server http://127.0.0.1:8000"}) {
     const RunResult run = Sluice(arguments);
     EXPECT_EQ(run.exit_code, 2) << arguments << run.err;
     EXPECT_NE(run.err, "") << arguments;
