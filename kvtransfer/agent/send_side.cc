@@ -91,7 +91,7 @@ absl::Status SendSide::Offer(const TransferId& id, int begin, int end,
                                                      " bytes instead of ", spec.block_bytes));
     }
   }
-  if (transfer.finish.has_value()) return absl::FailedPreconditionError("send is finished");
+  if (transfer.finished) return absl::FailedPreconditionError("send is finished");
   if (end <= spec.begin_token) return absl::OkStatus();
   if (begin < spec.begin_token) {
     int num_skipped = (spec.begin_token - begin) / block_tokens;
@@ -132,7 +132,7 @@ absl::Status SendSide::Finish(const TransferId& id, const FirstToken& first) {
   if (!key.has_value()) return absl::NotFoundError("no such send");
   Transfer& transfer = transfers_.at(*key);
   if (!transfer.machine.open()) return absl::NotFoundError("send is over");
-  if (transfer.finish.has_value()) return absl::FailedPreconditionError("send is finished");
+  if (transfer.finished) return absl::FailedPreconditionError("send is finished");
   if (!transfer.offered.complete()) {
     return absl::FailedPreconditionError(
         absl::StrCat("only the first ", transfer.offered.verified_prefix(), " of ",
@@ -141,10 +141,9 @@ absl::Status SendSide::Finish(const TransferId& id, const FirstToken& first) {
   if (first.top.size() > handoff::kMaxTopTokens) {
     return absl::InvalidArgumentError(absl::StrCat(first.top.size(), " top logprobs"));
   }
-  transfer.finish = first;
-  if (transfer.num_checksummed == transfer.messages.size()) {
-    Step(*key, handoff::Sender::Finish{first}, core_->clock->Now());
-  }
+  transfer.finished = true;
+  // At once, before what still waits for its turn: the receiver learns when prefill has ended.
+  Step(*key, handoff::Sender::Finish{first}, core_->clock->Now());
   return absl::OkStatus();
 }
 
@@ -241,12 +240,7 @@ bool SendSide::PumpChecksums(absl::Time now) {
     bytes += message.payload_bytes;
     moved = true;
     QueueChecksum(key, &transfer);
-    bool finished =
-        transfer.finish.has_value() && transfer.num_checksummed == transfer.messages.size();
     Step(key, handoff::Sender::Checksummed{seq, checksum.Finish()}, now);
-    if (finished && transfers_.contains(key)) {
-      Step(key, handoff::Sender::Finish{*transfer.finish}, now);
-    }
   }
   return moved;
 }

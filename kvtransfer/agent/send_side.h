@@ -60,7 +60,7 @@ class SendSide {
     uint32_t num_checksummed = 0;   // messages are checksummed in order
     uint32_t num_ahead = 0;         // messages that are `ahead`
     uint64_t ahead_bytes = 0;
-    std::optional<FirstToken> finish;  // waits for the last checksum
+    bool finished = false;
     absl::Time started;
     bool attached = true;        // counted in the peer table
     bool ready = false;          // queued in ready_

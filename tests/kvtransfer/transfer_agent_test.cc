@@ -411,6 +411,24 @@ TEST_F(TransferAgentTest, TheChannelGetsAFewMessagesAtATime) {
   EXPECT_EQ(p_->channel->PendingSources().size(), 6u);
 }
 
+// However little of it the channel had taken by then.
+TEST_F(TransferAgentTest, ExposedIsAllThatComesAfterTheEndOfThePrompt) {
+  SimFaults rendezvous;
+  rendezvous.eager_bytes = 0;
+  network_.set_faults(rendezvous);
+  options_.ahead_bytes = 0;
+  Restart();
+  const TransferId transfer = Begin(ReceiveOf(0, 64 * kBlockTokens));
+  ASSERT_TRUE(Offer(transfer, 0, 64 * kBlockTokens).ok());
+  const absl::Time finished_at = network_.Now();
+  ASSERT_TRUE(p_->agent->FinishSend(transfer, FirstToken()).ok());
+  while (d_->All<Received>().empty() && network_.Now() < finished_at + absl::Seconds(5)) {
+    Run(absl::Microseconds(100));
+  }
+  ASSERT_EQ(d_->All<Received>().size(), 1u);
+  EXPECT_GT(d_->All<Received>()[0].exposed, 0.8 * (network_.Now() - finished_at));
+}
+
 // Whoever can reach the channel can send it anything. Nothing but a correct message of the bound
 // life counts.
 TEST_F(TransferAgentTest, HostileMessagesAreCountedAndHarmless) {
