@@ -12,7 +12,7 @@
 #include "cli/write_manifest.h"
 #include "common/log.h"
 #include "common/status_macros.h"
-#include "engine/runtime/weights_fit.h"
+#include "engine/runtime/memory_fit.h"
 #include "engine/weights/checkpoint.h"
 #include "modelspec/kv_layout.h"
 #include "modelspec/model_spec.h"

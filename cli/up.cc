@@ -21,7 +21,7 @@
 #include "cli/machine_share.h"
 #include "cli/run_dir.h"
 #include "common/status_macros.h"
-#include "engine/runtime/weights_fit.h"
+#include "engine/runtime/memory_fit.h"
 #include "modelspec/model_spec.h"
 
 namespace sluice::cli {

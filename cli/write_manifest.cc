@@ -13,7 +13,7 @@
 #include "common/status_macros.h"
 #include "engine/runtime/answer_check.h"
 #include "engine/runtime/engine.h"
-#include "engine/runtime/weights_fit.h"
+#include "engine/runtime/memory_fit.h"
 #include "engine/weights/checkpoint_digest.h"
 #include "engine/weights/manifest.h"
 #include "modelspec/model_spec.h"

@@ -1,11 +1,14 @@
 // Engine::Create: from a model folder and options to an engine that can run, or to an error that
 // says which stage refused and why.
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_format.h"
 #include "absl/time/time.h"
 #include "common/available_memory.h"
 #include "common/log.h"
+#include "common/processors.h"
 #include "common/status_macros.h"
 #include "engine/device/cpu/isa.h"
 #include "engine/model/deepseek_model.h"
@@ -13,7 +16,7 @@
 #include "engine/runtime/answer_check.h"
 #include "engine/runtime/engine_impl.h"
 #include "engine/runtime/kv_sizing.h"
-#include "engine/runtime/weights_fit.h"
+#include "engine/runtime/memory_fit.h"
 #include "engine/weights/manifest.h"
 
 namespace sluice {
@@ -56,15 +59,26 @@ absl::StatusOr<KvSizing> SizeFromFreeMemory(const EngineOptions& options, const 
   return SizeKvCache(sizing);
 }
 
+// What steps need is not the KV cache's: it is taken by the first large one, long after the start.
+int64_t StepBytesOf(const EngineOptions& options, const ModelSpec& spec) {
+  const int num_threads = options.num_threads > 0 ? options.num_threads : AvailableProcessors();
+  return StepBytes(spec, options.dtype, options.scheduler, num_threads);
+}
+
 // What would be refused after the weights are read, minutes later.
 absl::Status CheckMemory(const EngineOptions& options, const ModelSpec& spec,
                          const KvLayout& layout) {
   SLUICE_ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
   const int64_t weight_bytes = WeightBytes(spec, options.dtype);
   SLUICE_RETURN_IF_ERROR(CheckWeightsFit(weight_bytes, available_bytes));
+  const int64_t step_bytes = StepBytesOf(options, spec);
   return Annotate(
-      SizeFromFreeMemory(options, spec, layout, available_bytes - weight_bytes).status(),
-      "beside the weights");
+      SizeFromFreeMemory(options, spec, layout,
+                         std::max<int64_t>(0, available_bytes - weight_bytes - step_bytes))
+          .status(),
+      absl::StrFormat("beside the weights and %.1f GB for steps of %d tokens",
+                      static_cast<double>(step_bytes) / 1e9,
+                      options.scheduler.max_num_batched_tokens));
 }
 
 // Null: the folder has no manifest.
@@ -104,8 +118,9 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options, const Manifes
 
   // After the weights, so that the share of free memory is a share of what is left.
   SLUICE_ASSIGN_OR_RETURN(const int64_t available_bytes, AvailableMemoryBytes());
-  SLUICE_ASSIGN_OR_RETURN(const KvSizing sizing,
-                          SizeFromFreeMemory(options, spec, layout, available_bytes));
+  SLUICE_ASSIGN_OR_RETURN(
+      const KvSizing sizing,
+      SizeFromFreeMemory(options, spec, layout, available_bytes - StepBytesOf(options, spec)));
   if (options.scheduler.max_model_len == 0 && sizing.max_model_len < spec.max_position_embeddings) {
     SLUICE_LOG(Warning) << "max_model_len is lowered from the model's "
                         << spec.max_position_embeddings << " to " << sizing.max_model_len

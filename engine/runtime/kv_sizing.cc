@@ -53,7 +53,8 @@ absl::StatusOr<KvSizing> SizeKvCache(const KvSizingInput& input) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "KV cache: ", num_blocks, " blocks of ", input.block_bytes, " bytes are asked for, but ",
         input.available_bytes, " bytes of memory are available (room for ", affordable_blocks,
-        " blocks): lower kv_cache, num_kv_blocks or scheduler.max_model_len"));
+        " blocks): lower kv_cache, num_kv_blocks, scheduler.max_model_len or "
+        "scheduler.max_num_batched_tokens"));
   }
   if (num_blocks < blocks_of_one) {
     if (length_is_configured) {

@@ -243,11 +243,10 @@ void CpuBackend::MlaAttention(const MlaAttentionParams& params) {
   const int groups = static_cast<int>(attention_groups_.size());
   int64_t partitions = 0;
   for (const AttentionGroup& group : attention_groups_) partitions += group.num_partitions;
-  constexpr int64_t kMaxPartialBytes = int64_t{256} << 20;
   const int64_t partial_bytes = partitions * kMaxAttentionRows * (params.out->part_stride() + 2) *
                                 static_cast<int64_t>(sizeof(float));
   if (groups < 2 * pool_.num_threads() && partitions > groups &&
-      partial_bytes <= kMaxPartialBytes) {
+      partial_bytes <= cpu::kMaxAttentionPartialBytes) {
     AttendSplit(params);
     return;
   }

@@ -45,6 +45,8 @@ struct GemmArgs {
 // position only.
 constexpr int kPartitionTokens = 256;
 constexpr int kMaxAttentionRows = 64;
+// What the results of partitions that threads computed side by side may take until they are merged.
+constexpr int64_t kMaxAttentionPartialBytes = int64_t{256} << 20;
 
 struct AttentionArgs {
   const void* q = nullptr;  // [rows, q_stride] in the compute dtype: latent part, then rope part
