@@ -414,6 +414,7 @@ void Scheduler::PlanPrefills() {
 
   for (Sequence* sequence : running_) {
     if (sequence->phase != SequencePhase::kPrefilling || sequence->num_planned == 0) continue;
+    SLUICE_CHECK(sequence->num_planned > 0);
     plan_.slices.push_back({sequence, sequence->num_computed, sequence->num_planned,
                             sequence->num_planned == sequence->num_uncomputed()});
     plan_.num_prefill_tokens += sequence->num_planned;
@@ -440,11 +441,9 @@ void Scheduler::PlanPrefillRound(PrefillBudget* budget) {
     const bool take_admitted =
         admitted != nullptr && (waiting == nullptr || GoesBefore()(admitted, waiting));
     Sequence* sequence = take_admitted ? admitted : waiting;
-    const int allowance =
-        IsLong(*sequence) ? std::min(budget->tokens, budget->long_prompt_tokens) : budget->tokens;
     if (take_admitted) {
       ++next_admitted;
-    } else if (allowance == 0) {
+    } else if (budget->AllowanceOf(IsLong(*sequence)) == 0) {
       ++next_waiting;
       continue;
     } else {
@@ -457,10 +456,14 @@ void Scheduler::PlanPrefillRound(PrefillBudget* budget) {
       if (!was_long) --num_short_waiting_;
       next_waiting = waiting_.erase(next_waiting);
     }
-    const int num_tokens = std::min(sequence->num_uncomputed() - sequence->num_planned, allowance);
+    // Admission may have found less of the prompt cached than it was queued with: one that came as
+    // short can be long now, and may have to wait for the second round or the next step.
+    const bool is_long = IsLong(*sequence);
+    const int num_tokens =
+        std::min(sequence->num_uncomputed() - sequence->num_planned, budget->AllowanceOf(is_long));
     sequence->num_planned += num_tokens;
     budget->tokens -= num_tokens;
-    if (IsLong(*sequence)) budget->long_prompt_tokens -= num_tokens;
+    if (is_long) budget->long_prompt_tokens -= num_tokens;
   }
 }
 

@@ -15,6 +15,7 @@
 // which leases end.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -152,6 +153,9 @@ class Scheduler {
     int tokens = 0;
     int long_prompt_tokens = 0;  // of these, by long prompts
     bool admission_open = true;
+    int AllowanceOf(bool is_long) const {
+      return std::max(0, is_long ? std::min(tokens, long_prompt_tokens) : tokens);
+    }
   };
   void PlanPrefillRound(PrefillBudget* budget);
 

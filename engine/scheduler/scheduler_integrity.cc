@@ -44,6 +44,7 @@ absl::Status Scheduler::CheckIntegrity() const {
     promised += sequence.promised_blocks_left;
     if (sequence.promised_blocks_left < 0) return broken("a negative promise");
     if (sequence.num_computed > num_tokens) return broken("more computed than there is");
+    if (sequence.num_planned < 0) return broken("a plan of fewer than no tokens");
     const bool outside =
         sequence.phase == SequencePhase::kReserved || sequence.phase == SequencePhase::kQuarantined;
     num_reserved += outside;

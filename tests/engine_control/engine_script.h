@@ -1,6 +1,6 @@
 // A random script of calls on one engine, with everything that must hold checked after every call:
-//  - CheckIntegrity: counts balanced, tables and references agree, only full published blocks
-//    shared;
+//  - CheckIntegrity: counts balanced, tables and references agree, no plan of fewer than no tokens,
+//    only full published blocks shared;
 //  - tokens and end reasons are the oracle's, each sequence run alone;
 //  - chunks cover the prompt in whole blocks, in order, and the blocks hold its KV;
 //  - a pinned prefix holds its KV until it is unpinned, whatever becomes of its reservation;

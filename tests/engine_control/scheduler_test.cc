@@ -53,6 +53,7 @@ class SchedulerTest : public ::testing::Test {
     int num_tokens = 0;
     for (const PlannedSlice& slice : plan.slices) {
       Sequence* sequence = slice.sequence;
+      EXPECT_GT(slice.num_tokens, 0);
       computed[RequestNumber(*sequence)] = slice.num_tokens;
       num_tokens += slice.num_tokens;
       scheduler_->Advance(slice);
@@ -131,6 +132,35 @@ TEST_F(SchedulerTest, WhatShortPromptsLeaveGoesToLongOnes) {
   Add(2, 40);
   EXPECT_THAT(Step(), ElementsAre(std::pair(1, 472), std::pair(2, 40)));
   EXPECT_THAT(Step(), ElementsAre(std::pair(1, 511), std::pair(2, 1)));
+}
+
+TEST_F(SchedulerTest, APromptThatLosesItsPrefixWhileItWaitsCountsAsLong) {
+  SchedulerOptions options = Options();
+  options.max_num_batched_tokens = 400;
+  options.long_prompt_tokens = 100;
+  Start(options, 20);
+  const auto add = [this](uint64_t request, int num_tokens) {  // they share one text
+    SequenceInput input;
+    input.key = MakeKey(request);
+    input.tokens = MakeTokens(1, num_tokens, 1 << 30);
+    input.sampling.max_tokens = 1;
+    ASSERT_TRUE(scheduler_->Add(std::move(input), SequenceKind::kRun).ok());
+  };
+  add(1, 320);
+  EXPECT_THAT(Step(), ElementsAre(std::pair(1, 320)));
+  add(2, 330);  // queued with 10 tokens of work
+  EXPECT_EQ(scheduler_->QueuedPrefillTokens(), 10);
+  Add(3, 150);
+  std::vector<BlockId> others;  // the whole pool: the prefix is evicted
+  ASSERT_TRUE(blocks_->Allocate(20, BlockUse::kActive, &others));
+  for (int i = 0; i < 3; ++i) EXPECT_TRUE(scheduler_->Plan().slices.empty());
+  for (int i = 4; i <= 6; ++i) Add(i, 95);
+  blocks_->Release(others, BlockUse::kActive);
+  // Half for the first, which is long by now; the other long one waits.
+  EXPECT_THAT(Step(),
+              ElementsAre(std::pair(2, 200), std::pair(4, 95), std::pair(5, 95), std::pair(6, 10)));
+  while (scheduler_->HasWork()) Step();
+  EXPECT_THAT(scheduler_->Sequences(), IsEmpty());
 }
 
 TEST_F(SchedulerTest, LongPromptDoesNotHoldUpShortOnesAndIsNotStarved) {
