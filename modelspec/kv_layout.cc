@@ -79,12 +79,13 @@ KvLayout MakeKvLayout(const ModelSpec& spec, DType dtype) {
 }
 
 KvFingerprint MakeKvFingerprint(const ModelSpec& spec, const KvLayout& layout,
-                                const std::string& model_digest, const std::string& kernel_family) {
+                                const std::string& model_digest, const std::string& kernel_family,
+                                int64_t sampleable_vocab_size) {
   KvFingerprint fingerprint;
-  fingerprint.text =
-      absl::StrCat("protocol: ", kKvProtocolVersion, "\nmodel: ", SpecText(spec),
-                   "\nweights: ", model_digest, "\nkernels: ", kernel_family,
-                   "\nkv: ", DTypeName(layout.dtype), " block_tokens=", layout.block_tokens);
+  fingerprint.text = absl::StrCat(
+      "protocol: ", kKvProtocolVersion, "\nmodel: ", SpecText(spec), "\nweights: ", model_digest,
+      "\nkernels: ", kernel_family, "\nsampling: sampleable_vocab_size=", sampleable_vocab_size,
+      "\nkv: ", DTypeName(layout.dtype), " block_tokens=", layout.block_tokens);
   for (const CacheGroup& group : layout.groups) {
     absl::StrAppend(&fingerprint.text, " ", group.name, "=", group.num_layers, "x",
                     group.bytes_per_token_and_layer);

@@ -36,15 +36,17 @@ struct KvLayout {
 KvLayout MakeKvLayout(const ModelSpec& spec, DType dtype);
 
 // What two workers must share for their KV to be exchangeable and their results identical: model
-// (config and a digest of the weights' headers), dtype, layout, instruction family, protocol
-// version.
+// (config and a digest of the weights' headers), dtype, layout, instruction family, the ids that
+// may be sampled, protocol version.
 struct KvFingerprint {
   std::string digest;  // 32 bytes, SHA-256 of `text`
   std::string text;    // for people: says what differs
 };
 // `model_digest` identifies the weights (see engine/weights); `kernel_family` the arithmetic, for
-// example "cpu-amx-bf16": other kernels give other bits.
+// example "cpu-amx-bf16": other kernels give other bits. Ids below `sampleable_vocab_size` are
+// sampled: the tokenizer's, or all of the model's; an answer must go on among the same ones.
 KvFingerprint MakeKvFingerprint(const ModelSpec& spec, const KvLayout& layout,
-                                const std::string& model_digest, const std::string& kernel_family);
+                                const std::string& model_digest, const std::string& kernel_family,
+                                int64_t sampleable_vocab_size);
 
 }  // namespace sluice

@@ -130,10 +130,12 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options, const Manifes
   EngineParts parts;
   parts.scheduler = options.scheduler;
   parts.scheduler.max_model_len = sizing.max_model_len;
-  parts.sampleable_vocab_size = options.sampleable_vocab_size;
+  parts.sampleable_vocab_size =
+      options.sampleable_vocab_size > 0 ? options.sampleable_vocab_size : spec.vocab_size;
   parts.isa = IsaName(isa);
   parts.fingerprint =
-      MakeKvFingerprint(spec, layout, weights->model_digest, weights->backend->kernel_family());
+      MakeKvFingerprint(spec, layout, weights->model_digest, weights->backend->kernel_family(),
+                        parts.sampleable_vocab_size);
   SLUICE_ASSIGN_OR_RETURN(parts.kv_store, KvStore::Create(layout, sizing.num_blocks));
   parts.kv_prefault = std::make_unique<KvPrefault>(parts.kv_store->memory(), kStartTime);
   parts.model = CreateDeepseekModel(std::move(weights), parts.kv_store.get());

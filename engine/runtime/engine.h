@@ -43,7 +43,7 @@ struct EngineOptions {
       0;  // 0: sized from free memory (a modest share; at least one full sequence)
   int64_t num_kv_blocks = 0;  // overrides kv_cache_bytes
   // Only ids below this are sampled: a model's vocabulary may be padded beyond its tokenizer's. 0:
-  // all.
+  // all. Part of the fingerprint.
   int64_t sampleable_vocab_size = 0;
   SchedulerOptions scheduler;
   // Holds the model folder against its manifest (engine/weights/manifest.h), if it has one.

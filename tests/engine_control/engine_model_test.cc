@@ -8,6 +8,7 @@
 #include <fstream>
 #include <nlohmann/json.hpp>
 
+#include "absl/strings/str_cat.h"
 #include "engine/runtime/engine_impl.h"
 #include "tests/engine_control/engine_driver.h"
 
@@ -136,6 +137,24 @@ TEST(EngineCreateTest, RefusesByName) {
   EXPECT_EQ(Engine::Create(options).status().code(), absl::StatusCode::kResourceExhausted);
   options.num_kv_blocks = 16;
   EXPECT_TRUE(Engine::Create(options).ok());
+}
+
+// An answer that goes on at another worker is drawn from the same ids, or not there.
+TEST(EngineCreateTest, TheIdsThatMayBeSampledArePartOfTheFingerprint) {
+  EngineOptions options;
+  options.model_dir = ModelDir("tiny-v3");
+  options.num_kv_blocks = 16;
+  options.scheduler.max_model_len = 1024;
+  const KvFingerprint all = LoadEngine(options)->fingerprint();
+  const int64_t vocab_size = LoadModelSpec(options.model_dir)->vocab_size;
+  options.sampleable_vocab_size = vocab_size;
+  EXPECT_EQ(LoadEngine(options)->fingerprint().digest, all.digest);
+  options.sampleable_vocab_size = vocab_size - 1;
+  const KvFingerprint fewer = LoadEngine(options)->fingerprint();
+  EXPECT_NE(fewer.digest, all.digest);
+  // What the router says when it refuses the one beside the other.
+  const std::string part = absl::StrCat(" sampleable_vocab_size=", vocab_size - 1, "\n");
+  EXPECT_NE(fewer.text.find(part), std::string::npos) << fewer.text;
 }
 
 // A folder with nothing but a config: what cannot fit is refused before anything is read.

@@ -22,7 +22,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
   for (DType dtype : {DType::kF32, DType::kBF16}) {
     const KvLayout layout = MakeKvLayout(*spec, dtype);
     SLUICE_CHECK(layout.block_bytes() > 0);
-    SLUICE_CHECK(MakeKvFingerprint(*spec, layout, "digest", "cpu").digest.size() == 32);
+    SLUICE_CHECK(
+        MakeKvFingerprint(*spec, layout, "digest", "cpu", spec->vocab_size).digest.size() == 32);
   }
   return 0;
 }

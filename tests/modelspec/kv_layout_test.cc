@@ -34,9 +34,11 @@ TEST(KvLayoutTest, OneLatentGroup) {
 }
 
 KvFingerprint Fingerprint(const nlohmann::json& config, DType dtype = DType::kBF16,
-                          const std::string& weights = "w", const std::string& kernels = "k") {
+                          const std::string& weights = "w", const std::string& kernels = "k",
+                          int64_t sampleable_vocab_size = 1000) {
   const ModelSpec spec = MustParse(config);
-  return MakeKvFingerprint(spec, MakeKvLayout(spec, dtype), weights, kernels);
+  return MakeKvFingerprint(spec, MakeKvLayout(spec, dtype), weights, kernels,
+                           sampleable_vocab_size);
 }
 
 TEST(KvFingerprintTest, SameInputsSameDigest) {
@@ -59,9 +61,11 @@ TEST(KvFingerprintTest, WhateverChangesTheBytesChangesTheDigest) {
       Fingerprint(v3, DType::kF32).digest,
       Fingerprint(v3, DType::kBF16, "other").digest,
       Fingerprint(v3, DType::kBF16, "w", "other").digest,
+      Fingerprint(v3, DType::kBF16, "w", "k", 999).digest,
       Fingerprint(Without(v3, {"rope_scaling"})).digest,
       Fingerprint(Without(v3, {"quantization_config"})).digest,
   };
+  EXPECT_EQ(digests.size(), 7u);
   size_t expected = digests.size();
   const std::pair<const char*, nlohmann::json> changes[] = {{"vocab_size", 129281},
                                                             {"hidden_size", 7169},
