@@ -106,6 +106,12 @@ int64_t ModelSpec::ActivatedParameters() const {
   return 2 * vocab_size * hidden_size + LayerParameters(*this, num_experts_per_tok);
 }
 
+int64_t ModelSpec::AttentionParityPosition() const {
+  const int64_t per_position =
+      num_hidden_layers * num_attention_heads * (kv_row_dim() + kv_lora_rank);
+  return LayerParameters(*this, num_experts_per_tok) / per_position;
+}
+
 double ModelSpec::FlopsPerToken() const {
   return 2.0 * static_cast<double>(ActivatedParameters() - vocab_size * hidden_size);
 }

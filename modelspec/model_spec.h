@@ -88,6 +88,9 @@ struct ModelSpec {
   int64_t ActivatedParameters() const;
   // 2 per multiply-add, per token, attention over context excluded, lm_head included.
   double FlopsPerToken() const;
+  // Where a prompt's token spends as much on attention (absorbed) as on all its matrices but the
+  // lm_head's: in one of twice that length both are half of the work.
+  int64_t AttentionParityPosition() const;
 };
 
 // Defaults of generation_config.json; each may be absent there.

@@ -130,6 +130,7 @@ absl::StatusOr<EngineParts> Assemble(const EngineOptions& options, const Manifes
   EngineParts parts;
   parts.scheduler = options.scheduler;
   parts.scheduler.max_model_len = sizing.max_model_len;
+  parts.scheduler.attention_parity_position = spec.AttentionParityPosition();
   parts.sampleable_vocab_size =
       options.sampleable_vocab_size > 0 ? options.sampleable_vocab_size : spec.vocab_size;
   parts.isa = IsaName(isa);

@@ -404,7 +404,8 @@ void Scheduler::PlanPrefills() {
       short_prompts_wait = true;
     }
   }
-  PrefillBudget budget;
+  PrefillBudget budget{
+      .work = StepWork(options_.attention_parity_position, options_.max_num_batched_tokens)};
   budget.tokens = options_.max_num_batched_tokens - plan_.num_decode_tokens;
   budget.long_prompt_tokens = short_prompts_wait ? budget.tokens / 2 : budget.tokens;
   PlanPrefillRound(&budget);
@@ -459,8 +460,11 @@ void Scheduler::PlanPrefillRound(PrefillBudget* budget) {
     // Admission may have found less of the prompt cached than it was queued with: one that came as
     // short can be long now, and may have to wait for the second round or the next step.
     const bool is_long = IsLong(*sequence);
-    const int num_tokens =
-        std::min(sequence->num_uncomputed() - sequence->num_planned, budget->AllowanceOf(is_long));
+    const int start = sequence->num_computed + sequence->num_planned;
+    const int num_tokens = budget->work.TokensWithin(
+        start,
+        std::min(sequence->num_uncomputed() - sequence->num_planned, budget->AllowanceOf(is_long)));
+    budget->work.Take(start, num_tokens);
     sequence->num_planned += num_tokens;
     budget->tokens -= num_tokens;
     if (is_long) budget->long_prompt_tokens -= num_tokens;

@@ -2,10 +2,10 @@
 // counted in steps, and the same calls give the same plans. Owner: the engine; engine thread only.
 //
 // A step runs every decoding sequence (one token each), then prefill chunks in the order of
-// prefill_order.h up to max_num_batched_tokens. A waiting sequence is admitted only when blocks for
-// all its tokens are there at once, so half-computed prompts never wait for each other's blocks; if
-// the first in order does not fit, nobody behind it is admitted, so large prompts are not starved
-// of blocks by small ones.
+// prefill_order.h up to max_num_batched_tokens, fewer where contexts are long (step_work.h). A
+// waiting sequence is admitted only when blocks for all its tokens are there at once, so
+// half-computed prompts never wait for each other's blocks; if the first in order does not fit,
+// nobody behind it is admitted, so large prompts are not starved of blocks by small ones.
 //
 // When a decoding sequence needs a block and there is none, the youngest preemptible sequence gives
 // its blocks up: a kRun sequence goes back to the waiting queue and recomputes prompt and output
@@ -30,6 +30,7 @@
 #include "engine/scheduler/prefill_order.h"
 #include "engine/scheduler/scheduler_options.h"
 #include "engine/scheduler/sequence.h"
+#include "engine/scheduler/step_work.h"
 
 namespace sluice {
 
@@ -150,6 +151,7 @@ class Scheduler {
   void PlanPrefills();
   // What prefill may still take in the present step.
   struct PrefillBudget {
+    StepWork work;
     int tokens = 0;
     int long_prompt_tokens = 0;  // of these, by long prompts
     bool admission_open = true;

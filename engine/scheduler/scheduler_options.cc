@@ -18,6 +18,9 @@ absl::Status SchedulerOptions::Validate() const {
     return invalid("max_num_waiting must be at least 1, not ", max_num_waiting);
   }
   if (max_model_len < 0) return invalid("max_model_len must not be negative: ", max_model_len);
+  if (attention_parity_position < 0) {
+    return invalid("attention_parity_position must not be negative: ", attention_parity_position);
+  }
   if (long_prompt_tokens < 1) {
     return invalid("long_prompt_tokens must be at least 1, not ", long_prompt_tokens);
   }

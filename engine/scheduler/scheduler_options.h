@@ -1,6 +1,8 @@
 // Policy of one engine's scheduler, as values. Plain data.
 #pragma once
 
+#include <cstdint>
+
 #include "absl/status/status.h"
 
 namespace sluice {
@@ -12,6 +14,9 @@ struct SchedulerOptions {
   int max_model_len = 0;             // prompt plus output; 0: the model's max_position_embeddings
   // Prompts longer than this may take at most half of a step's tokens while shorter ones wait.
   int long_prompt_tokens = 1024;
+  // Of the model: where attention costs a prompt's token as much as all the rest (step_work.h). 0:
+  // the position of a token costs nothing.
+  int64_t attention_parity_position = 0;
   bool enable_prefix_cache = true;
   // A sequence is admitted only if this many tokens of its output (or max_tokens, if fewer) fit
   // beside what the others were promised. Larger: fewer preemptions; smaller: more sequences at

@@ -20,6 +20,7 @@ EngineScript::EngineScript(uint64_t seed) : seed_(seed), random_(seed) {
   options_.max_num_waiting = Uniform(1, 8);
   options_.max_model_len = Uniform(100, 500);
   options_.long_prompt_tokens = Uniform(20, 300);
+  options_.attention_parity_position = Chance(50) ? 0 : Uniform(1, 200);
   options_.enable_prefix_cache = Chance(85);
   options_.expected_output_tokens = Chance(50) ? 0 : Uniform(1, 64);
   num_blocks_ = Uniform(2, 24);

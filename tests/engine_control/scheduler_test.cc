@@ -188,6 +188,60 @@ TEST_F(SchedulerTest, LongPromptDoesNotHoldUpShortOnesAndIsNotStarved) {
   EXPECT_LE(first_token_step_[0], 20);
 }
 
+// Twice the work of 512 tokens at the beginning, wherever the prompt has got to.
+TEST_F(SchedulerTest, ChunksGetSmallerAsTheContextGetsLonger) {
+  SchedulerOptions options = Options();
+  options.attention_parity_position = 1000;
+  Start(options);
+  Add(1, 8000);
+  int position = 0;
+  int steps = 0;
+  int last_chunk = 0;
+  for (; position < 8000; ++steps) {
+    const int chunk = Step()[1];
+    const double work = chunk * (1 + (position + (chunk - 1) / 2.0) / 1000);
+    EXPECT_LE(work, 2 * 512) << position;
+    position += chunk;
+    if (position == 8000) break;
+    if (chunk < 512) {
+      EXPECT_GT(work, 2 * 512 - 10) << position;
+    }
+    last_chunk = chunk;
+  }
+  EXPECT_NEAR(last_chunk, 1024 / 9, 6);
+  EXPECT_LT(steps, 60);
+}
+
+// The long one's attention leaves the short one its tokens.
+TEST_F(SchedulerTest, AShortPromptBesideALongContextIsNotCutUp) {
+  SchedulerOptions options = Options();
+  options.attention_parity_position = 1000;
+  Start(options);
+  Add(1, 8000);
+  for (int computed = 0; computed < 6000;) computed += Step()[1];
+  Add(2, 300);
+  const std::map<uint64_t, int> step = Step();
+  EXPECT_EQ(step.at(2), 300);
+  EXPECT_GT(step.at(1), 50);
+  EXPECT_LT(step.at(1), 150);
+}
+
+// However little 32 tokens at the beginning cost.
+TEST_F(SchedulerTest, AVeryLongContextGoesOn) {
+  SchedulerOptions options = Options();
+  options.max_num_batched_tokens = options.max_num_seqs = 32;
+  options.attention_parity_position = 10;
+  Start(options);
+  Add(1, 8000);
+  Add(2, 8000);
+  for (int computed = 0; computed < 16000;) {
+    int in_step = 0;
+    for (const auto& [_, tokens] : Step()) in_step += tokens;
+    ASSERT_GE(in_step, 4);
+    computed += in_step;
+  }
+}
+
 TEST_F(SchedulerTest, LongPromptIsServedUnderAFloodOfShortOnes) {
   // More short work than the engine can do: without ageing the long prompt would never run.
   SchedulerOptions options = Options();

@@ -171,6 +171,9 @@ TEST_P(PublishedNumbersTest, ParametersAndFlops) {
             numbers["params_active_layers"].get<int64_t>());
   EXPECT_EQ(spec.FlopsPerToken(), numbers["matmul_flops_per_token"].get<double>() +
                                       numbers["lm_head_flops"].get<double>());
+  const auto heads = spec.num_hidden_layers * spec.num_attention_heads;
+  EXPECT_EQ(spec.AttentionParityPosition(),
+            numbers["params_active_layers"].get<int64_t>() / (heads * (576 + 512)));
 }
 
 TEST_P(PublishedNumbersTest, Rope) {
