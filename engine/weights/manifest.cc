@@ -32,7 +32,7 @@ constexpr size_t kMaxGoldenTokens = 4096;
 
 // Read whole when a model is loaded. The first is required.
 constexpr const char* kFileNames[] = {"config.json", "tokenizer.json", "tokenizer_config.json",
-                                      "generation_config.json"};
+                                      "chat_template.jinja", "generation_config.json"};
 
 std::string PathOf(const std::string& model_dir, const std::string& name) {
   return absl::StrCat(model_dir, "/", name);
@@ -254,11 +254,20 @@ absl::Status CheckFilesAgainstManifest(const std::string& model_dir, const Manif
       return Refuse(name, "is a surplus shard");
     }
   }
+  std::set<std::string> listed;
   for (const ManifestFile& file : manifest.files) {
     SLUICE_RETURN_IF_ERROR(CheckSize(model_dir, file.name, file.size_bytes));
     SLUICE_ASSIGN_OR_RETURN(const std::string text,
                             ReadFile(PathOf(model_dir, file.name), file.size_bytes));
     if (Sha256Hex(text) != file.sha256) return Refuse(file.name, "differs");
+    listed.insert(file.name);
+  }
+  // Loading reads them when they are there.
+  for (const char* name : kFileNames) {
+    if (listed.count(name) > 0) continue;
+    if (fs::status(PathOf(model_dir, name), error).type() != fs::file_type::not_found) {
+      return Refuse(name, "is a surplus file");
+    }
   }
   return absl::OkStatus();
 }

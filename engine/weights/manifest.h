@@ -67,7 +67,8 @@ absl::Status WriteManifest(const std::string& model_dir, const Manifest& manifes
 std::vector<std::string> ManifestFileNames();
 
 // What can be told without reading tensors: each file and shard is there with its size, the files
-// and headers have their digests, and the folder has no other *.safetensors. Names the file.
+// and headers have their digests, and the folder has no other *.safetensors and none of the files
+// of ManifestFileNames() that the manifest does not list. Names the file.
 absl::Status CheckFilesAgainstManifest(const std::string& model_dir, const Manifest& manifest);
 
 }  // namespace sluice

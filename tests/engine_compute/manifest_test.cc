@@ -192,6 +192,32 @@ TEST_F(ManifestTest, FilesThatAreLostAddedCutOrExchanged) {
   ExpectRefused(Load(), refused, {"config.json", "differs"});
 }
 
+TEST_F(ManifestTest, AnotherChatTemplateIsRefused) {
+  Write("chat_template.jinja", "{{ messages[0].content }}");
+  WriteWithGolden();
+  EXPECT_TRUE(Load().ok()) << Load();
+  Write("chat_template.jinja", "{{ messages[1].content }}");
+  ExpectRefused(Load(), absl::StatusCode::kFailedPrecondition, {"chat_template.jinja", "differs"});
+}
+
+TEST_F(ManifestTest, FilesThatLoadingReadsAreNotAddedLater) {
+  const char* const optional[] = {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+                                  "generation_config.json"};
+  for (const char* name : optional) fs::remove(dir_ / name);
+  WriteWithGolden();
+  EXPECT_TRUE(Load().ok()) << Load();
+  for (const char* name : optional) {
+    Write(name, "{}");
+    ExpectRefused(Load(), absl::StatusCode::kFailedPrecondition, {name, "surplus"});
+    fs::remove(dir_ / name);
+    fs::create_symlink(name, dir_ / name);  // to itself: there, but unreadable
+    ExpectRefused(Load(), absl::StatusCode::kFailedPrecondition, {name, "surplus"});
+    fs::remove(dir_ / name);
+  }
+  Write("README.md", "what loading does not read may change");
+  EXPECT_TRUE(Load().ok()) << Load();
+}
+
 TEST_F(ManifestTest, AHeaderThatStillParsesIsRefused) {
   WriteWithGolden();
   std::string shard = Read(kSecondShard);
