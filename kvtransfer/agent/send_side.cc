@@ -111,6 +111,7 @@ absl::Status SendSide::Offer(const TransferId& id, int begin, int end,
   const size_t blocks_per_message = std::clamp<size_t>(
       core_->options.target_message_bytes / spec.block_bytes, 1, kMaxBlocksPerMessage);
   absl::Time now = core_->clock->Now();
+  if (!transfer.first_offer.has_value()) transfer.first_offer = now;
   for (size_t i = 0; i < blocks.size(); i += blocks_per_message) {
     size_t count = std::min(blocks_per_message, blocks.size() - i);
     Message message;
@@ -328,7 +329,8 @@ void SendSide::Apply(Key, Transfer* transfer, const handoff::Sender::Action& act
   } else {
     const auto& ended = std::get<handoff::Sender::Ended>(action);
     core_->events.emplace_back(SendEnded{spec.transfer, spec.request, spec.attempt, ended.status,
-                                         transfer->machine.acked_bytes(), now - transfer->started});
+                                         transfer->machine.acked_bytes(),
+                                         now - transfer->first_offer.value_or(now)});
   }
 }
 

@@ -52,7 +52,7 @@ class SendSide {
   struct Transfer {
     Transfer(const SendSpec& s, const handoff::SenderOptions& options, handoff::Bind bind,
              size_t num_blocks, absl::Time now)
-        : spec(s), machine(options, std::move(bind), now), offered(num_blocks), started(now) {}
+        : spec(s), machine(options, std::move(bind), now), offered(num_blocks) {}
     SendSpec spec;
     handoff::Sender machine;
     handoff::Coverage offered;
@@ -61,7 +61,7 @@ class SendSide {
     uint32_t num_ahead = 0;         // messages that are `ahead`
     uint64_t ahead_bytes = 0;
     bool finished = false;
-    absl::Time started;
+    std::optional<absl::Time> first_offer;
     bool attached = true;        // counted in the peer table
     bool ready = false;          // queued in ready_
     bool unchecksummed = false;  // queued in unchecksummed_

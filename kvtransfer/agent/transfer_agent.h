@@ -89,7 +89,7 @@ struct SendEnded {  // the blocks may be unpinned
   Attempt attempt;
   absl::Status status;      // OK: committed by the decode worker
   uint64_t bytes = 0;       // acknowledged by the receiver
-  absl::Duration duration;  // StartSend -> end
+  absl::Duration duration;  // first Offer -> end; zero without one
 };
 struct Received {  // complete and verified
   TransferId transfer;

@@ -129,6 +129,22 @@ class TransferAgentTest : public ::testing::Test {
   std::optional<Node> p_, d_;
 };
 
+// A prompt waits and is computed between StartSend and the first offer.
+TEST_F(TransferAgentTest, ASendIsTimedFromItsFirstOffer) {
+  const TransferId transfer = Begin(ReceiveOf(0, 128));
+  Run(absl::Seconds(10));
+  ASSERT_TRUE(Offer(transfer, 0, 64).ok());
+  Run(absl::Milliseconds(300));
+  ASSERT_TRUE(Offer(transfer, 64, 128).ok());
+  ASSERT_TRUE(p_->agent->FinishSend(transfer, FirstToken{}).ok());
+  Run(absl::Seconds(1));
+  ASSERT_EQ(p_->All<SendEnded>().size(), 1u);
+  const SendEnded ended = p_->All<SendEnded>()[0];
+  ASSERT_TRUE(ended.status.ok()) << ended.status;
+  EXPECT_GT(ended.duration, absl::Milliseconds(300));
+  EXPECT_LT(ended.duration, absl::Seconds(1));
+}
+
 TEST_F(TransferAgentTest, MovesASequenceInChunks) {
   TransferId transfer = Begin(ReceiveOf(128, 1000));
   ASSERT_TRUE(Offer(transfer, 0, 512).ok());  // the cached prefix is ignored
