@@ -112,6 +112,7 @@ struct EngineLoad {
   int running = 0;
   int waiting = 0;
   int64_t queued_prefill_tokens = 0;
+  int64_t num_preemptions = 0;  // since the start: handed back, or queued again to be recomputed
   BlockCounts blocks;
 };
 

@@ -216,6 +216,7 @@ EngineLoad EngineImpl::Load() const {
   load.running = scheduler_.num_running();
   load.waiting = scheduler_.num_waiting();
   load.queued_prefill_tokens = scheduler_.QueuedPrefillTokens();
+  load.num_preemptions = scheduler_.num_preemptions();
   load.blocks = blocks_.counts();
   return load;
 }

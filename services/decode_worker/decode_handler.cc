@@ -238,7 +238,6 @@ void DecodeHandler::OnStep(const StepResult& result, const StepInterval& interva
     DecodeRecord* record = table_.Find(ended.key);
     if (record == nullptr) continue;
     if (ended.reason == EndReason::kPreempted) {
-      context_.metrics->Preempted();
       context_.routers->SendPreempted(record->session, record->key);
       table_.Erase(*record);
     } else {

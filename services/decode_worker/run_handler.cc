@@ -54,13 +54,8 @@ void RunHandler::OnStep(const StepResult& result, const StepInterval& interval) 
   for (const SequenceEnded& ended : result.ended) {
     RunRecord* record = table_.Find(ended.key);
     if (record == nullptr) continue;
-    if (ended.reason == EndReason::kPreempted) {
-      context_.metrics->Preempted();
-      context_.routers->SendPreempted(record->session, record->key);
-      table_.Erase(*record);
-    } else {
-      Finish(*record, EndingOf(ended));
-    }
+    // Never preempted: one that gives its blocks up is computed again here.
+    Finish(*record, EndingOf(ended));
   }
 }
 

@@ -85,7 +85,8 @@ WorkerMetrics::WorkerMetrics(MetricsRegistry* registry) : registry_(registry) {
   usage_ = registry->AddGauge("sluice_kv_usage_ratio",
                               "Share of KV blocks that cannot be given to a new request.");
   preemptions_ = registry->AddCounter("sluice_engine_preemptions_total",
-                                      "Sequences handed back to the router for want of blocks.",
+                                      "Times that a sequence gave its KV blocks up for want of "
+                                      "blocks: handed back to the router, or computed again here.",
                                       {{"reason", "capacity"}});
   prefix_queried_ = registry->AddCounter("sluice_kv_prefix_queried_tokens_total",
                                          "Prompt tokens looked up in the prefix cache.");
@@ -175,6 +176,7 @@ void WorkerMetrics::Load(const EngineLoad& load) {
   running_->Set(load.running);
   waiting_->Set(load.waiting);
   queued_prefill_tokens_->Set(static_cast<double>(load.queued_prefill_tokens));
+  RaiseTo(preemptions_, static_cast<uint64_t>(load.num_preemptions));
   const BlockCounts& b = load.blocks;
   blocks_.at("free")->Set(static_cast<double>(b.free));
   blocks_.at("cached")->Set(static_cast<double>(b.cached));
@@ -186,8 +188,6 @@ void WorkerMetrics::Load(const EngineLoad& load) {
     usage_->Set(1.0 - static_cast<double>(b.free + b.cached) / static_cast<double>(b.total));
   }
 }
-
-void WorkerMetrics::Preempted() { preemptions_->Increment(); }
 
 void WorkerMetrics::PrefixLookup(int queried_tokens, int hit_tokens) {
   prefix_queried_->Increment(queried_tokens);

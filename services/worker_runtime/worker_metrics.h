@@ -39,7 +39,6 @@ class WorkerMetrics {
 
   void Step(const StepResult& result, absl::Duration duration);
   void Load(const EngineLoad& load);
-  void Preempted();
   void PrefixLookup(int queried_tokens, int hit_tokens);
   void PrefixFetched(FetchResult result, int tokens);
   void QueueTime(absl::Duration duration);

@@ -412,7 +412,7 @@ TEST_F(EngineTest, PreemptedRunContinuesIdentically) {
     ASSERT_TRUE(fake_.engine->AddRun(inputs.back()).ok());
   }
   StepAll();
-  EXPECT_GT(fake_.engine->scheduler().num_preemptions(), 0);
+  EXPECT_GT(fake_.engine->Load().num_preemptions, 0);
   for (const SequenceInput& input : inputs) ExpectOracle(input);
 }
 
@@ -434,6 +434,7 @@ TEST_F(EngineTest, PreemptedReservationIsHandedBack) {
   ExpectOracle(inputs[0]);
   ExpectOracle(inputs[1]);
   EXPECT_EQ(answers_[inputs[2].key].reason, EndReason::kPreempted);
+  EXPECT_EQ(fake_.engine->Load().num_preemptions, 1);
 
   // Planned anew with what the client has, it goes on where it was.
   SequenceInput rest = inputs[2];

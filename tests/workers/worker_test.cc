@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <thread>
@@ -42,6 +43,31 @@ TEST(Worker, BothAnswersAlone) {
   cluster.SendRun("w", sequence);
   EXPECT_EQ(cluster.WaitForEnd("w", sequence).reason(), RequestEnded::REASON_LENGTH);
   EXPECT_EQ(cluster.Tokens(sequence), WorkerCluster::Ids(cluster.Oracle(sequence)));
+  cluster.ExpectAllFreed("w");
+}
+
+TEST(Worker, BothRecomputesForWantOfBlocksAndCountsIt) {
+  std::atomic<bool> both_there{false};
+  ClusterOptions options;
+  options.num_kv_blocks = 12;  // room for the beginning of both answers and the end of one
+  options.before_forward = [&both_there] {
+    if (!both_there) absl::SleepFor(absl::Milliseconds(5));
+  };
+  WorkerCluster cluster(options);
+  cluster.Add("w", "both");
+  const auto preemptions = [&] { return cluster.Metric("w", "sluice_engine_preemptions_total"); };
+  EXPECT_EQ(preemptions(), 0);
+  const auto first = WorkerCluster::MakeSequence(1, 60, 560);
+  const auto second = WorkerCluster::MakeSequence(2, 60, 560);
+  cluster.SendRun("w", first);
+  cluster.SendRun("w", second);
+  cluster.WaitForRequests("w", 2);
+  both_there = true;
+  for (const rpc::SequenceAttempt* sequence : {&first, &second}) {
+    EXPECT_EQ(cluster.WaitForEnd("w", *sequence).reason(), RequestEnded::REASON_LENGTH);
+    EXPECT_EQ(cluster.Tokens(*sequence), WorkerCluster::Ids(cluster.Oracle(*sequence)));
+  }
+  EXPECT_TRUE(Eventually([&] { return preemptions() > 0; }));
   cluster.ExpectAllFreed("w");
 }
 
