@@ -7,6 +7,7 @@
 #include <fstream>
 #include <iostream>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -35,7 +36,12 @@ constexpr char kExamples[] = R"(Examples:
   sluice bench --preset ttft --json ttft.json --plot ttft.svg
   sluice bench --url http://127.0.0.1:8000 --model deepseek-tiny               any OpenAI-compatible server
 Presets: ttft (over prompt lengths), concurrency (10 to 100 at 1,024 tokens), cached (the same prompts twice).
-Times are measured here, from sending the request; TPOT is (last - first token) / (tokens - 1).)";
+Times are measured here: from sending the request, with --rate and --trace from when it was due. TPOT is
+(last - first token) / (tokens - 1).)";
+
+// Requests in flight, unless --concurrency says otherwise.
+constexpr int kClosedLoopConcurrency = 8;
+constexpr int kOpenLoopConcurrency = 512;
 
 struct BenchFlags {
   ServerFlags server;
@@ -47,6 +53,7 @@ struct BenchFlags {
   std::string plot_path;
   loadgen::ScenarioOptions scenario;
   loadgen::TraceWorkloadOptions trace;
+  std::optional<int> concurrency;
   double rate = 0;
   double timeout_seconds = 300;
   loadgen::Slo slo;
@@ -84,6 +91,10 @@ std::string HttpUrl(const BenchFlags& flags) {
 
 absl::StatusOr<loadgen::Scenario> MakeScenario(BenchFlags flags) {
   if (!flags.preset.empty()) return loadgen::PresetScenario(flags.preset, flags.scenario);
+  loadgen::RunOptions& run = flags.scenario.run;
+  run.open_loop = flags.rate > 0 || !flags.trace.path.empty();
+  run.concurrency =
+      flags.concurrency.value_or(run.open_loop ? kOpenLoopConcurrency : kClosedLoopConcurrency);
   if (!flags.trace.path.empty()) {
     flags.trace.max_requests = flags.scenario.workload.num_requests;
     flags.trace.max_prompt_tokens = flags.scenario.max_model_len * 7 / 8;
@@ -95,16 +106,10 @@ absl::StatusOr<loadgen::Scenario> MakeScenario(BenchFlags flags) {
                 << " requests of the trace are longer than the model's context "
                 << "and were left out (--length-scale makes them shorter)\n";
     }
-    flags.scenario.run.open_loop = true;
-    flags.scenario.run.concurrency = 512;
     return loadgen::SingleScenario(flags.scenario, std::move(trace.requests),
                                    absl::StrCat("Trace ", flags.trace.path));
   }
-  if (flags.rate > 0) {
-    flags.scenario.workload.requests_per_second = flags.rate;
-    flags.scenario.run.open_loop = true;
-    flags.scenario.run.concurrency = 512;
-  }
+  flags.scenario.workload.requests_per_second = flags.rate;
   SLUICE_ASSIGN_OR_RETURN(std::vector<loadgen::PlannedRequest> workload,
                           loadgen::MakeRandomWorkload(flags.scenario.workload));
   return loadgen::SingleScenario(
@@ -220,14 +225,16 @@ void AddBench(CLI::App* app, int* exit_code) {
   CLI::Option* const preset =
       command->add_option("--preset", flags->preset, "ttft, concurrency or cached")
           ->check(CLI::IsMember({"ttft", "concurrency", "cached"}));
-  command->add_option("-c,--concurrency", flags->scenario.run.concurrency, "Requests in flight")
+  command
+      ->add_option("-c,--concurrency", flags->concurrency,
+                   absl::StrFormat("Requests in flight, %d if unset; with --rate or --trace their "
+                                   "upper bound, %d if unset",
+                                   kClosedLoopConcurrency, kOpenLoopConcurrency))
       ->check(CLI::Range(1, 2048))
-      ->capture_default_str()
       ->excludes(preset);
   command->add_option("--rate", flags->rate, "Open loop: requests per second, Poisson arrivals")
       ->check(CLI::Range(0.001, 1e6))
-      ->excludes(preset)
-      ->excludes("--concurrency");
+      ->excludes(preset);
   command
       ->add_option("-n,--requests", workload.num_requests,
                    "Number of requests; presets have fewer, or their own")
@@ -250,8 +257,7 @@ void AddBench(CLI::App* app, int* exit_code) {
       ->capture_default_str();
   command->add_option("--trace", flags->trace.path, "Replay a trace in Mooncake's format")
       ->excludes(preset)
-      ->excludes("--rate")
-      ->excludes("--concurrency");
+      ->excludes("--rate");
   command->add_option("--length-scale", flags->trace.length_scale, "Shorten the trace's requests");
   command->add_option("--time-scale", flags->trace.time_scale, "0.5: twice the trace's rate");
   command->add_option("--warm-up", flags->scenario.warm_up_requests, "Requests before each run")

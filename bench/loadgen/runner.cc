@@ -29,15 +29,17 @@ RunResult RunWorkload(const std::vector<PlannedRequest>& workload, const TargetF
       const std::unique_ptr<Target> target = targets();
       for (size_t index; (index = next.fetch_add(1)) < workload.size();) {
         const PlannedRequest& request = workload[index];
+        const absl::Time due = start + request.arrival;
         if (options.open_loop) {
-          const absl::Time due = start + request.arrival;
           absl::SleepFor(due - MonotonicNow());
           const absl::Duration delay = MonotonicNow() - due;
           absl::MutexLock lock(&mu);
           worst_delay = std::max(worst_delay, delay);
         }
-        result.records[index] = target->Run(request, options.request_timeout);
-        result.records[index].ended = MonotonicNow();
+        RequestRecord& record = result.records[index];
+        record = target->Run(request, options.request_timeout);
+        record.due = options.open_loop ? due : record.sent;
+        record.ended = MonotonicNow();
         finished.fetch_add(1);
       }
       absl::MutexLock lock(&mu);

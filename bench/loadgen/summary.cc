@@ -68,10 +68,10 @@ Summary Summarize(std::string name, double x, const RunResult& run, const Slo& s
       if (summary.first_error.empty()) summary.first_error = record.status.ToString();
       continue;
     }
-    const double request_ttft = Milliseconds(record.first_token - record.sent);
+    const double request_ttft = Milliseconds(record.first_token - record.due);
     double request_tpot = 0;
     ttft.push_back(request_ttft);
-    e2e.push_back(Milliseconds(record.last_token - record.sent));
+    e2e.push_back(Milliseconds(record.last_token - record.due));
     if (record.output_tokens > 1) {
       request_tpot =
           Milliseconds(record.last_token - record.first_token) / (record.output_tokens - 1);
@@ -132,8 +132,9 @@ std::string Remarks(const std::vector<Summary>& runs) {
     }
     if (run.worst_send_delay_ms > 100) {
       text += absl::StrFormat(
-          "%s: requests were sent up to %.0f ms late; raise --concurrency to keep the arrival "
-          "times\n",
+          "%s: requests were sent up to %.0f ms late, which their latencies hold; raise "
+          "--concurrency "
+          "to keep the arrival times\n",
           run.name, run.worst_send_delay_ms);
     }
   }

@@ -1,4 +1,5 @@
-// Figures of one run. Percentiles are over successful requests (nearest rank); milliseconds.
+// Figures of one run. Percentiles are over successful requests (nearest rank); milliseconds. Times
+// count from when a request was due: a late one has waited, as its user would have.
 #pragma once
 
 #include <string>
@@ -31,7 +32,7 @@ struct Summary {
   Percentiles tpot_ms;  // per request: (last - first token) / (tokens - 1)
   Percentiles itl_ms;   // between events
   Percentiles e2e_ms;
-  Percentiles refusal_ms;         // sent to refused early
+  Percentiles refusal_ms;         // sent to refused early: how soon the server says no
   double request_throughput = 0;  // per second
   double output_token_throughput = 0;
   double prompt_token_throughput = 0;

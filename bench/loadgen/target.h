@@ -16,6 +16,9 @@ namespace sluice::loadgen {
 
 // Times are MonotonicNow() values.
 struct RequestRecord {
+  // Set by the runner: in an open loop when the request was to be sent, however late it was; in a
+  // closed loop `sent`. Latencies count from here.
+  absl::Time due;
   absl::Time sent;
   absl::Time first_token;  // InfiniteFuture: none came
   absl::Time last_token;

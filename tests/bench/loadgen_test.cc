@@ -191,6 +191,38 @@ TEST(Runner, ClosedLoopKeepsTheConcurrencyAndCountsEverything) {
   EXPECT_EQ(summary.good_share, 0) << "10 ms per token is above the limit of 9";
 }
 
+// Has its first token after 50 ms and is done.
+class SlowTarget : public Target {
+ public:
+  RequestRecord Run(const PlannedRequest&, absl::Duration) override {
+    RequestRecord record;
+    record.sent = MonotonicNow();
+    absl::SleepFor(absl::Milliseconds(50));
+    record.first_token = record.last_token = MonotonicNow();
+    record.output_tokens = 1;
+    return record;
+  }
+};
+
+// Ten requests come at once and are answered one after the other: the last one waited for nine.
+TEST(Runner, AnOpenLoopCountsTheTimeBeforeALateRequestIsSent) {
+  const std::vector<PlannedRequest> workload(10);
+  RunOptions options;
+  options.open_loop = true;
+  options.concurrency = 1;
+  const auto targets = [] { return std::make_unique<SlowTarget>(); };
+  const Summary summary =
+      Summarize("x", 1, RunWorkload(workload, targets, options), Slo{.ttft_ms = 40});
+  EXPECT_GE(summary.ttft_ms.p99, 450);
+  EXPECT_GE(summary.e2e_ms.p99, 450);
+  EXPECT_GE(summary.worst_send_delay_ms, 440);
+  EXPECT_EQ(summary.good_share, 0);
+
+  options.open_loop = false;
+  EXPECT_LT(Summarize("x", 1, RunWorkload(workload, targets, options), Slo()).ttft_ms.p50, 450)
+      << "a closed loop has no time at which a request is due";
+}
+
 TEST(Percentiles, NearestRank) {
   std::vector<double> values;
   for (int i = 100; i >= 1; --i) values.push_back(i);

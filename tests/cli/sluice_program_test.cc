@@ -135,6 +135,9 @@ TEST(SluiceProgram, FailuresSayWhatToDo) {
   EXPECT_THAT(Sluice("bench --url http://127.0.0.1:1 --model m -q").err,
               HasSubstr("no request before the run succeeded"));
   EXPECT_EQ(Sluice("bench --preset ttft --prompt-tokens 5").exit_code, 2);
+  // The advice to raise --concurrency can be followed.
+  EXPECT_EQ(
+      Sluice("bench --url http://127.0.0.1:1 --model m -q --rate 5 --concurrency 9").exit_code, 1);
   EXPECT_THAT(Sluice("inspect /nonexistent").err, HasSubstr("/nonexistent/config.json"));
   EXPECT_THAT(Sluice("generate " + kTiny).err, HasSubstr("exactly one of"));
   EXPECT_THAT(Sluice("logits " + kTiny + " --tokens 0,4096").err, HasSubstr("'4096'"));
