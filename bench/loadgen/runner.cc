@@ -61,7 +61,7 @@ RunResult RunWorkload(const std::vector<PlannedRequest>& workload, const TargetF
   absl::Time first = absl::InfiniteFuture();
   for (const RequestRecord& record : result.records) {
     first = std::min(first, record.sent);
-    if (record.status.ok()) last = std::max(last, record.last_token);
+    last = std::max(last, record.ended);
   }
   result.duration = std::max(absl::ZeroDuration(), last - first);
   result.worst_send_delay = worst_delay;

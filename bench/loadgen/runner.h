@@ -20,7 +20,7 @@ struct RunOptions {
 
 struct RunResult {
   std::vector<RequestRecord> records;  // in order of the workload
-  absl::Duration duration;             // first send -> last answer
+  absl::Duration duration;             // first send -> last answer or failure
   // Open loop: how late the latest request was sent because `concurrency` was exhausted. Large
   // values mean that the load was not what was asked for; the requests' latencies hold the delay.
   absl::Duration worst_send_delay;

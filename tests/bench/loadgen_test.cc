@@ -223,6 +223,31 @@ TEST(Runner, AnOpenLoopCountsTheTimeBeforeALateRequestIsSent) {
       << "a closed loop has no time at which a request is due";
 }
 
+// The second half of its requests fails after 100 ms, the first is answered at once.
+class FailingTarget : public Target {
+ public:
+  RequestRecord Run(const PlannedRequest& request, absl::Duration) override {
+    RequestRecord record;
+    record.sent = record.first_token = record.last_token = MonotonicNow();
+    if (request.max_tokens > 0) return record;
+    absl::SleepFor(absl::Milliseconds(100));
+    record.first_token = absl::InfiniteFuture();
+    record.status = absl::UnavailableError("gone");
+    return record;
+  }
+};
+
+TEST(Runner, ARunLastsUntilItsLastFailure) {
+  std::vector<PlannedRequest> workload(4);
+  workload[0].max_tokens = workload[1].max_tokens = 1;
+  RunOptions options;
+  options.concurrency = 1;
+  const RunResult run = RunWorkload(
+      workload, [] { return std::make_unique<FailingTarget>(); }, options);
+  EXPECT_GE(run.duration, absl::Milliseconds(200));
+  EXPECT_LE(Summarize("x", 1, run, Slo()).request_throughput, 10);
+}
+
 TEST(Percentiles, NearestRank) {
   std::vector<double> values;
   for (int i = 100; i >= 1; --i) values.push_back(i);
