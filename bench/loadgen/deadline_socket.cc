@@ -48,6 +48,12 @@ void DeadlineSocket::Close() {
   socket_.close(ignored);
 }
 
+bool DeadlineSocket::IsQuiet() {
+  char byte = 0;
+  const ssize_t got = recv(socket_.native_handle(), &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+  return got < 0 && (errno == EAGAIN || errno == EWOULDBLOCK);
+}
+
 boost::system::error_code DeadlineSocket::AwaitReadable() { return Await(POLLIN); }
 boost::system::error_code DeadlineSocket::AwaitWritable() { return Await(POLLOUT); }
 

@@ -22,9 +22,12 @@ class DeadlineSocket {
   // A MonotonicNow() value; operations that would pass it fail with timed_out.
   void set_deadline(absl::Time deadline) { deadline_ = deadline; }
   // Resolving the name is up to the system, and not bounded.
+  // An open connection is closed first.
   error_code Connect(const std::string& host, const std::string& port);
   void Close();
   bool is_open() const { return socket_.is_open(); }
+  // False: the peer has closed, or said something that nobody asked for. REQUIRES: is_open().
+  bool IsQuiet();
 
   template <typename Buffers>
   size_t read_some(const Buffers& buffers, error_code& error) {

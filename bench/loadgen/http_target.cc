@@ -26,16 +26,9 @@ class HttpTarget : public Target {
   RequestRecord Run(const PlannedRequest& request, absl::Duration timeout) override {
     RequestRecord record;
     record.first_token = absl::InfiniteFuture();
-    const bool reused = socket_.is_open();
     socket_.set_deadline(MonotonicNow() + timeout);
     record.sent = MonotonicNow();
     record.status = Exchange(request, &record);
-    // A kept connection may have been closed meanwhile; that is no failure of this request.
-    if (reused && absl::IsUnavailable(record.status) &&
-        record.first_token == absl::InfiniteFuture()) {
-      record.sent = MonotonicNow();
-      record.status = Exchange(request, &record);
-    }
     return record;
   }
 
@@ -57,12 +50,14 @@ class HttpTarget : public Target {
 
   absl::Status Converse(const PlannedRequest& planned, RequestRecord* record,
                         bool* answer_is_whole) {
+    if (absl::Status status = Send(planned); !status.ok()) return status;
+    return Receive(record, answer_is_whole);
+  }
+
+  // A kept connection may have been closed meanwhile; that is no failure of this request. Once it
+  // is sent, the server may be at work on it, and what goes wrong is the server's.
+  absl::Status Send(const PlannedRequest& planned) {
     boost::system::error_code error;
-    if (!socket_.is_open()) {
-      error = socket_.Connect(host_, port_);
-      if (error) return Failure(absl::StrCat("connect to ", host_, ":", port_).c_str(), error);
-      buffer_.clear();
-    }
     http::request<http::string_body> request(http::verb::post, "/v1/completions", 11);
     request.set(http::field::host, absl::StrCat(host_, ":", port_));
     request.set(http::field::content_type, "application/json");
@@ -72,9 +67,20 @@ class HttpTarget : public Target {
                      ",\"temperature\":0,\"ignore_eos\":true,\"stream\":true,"
                      "\"stream_options\":{\"include_usage\":true}}");
     request.prepare_payload();
+    if (socket_.is_open() && socket_.IsQuiet()) {
+      http::write(socket_, request, error);
+      if (!error) return absl::OkStatus();
+      if (error == asio::error::timed_out) return Failure("send", error);
+    }
+    error = socket_.Connect(host_, port_);
+    if (error) return Failure(absl::StrCat("connect to ", host_, ":", port_).c_str(), error);
+    buffer_.clear();
     http::write(socket_, request, error);
-    if (error) return Failure("send", error);
+    return error ? Failure("send", error) : absl::OkStatus();
+  }
 
+  absl::Status Receive(RequestRecord* record, bool* answer_is_whole) {
+    boost::system::error_code error;
     http::response_parser<http::buffer_body> parser;
     parser.body_limit(boost::none);
     http::read_header(socket_, buffer_, parser, error);

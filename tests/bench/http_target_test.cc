@@ -2,6 +2,7 @@
 // connection after them.
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/asio/read_until.hpp>
@@ -28,6 +29,9 @@ constexpr char kRefusal[] =
 constexpr char kAnswer[] =
     "HTTP/1.1 200 OK\r\nContent-Length: 42\r\n\r\ndata: {\"choices\":[{}]}\n\ndata: [DONE]\n\n    ";
 
+// Instead of an answer: the server works for 300 ms, then closes.
+constexpr char kCrash[] = "";
+
 // Gives the scripted answers, one a request, then ends; counts the connections it took for them. A
 // connection lives as long as the client keeps it, or for one answer.
 class ScriptedServer {
@@ -39,6 +43,10 @@ class ScriptedServer {
   }
   std::string url() const {
     return absl::StrCat("http://127.0.0.1:", acceptor_.local_endpoint().port());
+  }
+  bool closes() const { return closes_; }
+  void AwaitClosedConnections(int count) const {
+    while (num_closed_ < count) absl::SleepFor(absl::Milliseconds(1));
   }
   int JoinAndCountConnections() {
     thread_.join();
@@ -57,9 +65,16 @@ class ScriptedServer {
         asio::read_until(socket, input, "}}", error);  // the end of the request's JSON
         if (error) break;
         input.consume(input.size());
-        asio::write(socket, asio::buffer(answers_[next++]), error);
+        const std::string& answer = answers_[next++];
+        if (answer == kCrash) {
+          absl::SleepFor(absl::Milliseconds(300));
+          break;
+        }
+        asio::write(socket, asio::buffer(answer), error);
         if (closes_) break;
       }
+      socket.close(error);
+      ++num_closed_;
     }
   }
 
@@ -68,6 +83,7 @@ class ScriptedServer {
   asio::io_context io_;
   tcp::acceptor acceptor_{io_, tcp::endpoint(asio::ip::address_v4::loopback(), 0)};
   int num_connections_ = 0;
+  std::atomic<int> num_closed_{0};
   std::thread thread_;
 };
 
@@ -76,6 +92,7 @@ std::vector<absl::Status> RunAll(const ScriptedServer& server, int num_requests)
   std::vector<absl::Status> statuses;
   for (int i = 0; i < num_requests; ++i) {
     statuses.push_back(target->Run({.prompt = {1, 2}, .max_tokens = 1}, absl::Seconds(10)).status);
+    if (server.closes()) server.AwaitClosedConnections(i + 1);
   }
   return statuses;
 }
@@ -101,6 +118,16 @@ TEST(HttpTarget, ReconnectsAfterAnAnswerThatIsCutOff) {
   const auto statuses = RunAll(server, 2);
   EXPECT_EQ(statuses[0].code(), absl::StatusCode::kUnavailable);
   EXPECT_TRUE(statuses[1].ok()) << statuses[1];
+  EXPECT_EQ(server.JoinAndCountConnections(), 2);
+}
+
+// Asked once more, the server would be timed for the second attempt, and its failure forgotten.
+TEST(HttpTarget, AServerThatClosesInsteadOfAnsweringHasFailed) {
+  ScriptedServer server({kAnswer, kCrash, kAnswer}, /*closes=*/false);
+  const auto statuses = RunAll(server, 3);
+  EXPECT_TRUE(statuses[0].ok()) << statuses[0];
+  EXPECT_EQ(statuses[1].code(), absl::StatusCode::kUnavailable) << statuses[1];
+  EXPECT_TRUE(statuses[2].ok()) << statuses[2];
   EXPECT_EQ(server.JoinAndCountConnections(), 2);
 }
 
