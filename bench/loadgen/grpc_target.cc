@@ -29,13 +29,12 @@ class GrpcTarget : public Target {
     auto reader = stub_->Generate(&context, request);
     v1::GenerateResponse response;
     while (reader->Read(&response)) {
-      const absl::Time now = MonotonicNow();
-      if (record.first_token == absl::InfiniteFuture()) {
-        record.first_token = now;
-      } else {
-        record.gaps.push_back(now - record.last_token);
+      const bool has_text = !response.text_delta().empty();
+      const bool is_end = response.finished() != v1::FINISH_REASON_UNSPECIFIED;
+      // The stream's last message has usage alone.
+      if (has_text || is_end || !response.has_usage()) {
+        CountEvent(MonotonicNow(), has_text, is_end, &record);
       }
-      record.last_token = now;
       if (response.has_usage()) {
         record.prompt_tokens = response.usage().prompt_tokens();
         record.output_tokens = response.usage().completion_tokens();

@@ -1,5 +1,6 @@
 #include <boost/beast/core/flat_buffer.hpp>
 #include <boost/beast/http.hpp>
+#include <string_view>
 
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
@@ -139,12 +140,11 @@ class HttpTarget : public Target {
     }
     simdjson::dom::array choices;
     if (event["choices"].get(choices) == simdjson::SUCCESS && choices.size() > 0) {
-      if (record->first_token == absl::InfiniteFuture()) {
-        record->first_token = now;
-      } else {
-        record->gaps.push_back(now - record->last_token);
-      }
-      record->last_token = now;
+      const simdjson::dom::element choice = choices.at(0).value_unsafe();
+      std::string_view text;
+      const bool has_text = choice["text"].get(text) == simdjson::SUCCESS && !text.empty();
+      const bool is_end = choice["finish_reason"].get(part) == simdjson::SUCCESS && !part.is_null();
+      CountEvent(now, has_text, is_end, record);
     }
     simdjson::dom::object usage;
     if (event["usage"].get(usage) == simdjson::SUCCESS) {

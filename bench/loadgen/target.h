@@ -30,6 +30,11 @@ struct RequestRecord {
   absl::Status status;
 };
 
+// Counts an event of a choice that came at `now`. An event that ends the choice without text
+// carries no token, unless it is the first: then the only token has no text. A token may have none
+// in the middle as well, such as the first half of a character.
+void CountEvent(absl::Time now, bool has_text, bool is_end, RequestRecord* record);
+
 class Target {
  public:
   virtual ~Target() = default;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "bench/loadgen/target.h"
 #include "common/clock.h"
 
@@ -87,6 +88,12 @@ class ScriptedServer {
   std::thread thread_;
 };
 
+std::string Answer(const std::vector<std::string>& events) {
+  std::string body;
+  for (const std::string& event : events) absl::StrAppend(&body, "data: ", event, "\n\n");
+  return absl::StrCat("HTTP/1.1 200 OK\r\nContent-Length: ", body.size(), "\r\n\r\n", body);
+}
+
 std::vector<absl::Status> RunAll(const ScriptedServer& server, int num_requests) {
   const auto target = (*HttpTargets(server.url(), "m"))();
   std::vector<absl::Status> statuses;
@@ -129,6 +136,30 @@ TEST(HttpTarget, AServerThatClosesInsteadOfAnsweringHasFailed) {
   EXPECT_EQ(statuses[1].code(), absl::StatusCode::kUnavailable) << statuses[1];
   EXPECT_TRUE(statuses[2].ok()) << statuses[2];
   EXPECT_EQ(server.JoinAndCountConnections(), 2);
+}
+
+constexpr char kToken[] = R"({"choices":[{"index":0,"text":"a","finish_reason":null}]})";
+constexpr char kHalfACharacter[] = R"({"choices":[{"index":0,"text":"","finish_reason":null}]})";
+constexpr char kLastToken[] = R"({"choices":[{"index":0,"text":"b","finish_reason":"length"}]})";
+constexpr char kEnd[] = R"({"choices":[{"index":0,"text":"","finish_reason":"length"}]})";
+constexpr char kUsage[] =
+    R"({"choices":[],"usage":{"prompt_tokens":2,"completion_tokens":3,"total_tokens":5}})";
+
+TEST(HttpTarget, OnlyEventsWithTokensHaveGaps) {
+  const std::vector<std::pair<std::vector<std::string>, size_t>> cases = {
+      {{kToken, kLastToken, kUsage, "[DONE]"}, 1},
+      {{kToken, kToken, kEnd, kUsage, "[DONE]"}, 1},
+      {{kToken, kHalfACharacter, kLastToken, kUsage, "[DONE]"}, 2},
+      {{kEnd, kUsage, "[DONE]"}, 0},  // its only token has no text
+  };
+  for (const auto& [events, num_gaps] : cases) {
+    ScriptedServer server({Answer(events)}, /*closes=*/true);
+    const RequestRecord record = (*HttpTargets(server.url(), "m"))()->Run(
+        {.prompt = {1}, .max_tokens = 3}, absl::Seconds(9));
+    EXPECT_TRUE(record.status.ok()) << record.status;
+    EXPECT_EQ(record.gaps.size(), num_gaps) << absl::StrJoin(events, " ");
+    EXPECT_EQ(record.output_tokens, 3);
+  }
 }
 
 // The system accepts for it; nothing ever answers.
