@@ -145,6 +145,12 @@ absl::StatusOr<TraceWorkload> LoadTraceWorkload(const TraceWorkloadOptions& opti
         absl::StrCat(options.path, ": no usable request (", workload.num_left_out,
                      " are longer than the limit; --length-scale makes them shorter)"));
   }
+  std::vector<PlannedRequest>& requests = workload.requests;
+  std::stable_sort(
+      requests.begin(), requests.end(),
+      [](const PlannedRequest& a, const PlannedRequest& b) { return a.arrival < b.arrival; });
+  const absl::Duration first = requests.front().arrival;
+  for (PlannedRequest& request : requests) request.arrival -= first;
   return workload;
 }
 

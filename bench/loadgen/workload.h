@@ -42,7 +42,8 @@ absl::StatusOr<std::vector<PlannedRequest>> MakeRandomWorkload(
 
 // A trace in Mooncake's published format: one JSON object a line with timestamp (ms), input_length,
 // output_length (tokens) and hash_ids, one id per 512 prompt tokens; equal ids become equal tokens,
-// so shared prefixes are really shared.
+// so shared prefixes are really shared. The first request that is kept arrives at once, the others
+// as long after it as in the trace.
 struct TraceWorkloadOptions {
   std::string path;
   int max_requests = 0;       // 0: all

@@ -102,17 +102,37 @@ TEST(TraceWorkload, ScalesAndLeavesOut) {
       R"({"timestamp":100,"input_length":6400,"output_length":640,"hash_ids":[1,2,3,4,5,6,7,8,9,10,11,12,13]})"
       "\n"
       R"({"timestamp":200,"input_length":99999,"output_length":1,"hash_ids":[]})"
+      "\n"
+      R"({"timestamp":200,"input_length":10,"output_length":10})"
       "\n");
   options.length_scale = 0.1;
   options.time_scale = 0.5;
   options.max_prompt_tokens = 1000;
   const auto trace = LoadTraceWorkload(options);
   ASSERT_TRUE(trace.ok()) << trace.status();
-  ASSERT_EQ(trace->requests.size(), 1u);
+  ASSERT_EQ(trace->requests.size(), 2u);
   EXPECT_EQ(trace->num_left_out, 1);
   EXPECT_EQ(trace->requests[0].prompt.size(), 640u);
   EXPECT_EQ(trace->requests[0].max_tokens, 64);
-  EXPECT_EQ(trace->requests[0].arrival, absl::Milliseconds(50));
+  EXPECT_EQ(trace->requests[1].arrival, absl::Milliseconds(50));
+}
+
+// A slice of a trace: its first line, which is left out, came 10 s before the first that is sent.
+TEST(TraceWorkload, BeginsWithItsFirstRequest) {
+  TraceWorkloadOptions options;
+  options.path = WriteTrace(R"({"timestamp":50000,"input_length":99999,"output_length":1})"
+                            "\n"
+                            R"({"timestamp":62000,"input_length":7,"output_length":1})"
+                            "\n"
+                            R"({"timestamp":60000,"input_length":5,"output_length":1})"
+                            "\n");
+  options.max_prompt_tokens = 1000;
+  const auto trace = LoadTraceWorkload(options);
+  ASSERT_TRUE(trace.ok()) << trace.status();
+  ASSERT_EQ(trace->requests.size(), 2u);
+  EXPECT_EQ(trace->requests[0].prompt.size(), 5u);
+  EXPECT_EQ(trace->requests[0].arrival, absl::ZeroDuration());
+  EXPECT_EQ(trace->requests[1].arrival, absl::Seconds(2));
 }
 
 TEST(TraceWorkload, NamesTheBadLine) {
