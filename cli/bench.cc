@@ -13,6 +13,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
+#include "bench/loadgen/http_models.h"
 #include "bench/loadgen/plot.h"
 #include "bench/loadgen/scenario.h"
 #include "bench/loadgen/summary.h"
@@ -54,6 +55,7 @@ struct BenchFlags {
   loadgen::ScenarioOptions scenario;
   loadgen::TraceWorkloadOptions trace;
   std::optional<int> concurrency;
+  std::optional<int> max_model_len;
   double rate = 0;
   double timeout_seconds = 300;
   loadgen::Slo slo;
@@ -62,7 +64,7 @@ struct BenchFlags {
 
 struct ServedModel {
   std::string id;
-  int max_model_len = 0;
+  int max_model_len = 0;  // 0: it does not say
 };
 
 absl::StatusOr<ServedModel> AskForModel(const std::string& address) {
@@ -89,6 +91,38 @@ std::string HttpUrl(const BenchFlags& flags) {
   return "http://127.0.0.1:8000";
 }
 
+// The model's context, as the server of --url says; tells when it does not.
+int ContextOfUrl(const BenchFlags& flags) {
+  const absl::StatusOr<int> answer =
+      loadgen::AskMaxModelLen(flags.url, flags.model, absl::Seconds(5));
+  if (answer.ok()) return *answer;
+  std::cerr << flags.url << " does not say how long the model's context is ("
+            << answer.status().message() << "); " << flags.scenario.max_model_len
+            << " tokens are assumed, --max-model-len says otherwise\n";
+  return flags.scenario.max_model_len;
+}
+
+// Of the context, 7/8 are for the prompt and the rest for the answer.
+absl::StatusOr<loadgen::TraceWorkload> LoadTrace(const BenchFlags& flags) {
+  loadgen::TraceWorkloadOptions options = flags.trace;
+  const int context = flags.scenario.max_model_len;
+  options.max_requests = flags.scenario.workload.num_requests;
+  options.max_prompt_tokens = static_cast<int>(int64_t{context} * 7 / 8);
+  options.max_output_tokens = context / 8 - 1;
+  options.seed = flags.scenario.workload.seed;
+  SLUICE_ASSIGN_OR_RETURN(loadgen::TraceWorkload trace, loadgen::LoadTraceWorkload(options));
+  if (trace.num_left_out > 0) {
+    std::cerr << trace.num_left_out << " requests of the trace were left out: their prompts are "
+              << "longer than " << options.max_prompt_tokens << " tokens, 7/8 of the model's "
+              << "context (--length-scale makes them shorter)\n";
+  }
+  if (trace.num_cut > 0) {
+    std::cerr << trace.num_cut << " of " << trace.requests.size() << " answers were cut to "
+              << options.max_output_tokens << " tokens, 1/8 of the model's context\n";
+  }
+  return trace;
+}
+
 absl::StatusOr<loadgen::Scenario> MakeScenario(BenchFlags flags) {
   if (!flags.preset.empty()) return loadgen::PresetScenario(flags.preset, flags.scenario);
   loadgen::RunOptions& run = flags.scenario.run;
@@ -96,16 +130,7 @@ absl::StatusOr<loadgen::Scenario> MakeScenario(BenchFlags flags) {
   run.concurrency =
       flags.concurrency.value_or(run.open_loop ? kOpenLoopConcurrency : kClosedLoopConcurrency);
   if (!flags.trace.path.empty()) {
-    flags.trace.max_requests = flags.scenario.workload.num_requests;
-    flags.trace.max_prompt_tokens = flags.scenario.max_model_len * 7 / 8;
-    flags.trace.max_output_tokens = flags.scenario.max_model_len / 8 - 1;
-    flags.trace.seed = flags.scenario.workload.seed;
-    SLUICE_ASSIGN_OR_RETURN(loadgen::TraceWorkload trace, loadgen::LoadTraceWorkload(flags.trace));
-    if (trace.num_left_out > 0) {
-      std::cerr << trace.num_left_out
-                << " requests of the trace are longer than the model's context "
-                << "and were left out (--length-scale makes them shorter)\n";
-    }
+    SLUICE_ASSIGN_OR_RETURN(loadgen::TraceWorkload trace, LoadTrace(flags));
     return loadgen::SingleScenario(flags.scenario, std::move(trace.requests),
                                    absl::StrCat("Trace ", flags.trace.path));
   }
@@ -163,6 +188,11 @@ absl::Status Bench(BenchFlags flags) {
       flags.grpc ? loadgen::GrpcTargets(address, flags.model)
                  : loadgen::HttpTargets(HttpUrl(flags), flags.model);
   if (!targets.ok()) return targets.status();
+  if (flags.max_model_len.has_value()) {
+    flags.scenario.max_model_len = *flags.max_model_len;
+  } else if (!own_cluster && !(flags.preset.empty() && flags.trace.path.empty())) {
+    flags.scenario.max_model_len = ContextOfUrl(flags);
+  }
   SLUICE_ASSIGN_OR_RETURN(const loadgen::Scenario scenario, MakeScenario(flags));
 
   std::cout << scenario.title << ", model " << flags.model << ", " << (flags.grpc ? "gRPC" : "HTTP")
@@ -222,6 +252,10 @@ void AddBench(CLI::App* app, int* exit_code) {
   command->add_option("--url", flags->url, "Another OpenAI-compatible server, http://host:port");
   command->add_flag("--grpc", flags->grpc, "gRPC instead of HTTP")->excludes("--url");
   command->add_option("--model", flags->model, "Model name; unset: the cluster's");
+  command
+      ->add_option("--max-model-len", flags->max_model_len,
+                   "Context in tokens, for --trace and --preset; unset: what the server says")
+      ->check(CLI::Range(16, 1 << 30));
   CLI::Option* const preset =
       command->add_option("--preset", flags->preset, "ttft, concurrency or cached")
           ->check(CLI::IsMember({"ttft", "concurrency", "cached"}));

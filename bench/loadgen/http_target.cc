@@ -2,11 +2,11 @@
 #include <boost/beast/http.hpp>
 #include <string_view>
 
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "absl/strings/strip.h"
 #include "bench/loadgen/deadline_socket.h"
+#include "bench/loadgen/http_models.h"
 #include "bench/loadgen/target.h"
 #include "common/clock.h"
 #include "simdjson.h"
@@ -174,22 +174,11 @@ class HttpTarget : public Target {
 }  // namespace
 
 absl::StatusOr<TargetFactory> HttpTargets(const std::string& url, const std::string& model) {
-  absl::string_view rest = url;
-  if (!absl::ConsumePrefix(&rest, "http://")) {
-    return absl::InvalidArgumentError(absl::StrCat("url: ", url, " does not begin with http://"));
-  }
-  rest = absl::StripSuffix(rest, "/");
-  rest = absl::StripSuffix(rest, "/v1");
-  const size_t colon = rest.rfind(':');
-  const std::string host(rest.substr(0, colon));
-  const std::string port(colon == absl::string_view::npos ? "80" : rest.substr(colon + 1));
-  int port_number = 0;
-  if (host.empty() || !absl::SimpleAtoi(port, &port_number) || port_number < 1 ||
-      port_number > 65535) {
-    return absl::InvalidArgumentError(absl::StrCat("url: ", url, " is not http://host:port"));
-  }
-  return TargetFactory(
-      [host, port, model] { return std::make_unique<HttpTarget>(host, port, model); });
+  const absl::StatusOr<HttpAddress> address = ParseHttpUrl(url);
+  if (!address.ok()) return address.status();
+  return TargetFactory([address = *address, model] {
+    return std::make_unique<HttpTarget>(address.host, address.port, model);
+  });
 }
 
 }  // namespace sluice::loadgen

@@ -117,8 +117,9 @@ absl::StatusOr<TraceWorkload> LoadTraceWorkload(const TraceWorkloadOptions& opti
     PlannedRequest request;
     request.arrival = absl::Milliseconds(entry["timestamp"].get<double>()) * options.time_scale;
     request.max_tokens = std::max(1, static_cast<int>(output_length * options.length_scale));
-    if (options.max_output_tokens > 0) {
-      request.max_tokens = std::min(request.max_tokens, options.max_output_tokens);
+    if (options.max_output_tokens > 0 && request.max_tokens > options.max_output_tokens) {
+      request.max_tokens = options.max_output_tokens;
+      ++workload.num_cut;
     }
     const int block_tokens =
         std::max(1, static_cast<int>(kTraceBlockTokens * options.length_scale));
@@ -141,9 +142,9 @@ absl::StatusOr<TraceWorkload> LoadTraceWorkload(const TraceWorkloadOptions& opti
     }
   }
   if (workload.requests.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(options.path, ": no usable request (", workload.num_left_out,
-                     " are longer than the limit; --length-scale makes them shorter)"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        options.path, ": no usable request (", workload.num_left_out, " have prompts longer than ",
+        options.max_prompt_tokens, " tokens; --length-scale makes them shorter)"));
   }
   std::vector<PlannedRequest>& requests = workload.requests;
   std::stable_sort(

@@ -50,13 +50,14 @@ struct TraceWorkloadOptions {
   double length_scale = 1;    // 0.05: prompts, outputs and blocks a twentieth as long
   double time_scale = 1;      // 0.5: twice the rate
   int max_prompt_tokens = 0;  // longer ones are left out (and counted); 0: no limit
-  int max_output_tokens = 0;  // longer ones are cut; 0: no limit
+  int max_output_tokens = 0;  // longer ones are cut (and counted); 0: no limit
   uint64_t seed = 1;
   TokenRange tokens;
 };
 struct TraceWorkload {
   std::vector<PlannedRequest> requests;
-  int num_left_out = 0;
+  int num_left_out = 0;  // prompt too long
+  int num_cut = 0;       // of `requests`: answer shorter than in the trace
 };
 absl::StatusOr<TraceWorkload> LoadTraceWorkload(const TraceWorkloadOptions& options);
 

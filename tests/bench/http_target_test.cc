@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "bench/loadgen/http_models.h"
 #include "bench/loadgen/target.h"
 #include "common/clock.h"
 
@@ -37,8 +38,12 @@ constexpr char kCrash[] = "";
 // connection lives as long as the client keeps it, or for one answer.
 class ScriptedServer {
  public:
-  ScriptedServer(std::vector<std::string> answers, bool closes)
-      : answers_(std::move(answers)), closes_(closes), thread_([this] { Serve(); }) {}
+  // A completion's JSON ends a request, unless it has none.
+  ScriptedServer(std::vector<std::string> answers, bool closes, std::string end_of_request = "}}")
+      : answers_(std::move(answers)),
+        closes_(closes),
+        end_of_request_(std::move(end_of_request)),
+        thread_([this] { Serve(); }) {}
   ~ScriptedServer() {
     if (thread_.joinable()) thread_.join();
   }
@@ -63,7 +68,7 @@ class ScriptedServer {
       asio::streambuf input;
       boost::system::error_code error;
       while (next < answers_.size()) {
-        asio::read_until(socket, input, "}}", error);  // the end of the request's JSON
+        asio::read_until(socket, input, end_of_request_, error);
         if (error) break;
         input.consume(input.size());
         const std::string& answer = answers_[next++];
@@ -81,6 +86,7 @@ class ScriptedServer {
 
   const std::vector<std::string> answers_;
   const bool closes_;
+  const std::string end_of_request_;
   asio::io_context io_;
   tcp::acceptor acceptor_{io_, tcp::endpoint(asio::ip::address_v4::loopback(), 0)};
   int num_connections_ = 0;
@@ -159,6 +165,23 @@ TEST(HttpTarget, OnlyEventsWithTokensHaveGaps) {
     EXPECT_TRUE(record.status.ok()) << record.status;
     EXPECT_EQ(record.gaps.size(), num_gaps) << absl::StrJoin(events, " ");
     EXPECT_EQ(record.output_tokens, 3);
+  }
+}
+
+TEST(HttpModels, SayTheirContext) {
+  const auto ask = [](const std::string& body) {
+    ScriptedServer server(
+        {absl::StrCat("HTTP/1.1 200 OK\r\nContent-Length: ", body.size(), "\r\n\r\n", body)},
+        /*closes=*/true, /*end_of_request=*/"\r\n\r\n");
+    return AskMaxModelLen(server.url(), "m", absl::Seconds(10));
+  };
+  const auto context = ask(R"({"data":[{"id":"l"},{"id":"m","max_model_len":32768}]})");
+  ASSERT_TRUE(context.ok()) << context.status();
+  EXPECT_EQ(*context, 32768);
+  for (const char* body :
+       {"", "{", "[]", R"({"data":[]})", R"({"data":[3,{"id":"m"}]})",
+        R"({"data":[{"id":"m","max_model_len":-1}]})", R"({"data":[{"max_model_len":5}]})"}) {
+    EXPECT_EQ(ask(body).status().code(), absl::StatusCode::kNotFound) << body;
   }
 }
 

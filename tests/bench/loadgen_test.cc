@@ -108,12 +108,15 @@ TEST(TraceWorkload, ScalesAndLeavesOut) {
   options.length_scale = 0.1;
   options.time_scale = 0.5;
   options.max_prompt_tokens = 1000;
+  EXPECT_EQ(LoadTraceWorkload(options)->num_cut, 0);
+  options.max_output_tokens = 63;
   const auto trace = LoadTraceWorkload(options);
   ASSERT_TRUE(trace.ok()) << trace.status();
   ASSERT_EQ(trace->requests.size(), 2u);
   EXPECT_EQ(trace->num_left_out, 1);
+  EXPECT_EQ(trace->num_cut, 1);
   EXPECT_EQ(trace->requests[0].prompt.size(), 640u);
-  EXPECT_EQ(trace->requests[0].max_tokens, 64);
+  EXPECT_EQ(trace->requests[0].max_tokens, 63);
   EXPECT_EQ(trace->requests[1].arrival, absl::Milliseconds(50));
 }
 

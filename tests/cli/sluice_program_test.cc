@@ -144,6 +144,27 @@ TEST(SluiceProgram, FailuresSayWhatToDo) {
   EXPECT_EQ(Sluice("inspect /nonexistent").exit_code, 1);
 }
 
+TEST(SluiceProgram, ATraceIsFittedToTheContext) {
+  const std::string path =
+      (std::filesystem::temp_directory_path() / absl::StrCat("sluice-trace-", getpid())).string();
+  std::ofstream(path) << R"({"timestamp":0,"input_length":700,"output_length":100})"
+                      << "\n"
+                      << R"({"timestamp":0,"input_length":701,"output_length":1})"
+                      << "\n"
+                      << R"({"timestamp":0,"input_length":4000,"output_length":1})"
+                      << "\n";
+  const std::string bench =
+      absl::StrCat("bench --url http://127.0.0.1:1 --model m -q --warm-up 0 --trace ", path);
+  EXPECT_THAT(Sluice(bench + " --max-model-len 800").err,
+              AllOf(HasSubstr("2 requests of the trace were left out"),
+                    HasSubstr("than 700 tokens"), HasSubstr("1 of 1 answers were cut to 99 tokens"),
+                    testing::Not(HasSubstr("does not say"))));
+  EXPECT_THAT(Sluice(bench).err,
+              AllOf(HasSubstr("does not say how long"), HasSubstr("4096 tokens are assumed"),
+                    HasSubstr("1 requests of the trace were left out")));
+  std::filesystem::remove(path);
+}
+
 TEST(SluiceProgram, InspectsAModel) {
   const RunResult run = Sluice(absl::StrCat("inspect --json --tensors ", kTiny));
   ASSERT_EQ(run.exit_code, 0) << run.err;
