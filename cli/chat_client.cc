@@ -5,6 +5,7 @@
 #include <chrono>
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "cli/server_address.h"
 #include "common/clock.h"
 #include "services/rpc/grpc_options.h"
@@ -44,6 +45,7 @@ absl::StatusOr<AnswerStats> ChatClient::Ask(const std::string& question, const S
   {
     absl::MutexLock lock(&mu_);
     running_ = &context;
+    cancelled_ = false;
   }
   const absl::Time begin = MonotonicNow();
   AnswerStats stats;
@@ -70,14 +72,21 @@ absl::StatusOr<AnswerStats> ChatClient::Ask(const std::string& question, const S
     if (response.has_usage()) stats.num_tokens = response.usage().completion_tokens();
   }
   const grpc::Status status = reader->Finish();
+  const bool is_cancelled = status.error_code() == grpc::StatusCode::CANCELLED;
   {
     absl::MutexLock lock(&mu_);
     running_ = nullptr;
+    stats.cancelled = is_cancelled && cancelled_;
   }
   stats.total_seconds = absl::ToDoubleSeconds(MonotonicNow() - begin);
-  stats.cancelled = status.error_code() == grpc::StatusCode::CANCELLED;
   if (!status.ok() && !stats.cancelled) {
     conversation_.mutable_messages()->RemoveLast();
+    if (is_cancelled) {  // gRPC's word for a stream that is reset
+      return absl::CancelledError(
+          absl::StrCat(address_,
+                       ": the server cut the answer off; it does so when a client takes "
+                       "what it sends too slowly"));
+    }
     return ExplainRpcError(status, context, address_);
   }
   if (answer.content().empty() && answer.reasoning_content().empty()) {
@@ -92,6 +101,7 @@ bool ChatClient::Cancel() {
   absl::MutexLock lock(&mu_);
   if (running_ == nullptr) return false;
   running_->TryCancel();
+  cancelled_ = true;
   return true;
 }
 

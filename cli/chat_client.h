@@ -38,7 +38,7 @@ class ChatClient {
     std::function<void(absl::string_view)> on_text;
   };
   // Adds the question and its answer to the conversation; a cancelled answer stays as far as it
-  // came, a failed one is taken out together with its question.
+  // came, a failed one is taken out together with its question. CANCELLED: the server cut it off.
   absl::StatusOr<AnswerStats> Ask(const std::string& question, const Sink& sink);
   // Ends the answer that runs, if one does: true.
   bool Cancel();
@@ -55,6 +55,7 @@ class ChatClient {
 
   absl::Mutex mu_;
   grpc::ClientContext* running_ ABSL_GUARDED_BY(mu_) = nullptr;
+  bool cancelled_ ABSL_GUARDED_BY(mu_) = false;  // by Cancel(): the answer that runs, or the last
 };
 
 }  // namespace sluice::cli

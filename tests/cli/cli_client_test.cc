@@ -24,7 +24,8 @@ namespace {
 
 using ::testing::HasSubstr;
 
-// Thinks "hm", then repeats the last message; "forever" never ends, "fail" fails.
+// Thinks "hm", then repeats the last message; "forever" never ends, "fail" fails,
+// "reset" ends as a stream does that the router resets.
 class EchoService final : public v1::Generation::Service {
  public:
   grpc::Status Chat(grpc::ServerContext* context, const v1::ChatRequest* request,
@@ -46,6 +47,7 @@ class EchoService final : public v1::Generation::Service {
     response.set_text_delta(text);
     if (request->return_token_ids()) response.add_token_ids(7);
     writer->Write(response);
+    if (text == "reset") return grpc::Status::CANCELLED;
     while (text == "forever" && !context->IsCancelled()) {
       absl::SleepFor(absl::Milliseconds(5));
     }
@@ -145,6 +147,15 @@ TEST_F(ChatClientTest, AFailedQuestionIsTakenBack) {
   const auto stats = client.Ask("fail", Collect());
   EXPECT_EQ(stats.status().code(), absl::StatusCode::kResourceExhausted);
   EXPECT_EQ(stats.status().message(), "too many questions");
+  ASSERT_TRUE(client.Ask("next", Collect()).ok());
+  EXPECT_EQ(service_.LastRequest().messages_size(), 1);
+}
+
+TEST_F(ChatClientTest, AnAnswerThatTheServerCutsOffIsAFailure) {
+  ChatClient client(address_, {}, absl::Seconds(20));
+  const auto stats = client.Ask("reset", Collect());
+  EXPECT_EQ(stats.status().code(), absl::StatusCode::kCancelled);
+  EXPECT_THAT(std::string(stats.status().message()), HasSubstr("the server cut the answer off"));
   ASSERT_TRUE(client.Ask("next", Collect()).ok());
   EXPECT_EQ(service_.LastRequest().messages_size(), 1);
 }
