@@ -16,11 +16,11 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/strings/str_join.h"
+#include "cli/answer_printer.h"
 #include "cli/chat_client.h"
 #include "cli/commands.h"
 #include "cli/log_printer.h"
 #include "cli/server_address.h"
-#include "cli/terminal.h"
 
 namespace sluice::cli {
 namespace {
@@ -63,52 +63,6 @@ v1::ChatRequest MakeRequest(const ChatFlags& flags) {
   return request;
 }
 
-// Streams answers: thinking dimmed on a terminal, on stderr elsewhere.
-class AnswerPrinter {
- public:
-  explicit AnswerPrinter(bool terminal) : terminal_(terminal), dims_(WantsColours(STDOUT_FILENO)) {}
-
-  void Reasoning(absl::string_view text) {
-    if (!terminal_) {
-      std::cerr << text << std::flush;
-      thinking_ = true;
-      return;
-    }
-    if (!thinking_ && dims_) std::cout << "\x1b[2m";
-    thinking_ = true;
-    std::cout << TerminalSafe(text) << std::flush;
-  }
-
-  void Text(absl::string_view text) {
-    EndThinking();
-    if (terminal_) {
-      std::cout << TerminalSafe(text) << std::flush;
-    } else {
-      std::cout << text << std::flush;
-    }
-  }
-
-  void End() {
-    EndThinking();
-    std::cout << std::endl;
-  }
-
- private:
-  void EndThinking() {
-    if (!thinking_) return;
-    thinking_ = false;
-    if (!terminal_) {
-      std::cerr << std::endl;
-    } else {
-      std::cout << (dims_ ? "\x1b[0m" : "") << "\n\n";
-    }
-  }
-
-  const bool terminal_;
-  const bool dims_;
-  bool thinking_ = false;
-};
-
 std::string StatsLine(const AnswerStats& stats) {
   const double rate = stats.tokens_per_second();
   return absl::StrFormat(
@@ -121,7 +75,7 @@ std::string StatsLine(const AnswerStats& stats) {
 
 absl::Status AskAndPrint(const ChatFlags& flags, const std::string& question, bool terminal,
                          ChatClient* client) {
-  AnswerPrinter printer(terminal);
+  AnswerPrinter printer(&std::cout, &std::cerr, terminal, WantsColours(STDOUT_FILENO));
   ChatClient::Sink sink;
   sink.on_reasoning = [&](absl::string_view text) { printer.Reasoning(text); };
   sink.on_text = [&](absl::string_view text) { printer.Text(text); };

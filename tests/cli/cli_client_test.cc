@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <memory>
+#include <sstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -13,6 +14,7 @@
 #include "absl/strings/str_split.h"
 #include "absl/synchronization/mutex.h"
 #include "absl/synchronization/notification.h"
+#include "cli/answer_printer.h"
 #include "cli/block_table.h"
 #include "cli/chat_client.h"
 #include "cli/server_address.h"
@@ -204,6 +206,46 @@ TEST(Terminal, ControlCharactersDoNotPass) {
   EXPECT_EQ(TerminalSafe("a\tb\nc é 你"), "a\tb\nc é 你");
   EXPECT_EQ(TerminalSafe("\x1b[2Jx\x07\x7f\r"), "\uFFFD[2Jx\uFFFD\uFFFD\uFFFD");
   EXPECT_EQ(TerminalSafe("\u009b31m"), "\uFFFD31m");
+}
+
+TEST(AnswerPrinter, ThinkingIsDimmedOnATerminalAndApartElsewhere) {
+  std::ostringstream out, err;
+  {
+    AnswerPrinter printer(&out, &err, /*is_terminal=*/true, /*dims=*/true);
+    printer.Reasoning("h");
+    printer.Reasoning("m\x07");
+    printer.Text("yes");
+    printer.End();
+  }
+  EXPECT_EQ(out.str(), "\x1b[2mhm\uFFFD\x1b[0m\n\nyes\n");
+  out.str("");
+  {
+    AnswerPrinter printer(&out, &err, /*is_terminal=*/false, /*dims=*/false);
+    printer.Reasoning("hm");
+    printer.Text("yes");
+    printer.End();
+  }
+  EXPECT_EQ(out.str(), "yes\n");
+  EXPECT_EQ(err.str(), "hm\n");
+}
+
+// What an error's message meets.
+TEST(AnswerPrinter, AnAnswerThatFailsLeavesTheTerminalAsItWas) {
+  std::ostringstream out, err;
+  {
+    AnswerPrinter printer(&out, &err, true, true);
+    printer.Reasoning("hm");
+  }
+  EXPECT_EQ(out.str(), "\x1b[2mhm\x1b[0m\n\n");
+  out.str("");
+  {
+    AnswerPrinter printer(&out, &err, true, true);
+    printer.Text("ye");
+  }
+  EXPECT_EQ(out.str(), "ye\n");
+  out.str("");
+  { AnswerPrinter printer(&out, &err, true, true); }
+  EXPECT_EQ(out.str(), "");
 }
 
 TEST(BlockTable, NamesHoldersAndWorkersThatCannotBeAsked) {
