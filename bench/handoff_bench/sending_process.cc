@@ -49,11 +49,12 @@ class Sender {
       if (got == sizeof(order)) SLUICE_RETURN_IF_ERROR(Begin(order));
       SLUICE_RETURN_IF_ERROR(OfferChunks());
       events.clear();
-      if (agent_->Poll(&events)) continue;
+      const bool moved = agent_->Poll(&events);
       for (const TransferEvent& event : events) {
         const auto* ended = std::get_if<SendEnded>(&event);
         if (ended != nullptr && !ended->status.ok()) return ended->status;
       }
+      if (moved) continue;
       const absl::Duration until_deadline = agent_->NextDeadline() - MonotonicNow();
       if (until_deadline > absl::ZeroDuration()) {
         channel_->WaitForActivity(std::min(until_deadline, kMaxSleep));
