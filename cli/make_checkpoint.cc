@@ -117,7 +117,8 @@ absl::StatusOr<Json> Config(const MakeCheckpointFlags& flags) {
 }
 
 absl::Status CopyTokenizer(const MakeCheckpointFlags& flags) {
-  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "generation_config.json"}) {
+  for (const char* name : {"tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+                           "generation_config.json"}) {
     const fs::path from = fs::path(flags.tokenizer_dir) / name;
     std::error_code error;
     if (!fs::exists(from, error)) continue;
