@@ -1,5 +1,6 @@
 // Clients of the HTTP server that are silent, or slow to read.
 #include <arpa/inet.h>
+#include <malloc.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/resource.h>
@@ -7,6 +8,8 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <memory>
+#include <vector>
 
 #include "absl/time/clock.h"
 #include "common/clock.h"
@@ -171,6 +174,41 @@ class ReadsFromALargeBufferTest : public UnreadAnswerTest {
 };
 
 TEST_F(ReadsFromALargeBufferTest, GetsAllOfIt) { ExpectAllOfItRead(); }
+
+class LargeAnswerTest : public UnreadAnswerTest {
+ protected:
+  LargeAnswerTest() : UnreadAnswerTest(absl::Seconds(30), 0, 1 << 20) {}
+
+  // Bytes in use of all of this process.
+  static int64_t HeapBytes() {
+    const struct mallinfo2 info = mallinfo2();
+    return static_cast<int64_t>(info.uordblks + info.hblkhd);
+  }
+  // Leaves the connection open.
+  std::unique_ptr<HttpClient> HadLargeAnswer() {
+    auto client = std::make_unique<HttpClient>(port());
+    const Json body = {{"model", "deepseek-tiny"}, {"prompt", prompt_}};
+    size_t answer_bytes = 0;
+    while (answer_bytes < (1 << 20)) {
+      const HttpReply reply = client->Post("/tokenize", body.dump());
+      EXPECT_EQ(reply.status, 200);
+      if (reply.status != 200) break;
+      answer_bytes += reply.body.size();
+    }
+    EXPECT_EQ(client->Get("/livez").status, 200);
+    return client;
+  }
+};
+
+// (With a sanitizer the heap is not seen, and nothing is checked.)
+TEST_F(LargeAnswerTest, ItsMemoryIsNotKeptByTheConnection) {
+  HadLargeAnswer();
+  const int64_t before = HeapBytes();
+  std::vector<std::unique_ptr<HttpClient>> clients;
+  for (int i = 0; i < 16; ++i) clients.push_back(HadLargeAnswer());
+  // A connection may keep 64 KiB of what it read, and little else.
+  EXPECT_LT(HeapBytes() - before, 16 * 256 * 1024);
+}
 
 }  // namespace
 }  // namespace sluice::router

@@ -25,7 +25,7 @@ using boost::system::error_code;
 constexpr size_t kReadAheadBytes = 64 * 1024;
 constexpr size_t kReadChunkBytes = 16 * 1024;
 constexpr absl::Duration kLingerTimeout = absl::Seconds(2);
-// Buffers that grew beyond this for a slow client are given back.
+// Buffers that grew beyond this, for a large answer or a slow client, are given back.
 constexpr size_t kMaxIdleBufferBytes = 16 * 1024;
 // Events that carry prompts back may wait up to this many times max_stream_buffer_bytes uncounted.
 constexpr size_t kUncountedBuffers = 16;
@@ -191,8 +191,7 @@ void HttpConnection::CountBuffered() {
 }
 
 void HttpConnection::DropOutbox() {
-  outbox_.clear();
-  uncounted_bytes_ = 0;
+  ClearOutbox();
   if (!writing_) ClearInFlight();
   if (!counted_as_stream_) return;
   shared_->context->metrics()
@@ -295,14 +294,11 @@ void HttpConnection::WriteMore() {
     if (error && error != asio::error::would_block && error != asio::error::try_again) {
       return OnClientGone();  // and from there back to here, later
     }
-    if (!error && sent == outbox_.size()) {
-      outbox_.clear();
-    } else {
+    if (error || sent < outbox_.size()) {
       in_flight_.assign(outbox_, sent);
-      outbox_.clear();
       WriteRest();
     }
-    uncounted_bytes_ = 0;
+    ClearOutbox();
   }
   CountBuffered();
   if (writing_) return EvictIfSlow();
@@ -335,10 +331,17 @@ void HttpConnection::ArmWriteDeadline() {
   ArmDeadline(std::min(shared_->options.write_timeout, in_flight_until_ - MonotonicNow()));
 }
 
+// Assigning an empty string would keep the memory.
+void HttpConnection::ClearOutbox() {
+  outbox_.clear();
+  uncounted_bytes_ = 0;
+  if (outbox_.capacity() > kMaxIdleBufferBytes) outbox_.shrink_to_fit();
+}
+
 void HttpConnection::ClearInFlight() {
   in_flight_.clear();
   in_flight_sent_ = 0;
-  if (in_flight_.capacity() > kMaxIdleBufferBytes) in_flight_ = std::string();
+  if (in_flight_.capacity() > kMaxIdleBufferBytes) in_flight_.shrink_to_fit();
 }
 
 void HttpConnection::WriteMoreLater() {

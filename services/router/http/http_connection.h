@@ -131,6 +131,7 @@ class HttpConnection : public HttpExchange,
   // What the kernel did not take at once, piece by piece as the client reads.
   void WriteRest();
   void ArmWriteDeadline();
+  void ClearOutbox();
   void ClearInFlight();
   void CountBuffered();
   void DropOutbox();
