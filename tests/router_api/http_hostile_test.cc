@@ -406,6 +406,7 @@ HttpOptions ShortTimeouts() {
   options.header_timeout = absl::Milliseconds(300);
   options.body_timeout = absl::Milliseconds(300);
   options.idle_timeout = absl::Milliseconds(600);
+  options.max_body_bytes = 1 << 30;  // nothing but time ends a flood
   return options;
 }
 
@@ -431,6 +432,36 @@ TEST_F(SlowClientTest, SlowLorisIsCutOff) {
   EXPECT_EQ(ErrorCode(reply), "request_timeout");
   EXPECT_EQ(body.ReadReply().status, 408);
   EXPECT_TRUE(idle.WaitForClose(absl::Seconds(5)));
+}
+
+// While bytes are there no read is pending that could be cancelled.
+class TinyChunksTest : public SlowClientTest {
+ protected:
+  // Until `duration` has passed or the server has closed; false if it has.
+  bool Flood(HttpClient* client, absl::Duration duration) {
+    client->Send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nTransfer-Encoding: chunked\r\n\r\n");
+    std::string chunks;
+    for (int i = 0; i < 4096; ++i) chunks += "1\r\n \r\n";
+    const absl::Time end = MonotonicNow() + duration;
+    while (MonotonicNow() < end) {
+      if (!client->Send(chunks)) return false;
+    }
+    return true;
+  }
+};
+
+TEST_F(TinyChunksTest, DoNotHideTheDeadline) {
+  for (int round = 0; round < 3; ++round) {
+    HttpClient client(port());
+    Flood(&client, absl::Milliseconds(600));  // and then nothing more
+    EXPECT_TRUE(client.WaitForClose(absl::Seconds(5)));
+  }
+  EXPECT_TRUE(WaitForMetric("sluice_http_connections", "0"));
+}
+
+TEST_F(TinyChunksTest, EndThoughTheyKeepComing) {
+  HttpClient client(port());
+  EXPECT_FALSE(Flood(&client, absl::Seconds(10)));
 }
 
 TEST_F(SlowClientTest, ALongAnswerIsNotIdle) {

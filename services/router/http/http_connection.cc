@@ -25,6 +25,9 @@ using boost::system::error_code;
 constexpr size_t kReadAheadBytes = 64 * 1024;
 constexpr size_t kReadChunkBytes = 16 * 1024;
 constexpr absl::Duration kLingerTimeout = absl::Seconds(2);
+// A read that a deadline did not end is tried again so often, in such steps.
+constexpr int kMaxReadCancels = 10;
+constexpr absl::Duration kCancelAgainAfter = absl::Milliseconds(100);
 // Buffers that grew beyond this, for a large answer or a slow client, are given back.
 constexpr size_t kMaxIdleBufferBytes = 16 * 1024;
 // Events that carry prompts back may wait up to this many times max_stream_buffer_bytes uncounted.
@@ -421,7 +424,7 @@ void HttpConnection::DiscardInput() {
 }
 
 void HttpConnection::ArmDeadline(absl::Duration timeout) {
-  deadline_passed_ = false;
+  deadline_misses_ = 0;
   deadline_ = MonotonicNow() + std::min(timeout, absl::Hours(24));
   if (deadline_ < timer_fires_at_) AwaitDeadlineTimer();
 }
@@ -456,14 +459,16 @@ void HttpConnection::OnDeadline() {
       return ArmWriteDeadline();
     }
   }
-  deadline_passed_ = true;
-  if (phase_ == Phase::kReading) {
-    // The read ends and the request is refused; the socket can still be written.
+  ++deadline_misses_;
+  if (phase_ == Phase::kReading && deadline_misses_ <= kMaxReadCancels) {
+    // The read ends and the request is refused; the socket can still be written. Unless bytes were
+    // there: then no read is pending that could be cancelled, and the next one would have no end.
     error_code ignored;
     socket_.cancel(ignored);
-  } else {
-    CloseSocket();
+    deadline_ = MonotonicNow() + kCancelAgainAfter;
+    return AwaitDeadlineTimer();
   }
+  CloseSocket();
 }
 
 void HttpConnection::CloseSocket() {

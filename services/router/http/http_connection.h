@@ -164,11 +164,11 @@ class HttpConnection : public HttpExchange,
   boost::asio::steady_timer deadline_timer_;
   absl::Time timer_fires_at_ = absl::InfiniteFuture();  // MonotonicNow() scale; never: not waiting
   absl::Time deadline_ = absl::InfiniteFuture();
+  int deadline_misses_ = 0;  // more than one: a read went on nevertheless
 
   Phase phase_ = Phase::kIdle;
   bool draining_ = false;
   bool keep_alive_ = false;
-  bool deadline_passed_ = false;
   bool watching_ = false;  // a read is outstanding, for the client's end or its next request
   bool writing_ = false;   // in_flight_ is being written
   bool corked_ = false;    // a call handles its events

@@ -101,7 +101,7 @@ void HttpConnection::TakeRequest() {
 void HttpConnection::RefuseUnreadable(const error_code& error) {
   if (client_gone_) {
     Finish();
-  } else if (deadline_passed_) {
+  } else if (deadline_misses_ > 0) {
     RefuseUnread(ErrorKind::kRequestTimeout, "the request did not arrive in time");
   } else if (error == http::error::header_limit || error == http::error::buffer_overflow) {
     RefuseUnread(
