@@ -1,6 +1,8 @@
 // What the HTTP server does with clients that are wrong, slow, gone or malicious.
 #include <gmock/gmock.h>
 
+#include <functional>
+#include <iterator>
 #include <thread>
 
 #include "absl/strings/str_cat.h"
@@ -398,6 +400,51 @@ TEST_F(HostileClientTest, DisconnectCancelsWithinASecond) {
   }
   EXPECT_TRUE(WaitForMetric("sluice_client_disconnects_total{phase=\"streaming\"}", "2"));
   EXPECT_TRUE(WaitForMetric("sluice_http_connections", "0"));
+}
+
+// What the server does not read ahead of an answer hides neither the client's end nor its requests.
+class MuchAheadTest : public HttpFixture {
+ protected:
+  static Json PaddedBody() {
+    Json body = CompletionBody();
+    body["metadata"] = {{"padding", std::string(100 * 1024, 'a')}};
+    return body;
+  }
+};
+
+TEST_F(MuchAheadTest, DisconnectIsNoticed) {
+  const std::function<void(HttpClient*)> leave[] = {
+      [](HttpClient* client) { client->Close(); },
+      [](HttpClient* client) { client->ShutdownSend(); },
+      [](HttpClient* client) { client->Reset(); },
+  };
+  for (size_t i = 0; i < std::size(leave); ++i) {
+    HttpClient client(port());
+    client.SendPost("/v1/completions", CompletionBody().dump());
+    const auto generation = dispatcher_.NextGeneration();
+    client.SendPost("/v1/completions", PaddedBody().dump());
+    absl::SleepFor(absl::Milliseconds(100));
+    leave[i](&client);
+    EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(3))) << i;
+  }
+  EXPECT_TRUE(WaitForMetric("sluice_http_connections", "0"));
+}
+
+TEST_F(MuchAheadTest, WhoStaysIsAnswered) {
+  HttpClient client(port());
+  client.SendPost("/v1/completions", CompletionBody().dump());
+  auto generation = dispatcher_.NextGeneration();
+  client.SendPost("/v1/completions", PaddedBody().dump());
+  client.SendPost("/v1/completions", PaddedBody().dump());
+  absl::SleepFor(absl::Milliseconds(1500));  // it has been looked at
+  for (const char* text : {"one", "two", "three"}) {
+    generation.Tokens(Ids(text));
+    generation.End(GenerationEnd::kLength);
+    const HttpReply reply = client.ReadReply();
+    EXPECT_EQ(reply.status, 200);
+    EXPECT_THAT(reply.body, HasSubstr(text));
+    if (std::string(text) != "three") generation = dispatcher_.NextGeneration();
+  }
 }
 
 // Only for clients that are slow on purpose: any other may have to wait as long for the machine.

@@ -24,6 +24,8 @@ using boost::system::error_code;
 
 constexpr size_t kReadAheadBytes = 64 * 1024;
 constexpr size_t kReadChunkBytes = 16 * 1024;
+// How often it is looked after a client that has sent as much as is read ahead.
+constexpr auto kLookEvery = std::chrono::milliseconds(500);
 constexpr absl::Duration kLingerTimeout = absl::Seconds(2);
 // A read that a deadline did not end is tried again so often, in such steps.
 constexpr int kMaxReadCancels = 10;
@@ -369,8 +371,8 @@ void HttpConnection::EndAnswer() {
 // The read that waits for the client: for its end while it is answered, for its next request after
 // that.
 void HttpConnection::Watch() {
-  // A client that has sent that much ahead is no longer watched; writes will find its end.
-  if (buffer_.size() >= kReadAheadBytes || client_gone_) return;
+  if (client_gone_) return;
+  if (buffer_.size() >= kReadAheadBytes) return LookLater();
   watching_ = true;
   socket_.async_read_some(
       buffer_.prepare(std::min(kReadChunkBytes, kReadAheadBytes - buffer_.size())),
@@ -382,6 +384,26 @@ void HttpConnection::Watch() {
         if (!error && !answer_complete_) return Watch();
         WriteMore();  // the answer may have waited for the end of the watch
       }));
+}
+
+// A client that has sent that much ahead is not read any more, only looked after: it may be honest,
+// and wait for this answer with its next request half sent.
+void HttpConnection::LookLater() {
+  if (!look_timer_.has_value()) look_timer_.emplace(socket_.get_executor());
+  look_timer_->expires_after(kLookEvery);
+  look_timer_->async_wait([weak = weak_from_this()](const error_code& error) {
+    if (error) return;  // set anew, or the connection is over
+    const std::shared_ptr<HttpConnection> self = weak.lock();
+    if (self == nullptr) return;
+    absl::MutexLock turn(&self->turn_mu_);
+    self->Look();
+  });
+}
+
+void HttpConnection::Look() {
+  if (phase_ != Phase::kAnswering || answer_complete_ || client_gone_ || watching_) return;
+  if (HasLeft(socket_.native_handle())) return OnClientGone();
+  LookLater();
 }
 
 void HttpConnection::OnClientGone() {
@@ -476,6 +498,7 @@ void HttpConnection::CloseSocket() {
   socket_.close(ignored);
   DisarmDeadline();
   deadline_timer_.cancel();
+  if (look_timer_.has_value()) look_timer_->cancel();
   timer_fires_at_ = absl::InfiniteFuture();
 }
 

@@ -7,7 +7,8 @@
 //
 // Invariants:
 //  1. At most one request is being answered; bytes of later ones wait, bounded, in buffer_.
-//  2. While an answer is pending or streaming, a read is outstanding that finds the client's end.
+//  2. While an answer is pending or streaming, a read is outstanding that finds the client's end,
+//     or, once buffer_ is full, a look at the socket is due.
 //  3. Every operation has a deadline, except the wait for an answer: the request has its own.
 //  4. What is to be sent waits in outbox_ while a call handles its events, so that all of it leaves
 //     in one write.
@@ -142,6 +143,8 @@ class HttpConnection : public HttpExchange,
   static bool IsAwaited(const std::weak_ptr<HttpConnection>& connection);
   void CountAnswer(int status);
   void Watch();
+  void LookLater();
+  void Look();
   void OnClientGone();
   void ArmDeadline(absl::Duration timeout);
   void DisarmDeadline();
@@ -165,6 +168,9 @@ class HttpConnection : public HttpExchange,
   absl::Time timer_fires_at_ = absl::InfiniteFuture();  // MonotonicNow() scale; never: not waiting
   absl::Time deadline_ = absl::InfiniteFuture();
   int deadline_misses_ = 0;  // more than one: a read went on nevertheless
+
+  // Most connections never need it.
+  std::optional<boost::asio::steady_timer> look_timer_;
 
   Phase phase_ = Phase::kIdle;
   bool draining_ = false;

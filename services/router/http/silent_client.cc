@@ -20,4 +20,11 @@ void BreakWhenClientIsSilent(int fd) {
   set(IPPROTO_TCP, TCP_USER_TIMEOUT, absl::ToInt64Milliseconds(kMaxClientSilence));
 }
 
+bool HasLeft(int fd) {
+  tcp_info info = {};
+  socklen_t size = sizeof(info);
+  if (getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) != 0) return false;
+  return info.tcpi_state != TCP_ESTABLISHED;
+}
+
 }  // namespace sluice::router

@@ -21,4 +21,8 @@ inline constexpr absl::Duration kMaxClientSilence = absl::Seconds(30);
 // kMaxClientSilence; reads and writes then fail. Best effort: what the kernel refuses stays unset.
 void BreakWhenClientIsSilent(int fd);
 
+// Whether the client has closed, half-closed or reset the TCP connection `fd`; told without reading
+// what it sent before.
+bool HasLeft(int fd);
+
 }  // namespace sluice::router
