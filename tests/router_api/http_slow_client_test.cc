@@ -141,6 +141,20 @@ TEST_F(ReadsNothingTest, IsClosed) {
   EXPECT_FALSE(client.ReadReply().complete);
 }
 
+// A stream that stands still is closed as well, however little waits in it.
+TEST_F(ReadsNothingTest, AStreamUnderItsCapIsEvicted) {
+  HttpClient client(port(), /*receive_buffer_bytes=*/2048);
+  Json body = CompletionBody();
+  body["stream"] = true;
+  body["max_tokens"] = 4096;
+  client.SendPost("/v1/completions", body.dump());
+  const auto generation = dispatcher_.NextGeneration();
+  for (int i = 0; i < 1000; ++i) generation.Tokens(Ids(" there"));  // some 200 KB
+  EXPECT_TRUE(dispatcher_.WaitForCancel(generation.spec().id, absl::Seconds(10)));
+  EXPECT_TRUE(WaitForMetric("sluice_slow_client_evictions_total{api=\"http\"}", "1"));
+  EXPECT_TRUE(WaitForMetric("sluice_http_connections", "0"));
+}
+
 // Reading a little now and then holds a connection and its answer for a while only.
 class ReadsForeverTest : public UnreadAnswerTest {
  protected:

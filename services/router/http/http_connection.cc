@@ -177,6 +177,10 @@ void HttpConnection::EvictIfSlow() {
       waiting <= static_cast<size_t>(shared_->options.max_stream_buffer_bytes)) {
     return;
   }
+  Evict();
+}
+
+void HttpConnection::Evict() {
   shared_->context->metrics().slow_client_evictions(Front::kHttp)->Increment();
   // Reset rather than closed: what the kernel still holds for this client is freed at once.
   error_code ignored;
@@ -480,6 +484,7 @@ void HttpConnection::OnDeadline() {
       kernel_holds_bytes_ = holds;
       return ArmWriteDeadline();
     }
+    if (streaming_) return Evict();
   }
   ++deadline_misses_;
   if (phase_ == Phase::kReading && deadline_misses_ <= kMaxReadCancels) {

@@ -138,6 +138,7 @@ class HttpConnection : public HttpExchange,
   void DropOutbox();
   void AppendEvent(absl::string_view data);
   void EvictIfSlow();
+  void Evict();
   void CompleteAnswer();
   // Whether anybody still wants the answer. Any thread; takes a turn.
   static bool IsAwaited(const std::weak_ptr<HttpConnection>& connection);
