@@ -385,7 +385,7 @@ void HttpConnection::Watch() {
         buffer_.commit(bytes);
         if (phase_ == Phase::kIdle) return error || draining_ ? Finish() : ReadHeader();
         if (error && error != asio::error::operation_aborted) OnClientGone();
-        if (!error && !answer_complete_) return Watch();
+        if (!error && !answer_complete_ && !client_gone_) return Watch();
         WriteMore();  // the answer may have waited for the end of the watch
       }));
 }
