@@ -255,6 +255,34 @@ TEST_F(HostileClientTest, BodyTooLarge) {
   EXPECT_EQ(chunked.ReadReply().status, 413);
 }
 
+TEST_F(HostileClientTest, ARefusedBodyKeepsTheNameOfItsRequest) {
+  HttpClient announced(port());
+  announced.Send(
+      "POST /v1/completions?a=b HTTP/1.1\r\nHost: t\r\nx-request-id: mine-1\r\n"
+      "Content-Length: 1000000000\r\n\r\n");
+  HttpReply reply = announced.ReadReply();
+  EXPECT_EQ(reply.status, 413);
+  EXPECT_EQ(reply.headers["x-request-id"], "mine-1");
+  HttpClient chunked(port());
+  chunked.Send(
+      "POST /tokenize HTTP/1.1\r\nHost: t\r\nx-request-id: mine-2\r\n"
+      "Transfer-Encoding: chunked\r\n\r\nfffffff\r\nx");
+  reply = chunked.ReadReply();
+  EXPECT_EQ(reply.status, 413);
+  EXPECT_EQ(reply.headers["x-request-id"], "mine-2");
+  // Of a path that is not there, and to a HEAD, whose answers have no body.
+  HttpClient head(port());
+  head.Send("HEAD /no/where HTTP/1.1\r\nHost: t\r\nContent-Length: 1000000000\r\n\r\n");
+  reply = head.ReadReply(/*head=*/true);
+  EXPECT_EQ(reply.status, 413);
+  EXPECT_EQ(reply.headers["x-request-id"].size(), 32u);
+  EXPECT_FALSE(head.ReadSome());
+  for (const char* route : {"/v1/completions", "/tokenize", "other"}) {
+    EXPECT_TRUE(WaitForMetric(
+        absl::StrCat("sluice_http_requests_total{code=\"413\",route=\"", route, "\"}"), "1"));
+  }
+}
+
 TEST_F(HostileClientTest, HeaderFlood) {
   HttpClient client(port());
   std::string flood = "GET /health HTTP/1.1\r\nHost: t\r\n";
@@ -466,7 +494,9 @@ TEST_F(SlowClientTest, SlowLorisIsCutOff) {
   HttpClient headers(port());
   headers.Send("GET /health HTTP/1.1\r\nX-A: ");
   HttpClient body(port());
-  body.Send("POST /v1/completions HTTP/1.1\r\nHost: t\r\nContent-Length: 100\r\n\r\n{");
+  body.Send(
+      "POST /v1/completions HTTP/1.1\r\nHost: t\r\nx-request-id: slow-body\r\n"
+      "Content-Length: 100\r\n\r\n{");
   HttpClient idle(port());
   // A byte now and then must not extend the deadline.
   for (int i = 0; i < 3; ++i) {
@@ -477,7 +507,9 @@ TEST_F(SlowClientTest, SlowLorisIsCutOff) {
   HttpReply reply = headers.ReadReply();
   EXPECT_EQ(reply.status, 408);
   EXPECT_EQ(ErrorCode(reply), "request_timeout");
-  EXPECT_EQ(body.ReadReply().status, 408);
+  reply = body.ReadReply();
+  EXPECT_EQ(reply.status, 408);
+  EXPECT_EQ(reply.headers["x-request-id"], "slow-body");
   EXPECT_TRUE(idle.WaitForClose(absl::Seconds(5)));
 }
 

@@ -123,6 +123,8 @@ class HttpConnection : public HttpExchange,
   void DiscardInput();
 
   void ForgetRequest();
+  // All but the body.
+  void TakeHead();
   void TakeRequest();
   void RefuseUnread(ErrorKind kind, absl::string_view message);
   // Maps a parser's error to an answer, or to silence when the client just left.

@@ -10,6 +10,7 @@
 #include "common/clock.h"
 #include "services/router/api/request_id.h"
 #include "services/router/http/http_connection.h"
+#include "services/router/http/http_routes.h"
 
 namespace sluice::router {
 namespace {
@@ -83,18 +84,22 @@ void HttpConnection::ReadRestOfBody() {
                    }));
 }
 
-void HttpConnection::TakeRequest() {
-  auto& message = parser_->get();
+void HttpConnection::TakeHead() {
+  const auto& message = parser_->get();
   request_.method = std::string(View(message.method_string()));
   request_.path = PathOf(View(message.target()));
   request_.content_type = std::string(View(message[http::field::content_type]));
   request_.has_origin = message.find(http::field::origin) != message.end();
   request_.request_id = RequestIdOr(View(message["x-request-id"]));
   request_.received_at = MonotonicNow();
-  request_.body = std::move(message.body());
   head_request_ = message.method() == http::verb::head;
   http_1_0_ = message.version() < 11;
-  keep_alive_ = message.keep_alive();
+}
+
+void HttpConnection::TakeRequest() {
+  TakeHead();
+  request_.body = std::move(parser_->get().body());
+  keep_alive_ = parser_->get().keep_alive();
   parser_.reset();
 }
 
@@ -122,7 +127,8 @@ void HttpConnection::RefuseUnread(ErrorKind kind, absl::string_view message) {
   DisarmDeadline();
   phase_ = Phase::kAnswering;
   answering_ = shared_from_this();
-  request_.request_id = RequestIdOr("");
+  TakeHead();  // as far as it came
+  SetRoute(RouteLabel(request_.path));
   RespondError(this, MakeError(kind, message));
 }
 

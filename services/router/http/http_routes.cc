@@ -315,4 +315,10 @@ void HandleHttpRequest(const HttpOptions& options, ApiContext* context, HttpExch
   route->handle(RouteContext{options, context, exchange}, rest);
 }
 
+absl::string_view RouteLabel(absl::string_view path) {
+  absl::string_view rest;
+  const Route* route = FindRoute(path, &rest);
+  return route == nullptr ? "other" : route->label;
+}
+
 }  // namespace sluice::router
