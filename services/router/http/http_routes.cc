@@ -24,8 +24,9 @@ struct RouteContext {
   HttpExchange* exchange;
 };
 
-void RespondJson(HttpExchange* exchange, std::string body) {
-  exchange->Respond(200, kJsonContentType, std::move(body), {});
+void RespondJson(HttpExchange* exchange, absl::StatusOr<std::string> body) {
+  if (!body.ok()) return RespondError(exchange, body.status());
+  exchange->Respond(200, kJsonContentType, *std::move(body), {});
 }
 
 // "a%2Fb" -> "a/b"; malformed escapes stay as they are.
@@ -160,30 +161,44 @@ void HandleModel(const RouteContext& route, absl::string_view rest) {
   RespondJson(route.exchange, std::move(body));
 }
 
+absl::StatusOr<std::string> TokenizeAnswer(const ApiContext& context, const std::string& body) {
+  const absl::StatusOr<TokenizeRequest> request = ParseTokenizeBody(body);
+  if (!request.ok()) return request.status();
+  const absl::StatusOr<std::vector<TokenId>> tokens = Tokenize(context, *request);
+  if (!tokens.ok()) return tokens.status();
+  std::string out;
+  JsonWriter json(&out);
+  json.BeginObject()
+      .Key("count")
+      .Int(static_cast<int64_t>(tokens->size()))
+      .Key("max_model_len")
+      .Int(context.MaxModelLen())
+      .Key("tokens")
+      .BeginArray();
+  for (TokenId id : *tokens) json.Int(id);
+  json.EndArray().Key("token_strs").Null().EndObject();
+  return out;
+}
+
+absl::StatusOr<std::string> DetokenizeAnswer(const ApiContext& context, const std::string& body) {
+  const absl::StatusOr<DetokenizeRequest> request = ParseDetokenizeBody(body);
+  if (!request.ok()) return request.status();
+  const absl::StatusOr<std::string> text = Detokenize(context, *request);
+  if (!text.ok()) return text.status();
+  std::string out;
+  JsonWriter(&out).BeginObject().Key("prompt").String(*text).EndObject();
+  return out;
+}
+
 void HandleTokenize(const RouteContext& route, absl::string_view) {
   if (!HasJsonBody(route.exchange)) return;
   std::string& body = route.exchange->request().body;
   const int64_t body_bytes = static_cast<int64_t>(body.size());
   route.exchange->Prepare(body_bytes, [context = route.context, exchange = route.exchange,
                                        body = std::make_shared<std::string>(std::move(body))] {
-    auto tokens = std::make_shared<absl::StatusOr<std::vector<TokenId>>>();
-    const absl::StatusOr<TokenizeRequest> request = ParseTokenizeBody(*body);
-    *tokens = request.ok() ? Tokenize(*context, *request) : request.status();
-    return [context, exchange, tokens] {
-      if (!tokens->ok()) return RespondError(exchange, tokens->status());
-      std::string out;
-      JsonWriter json(&out);
-      json.BeginObject()
-          .Key("count")
-          .Int(static_cast<int64_t>((*tokens)->size()))
-          .Key("max_model_len")
-          .Int(context->MaxModelLen())
-          .Key("tokens")
-          .BeginArray();
-      for (TokenId id : **tokens) json.Int(id);
-      json.EndArray().Key("token_strs").Null().EndObject();
-      RespondJson(exchange, std::move(out));
-    };
+    // Formatted here as well: it may be megabytes.
+    auto out = std::make_shared<absl::StatusOr<std::string>>(TokenizeAnswer(*context, *body));
+    return [exchange, out] { RespondJson(exchange, std::move(*out)); };
   });
 }
 
@@ -193,15 +208,8 @@ void HandleDetokenize(const RouteContext& route, absl::string_view) {
   const int64_t body_bytes = static_cast<int64_t>(body.size());
   route.exchange->Prepare(body_bytes, [context = route.context, exchange = route.exchange,
                                        body = std::make_shared<std::string>(std::move(body))] {
-    auto text = std::make_shared<absl::StatusOr<std::string>>();
-    const absl::StatusOr<DetokenizeRequest> request = ParseDetokenizeBody(*body);
-    *text = request.ok() ? Detokenize(*context, *request) : request.status();
-    return [exchange, text] {
-      if (!text->ok()) return RespondError(exchange, text->status());
-      std::string out;
-      JsonWriter(&out).BeginObject().Key("prompt").String(**text).EndObject();
-      RespondJson(exchange, std::move(out));
-    };
+    auto out = std::make_shared<absl::StatusOr<std::string>>(DetokenizeAnswer(*context, *body));
+    return [exchange, out] { RespondJson(exchange, std::move(*out)); };
   });
 }
 
