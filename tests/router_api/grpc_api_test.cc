@@ -264,6 +264,17 @@ TEST_F(GrpcTest, LongPromptsGoThroughThePool) {
   EXPECT_THAT(status.error_message(), HasSubstr("maximum context length is 512 tokens"));
 }
 
+TEST_F(GrpcTest, DetokenizeRefusesMoreTokensThanTheContext) {
+  v1::DetokenizeRequest request;
+  for (int i = 0; i <= kTestMaxModelLen; ++i) request.add_token_ids(200);
+  grpc::ClientContext rpc;
+  Bound(&rpc);
+  v1::DetokenizeResponse text;
+  const grpc::Status status = stub_->Detokenize(&rpc, request, &text);
+  EXPECT_EQ(status.error_code(), grpc::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("maximum context length is 512 tokens"));
+}
+
 TEST_F(GrpcTest, TokenizeDetokenizeModelsStatus) {
   v1::TokenizeRequest tokenize;
   tokenize.set_text("héllo");

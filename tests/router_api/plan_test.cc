@@ -284,6 +284,20 @@ TEST_F(PlanTest, TokenizeAndDetokenizeAreInverse) {
   EXPECT_EQ(ToApiError(Detokenize(*context_, detokenize).status()).param, "tokens");
 }
 
+TEST_F(PlanTest, MoreIdsThanTheContextAreRefused) {
+  DetokenizeRequest detokenize;
+  detokenize.tokens.assign(kTestMaxModelLen, Ids("a").front());
+  EXPECT_TRUE(Detokenize(*context_, detokenize).ok());
+  detokenize.tokens.push_back(-1);  // not even looked at
+  const ApiError error = ToApiError(Detokenize(*context_, detokenize).status());
+  EXPECT_EQ(error.kind, ErrorKind::kContextLength);
+  EXPECT_EQ(error.param, "tokens");
+  EXPECT_THAT(error.message, HasSubstr("maximum context length is 512 tokens"));
+  CompletionRequest completion;
+  completion.prompts.emplace_back(detokenize.tokens);
+  EXPECT_EQ(Refusal(completion), std::make_pair(ErrorKind::kContextLength, std::string("prompt")));
+}
+
 TEST_F(PlanTest, WhatCannotFitIsRefusedWithoutTokenizing) {
   const int64_t before = tokenizer_->encoded_bytes();
   TokenizeRequest tokenize;

@@ -265,6 +265,15 @@ absl::StatusOr<std::vector<TokenId>> CheckedIds(const ApiContext& context, absl:
   return tokens;
 }
 
+// Refuses ids that cannot fit the context before any of them is looked at.
+absl::Status CheckNumIds(int64_t max_model_len, absl::string_view param, size_t num_ids) {
+  if (static_cast<int64_t>(num_ids) <= max_model_len) return absl::OkStatus();
+  return MakeError(ErrorKind::kContextLength,
+                   absl::StrCat("This model's maximum context length is ", max_model_len,
+                                " tokens. However, ", param, " holds ", num_ids, "."),
+                   param);
+}
+
 absl::Status CheckNumChoices(const ApiContext& context, size_t num_prompts, int n) {
   const int64_t choices = static_cast<int64_t>(num_prompts) * n;
   if (choices <= context.options().max_choices) return absl::OkStatus();
@@ -347,8 +356,9 @@ absl::StatusOr<GenerationPlan> PlanCompletion(const ApiContext& context,
       if (request.echo) plan.echo_texts.push_back(*text);
       continue;
     }
-    SLUICE_ASSIGN_OR_RETURN(std::vector<TokenId> tokens,
-                            CheckedIds(context, "prompt", std::get<std::vector<int64_t>>(prompt)));
+    const auto& ids = std::get<std::vector<int64_t>>(prompt);
+    SLUICE_RETURN_IF_ERROR(CheckNumIds(max_model_len, "prompt", ids.size()));
+    SLUICE_ASSIGN_OR_RETURN(std::vector<TokenId> tokens, CheckedIds(context, "prompt", ids));
     if (request.echo) {
       plan.echo_texts.push_back(
           context.tokenizer().Decode(tokens, request.sampling.skip_special_tokens));
@@ -391,9 +401,15 @@ absl::StatusOr<std::vector<TokenId>> Tokenize(const ApiContext& context,
   return EncodeChat(context, std::get<std::vector<ChatMessage>>(request.input), options);
 }
 
+absl::Status CheckDetokenize(const ApiContext& context, const std::string& model,
+                             size_t num_tokens) {
+  SLUICE_RETURN_IF_ERROR(CheckModel(context, model));
+  return CheckNumIds(context.MaxModelLen(), "tokens", num_tokens);
+}
+
 absl::StatusOr<std::string> Detokenize(const ApiContext& context,
                                        const DetokenizeRequest& request) {
-  SLUICE_RETURN_IF_ERROR(CheckModel(context, request.model));
+  SLUICE_RETURN_IF_ERROR(CheckDetokenize(context, request.model, request.tokens.size()));
   SLUICE_ASSIGN_OR_RETURN(const std::vector<TokenId> tokens,
                           CheckedIds(context, "tokens", request.tokens));
   return context.tokenizer().Decode(tokens, /*skip_special_tokens=*/false);

@@ -52,6 +52,9 @@ absl::StatusOr<GenerationPlan> PlanChat(const ApiContext& context, const ChatReq
 
 absl::StatusOr<std::vector<TokenId>> Tokenize(const ApiContext& context,
                                               const TokenizeRequest& request);
+// What Detokenize checks first, for a front that has not copied the tokens yet.
+absl::Status CheckDetokenize(const ApiContext& context, const std::string& model,
+                             size_t num_tokens);
 absl::StatusOr<std::string> Detokenize(const ApiContext& context, const DetokenizeRequest& request);
 
 // NOT_FOUND unless `model` is empty or served.

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/clock.h"
+#include "common/status_macros.h"
 #include "services/router/api/plan.h"
 #include "services/router/api/request_id.h"
 
@@ -111,6 +112,8 @@ grpc::ServerUnaryReactor* GenerationService::Detokenize(grpc::CallbackServerCont
                                                         v1::DetokenizeResponse* response) {
   return RunOnPool(rpc, "Detokenize", request->ByteSizeLong(),
                    [context = shared_->context, request, response] {
+                     SLUICE_RETURN_IF_ERROR(
+                         CheckDetokenize(*context, request->model(), request->token_ids_size()));
                      absl::StatusOr<std::string> text =
                          sluice::router::Detokenize(*context, FromProto(*request));
                      if (!text.ok()) return text.status();
