@@ -178,6 +178,86 @@ TEST_F(GrpcTest, RefusalsNameTheParameter) {
   EXPECT_EQ(dispatcher_.num_submitted(), 0);
 }
 
+TEST_F(GrpcTest, RefusalsOfUnaryCallsNameTheParameter) {
+  const auto trailer = [](const grpc::ClientContext& rpc, const char* name) {
+    const auto& trailers = rpc.GetServerTrailingMetadata();
+    const auto found = trailers.find(name);
+    return found == trailers.end() ? "" : std::string(found->second.data(), found->second.size());
+  };
+  v1::TokenizeRequest tokenize;
+  tokenize.set_text("a");
+  tokenize.set_model("gpt-4");
+  v1::TokenizeResponse tokens;
+  grpc::ClientContext first;
+  Bound(&first);
+  EXPECT_EQ(stub_->Tokenize(&first, tokenize, &tokens).error_code(), grpc::NOT_FOUND);
+  EXPECT_EQ(trailer(first, "sluice-error-code"), "model_not_found");
+  EXPECT_EQ(trailer(first, "sluice-error-param"), "model");
+
+  tokenize.clear_model();
+  tokenize.mutable_chat();
+  grpc::ClientContext second;
+  Bound(&second);
+  EXPECT_EQ(stub_->Tokenize(&second, tokenize, &tokens).error_code(), grpc::INVALID_ARGUMENT);
+  EXPECT_EQ(trailer(second, "sluice-error-code"), "invalid_request");
+  EXPECT_EQ(trailer(second, "sluice-error-param"), "messages");
+
+  v1::DetokenizeRequest detokenize;
+  detokenize.add_token_ids(-1);
+  v1::DetokenizeResponse text;
+  grpc::ClientContext third;
+  Bound(&third);
+  EXPECT_EQ(stub_->Detokenize(&third, detokenize, &text).error_code(), grpc::INVALID_ARGUMENT);
+  EXPECT_EQ(trailer(third, "sluice-error-code"), "invalid_request");
+  EXPECT_EQ(trailer(third, "sluice-error-param"), "tokens");
+
+  for (int i = 0; i <= kTestMaxModelLen; ++i) detokenize.add_token_ids(200);
+  grpc::ClientContext fourth;
+  Bound(&fourth);
+  EXPECT_EQ(stub_->Detokenize(&fourth, detokenize, &text).error_code(), grpc::INVALID_ARGUMENT);
+  EXPECT_EQ(trailer(fourth, "sluice-error-code"), "context_length_exceeded");
+  EXPECT_EQ(trailer(fourth, "sluice-error-param"), "tokens");
+}
+
+TEST_F(GrpcTest, UnaryCallsEchoTheRequestId) {
+  const auto echoed = [](const grpc::ClientContext& rpc) {
+    const auto& metadata = rpc.GetServerInitialMetadata();
+    const auto found = metadata.find("x-request-id");
+    return found == metadata.end() ? "" : std::string(found->second.data(), found->second.size());
+  };
+  const auto prepare = [](grpc::ClientContext* rpc, const char* id) {
+    Bound(rpc);
+    rpc->AddMetadata("x-request-id", id);
+  };
+  grpc::ClientContext tokenize, detokenize, models, status, refused, unnamed;
+  v1::TokenizeRequest text;
+  text.set_text("a");
+  v1::TokenizeResponse tokens;
+  prepare(&tokenize, "t-1");
+  ASSERT_TRUE(stub_->Tokenize(&tokenize, text, &tokens).ok());
+  EXPECT_EQ(echoed(tokenize), "t-1");
+  v1::DetokenizeRequest ids;
+  v1::DetokenizeResponse detokenized;
+  prepare(&detokenize, "t-2");
+  ASSERT_TRUE(stub_->Detokenize(&detokenize, ids, &detokenized).ok());
+  EXPECT_EQ(echoed(detokenize), "t-2");
+  v1::ListModelsResponse list;
+  prepare(&models, "t-3");
+  ASSERT_TRUE(stub_->ListModels(&models, {}, &list).ok());
+  EXPECT_EQ(echoed(models), "t-3");
+  v1::GetStatusResponse snapshot;
+  prepare(&status, "t-4");
+  ASSERT_TRUE(stub_->GetStatus(&status, {}, &snapshot).ok());
+  EXPECT_EQ(echoed(status), "t-4");
+  ids.add_token_ids(-1);
+  prepare(&refused, "t-5");
+  EXPECT_FALSE(stub_->Detokenize(&refused, ids, &detokenized).ok());
+  EXPECT_EQ(echoed(refused), "t-5");
+  Bound(&unnamed);
+  ASSERT_TRUE(stub_->GetStatus(&unnamed, {}, &snapshot).ok());
+  EXPECT_EQ(echoed(unnamed).size(), 32u) << "made here";
+}
+
 TEST_F(GrpcTest, DispatcherErrorsKeepTheirCode) {
   const std::pair<absl::Status, grpc::StatusCode> cases[] = {
       {absl::ResourceExhaustedError("queue"), grpc::RESOURCE_EXHAUSTED},

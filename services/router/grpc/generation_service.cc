@@ -35,10 +35,17 @@ void FillCommon(grpc::CallbackServerContext* rpc, Request* request) {
   rpc->AddInitialMetadata("x-request-id", request->request_id);
 }
 
-grpc::ServerUnaryReactor* EndUnary(ApiContext* context, grpc::ServerUnaryReactor* reactor,
-                                   const char* method, const absl::Status& status) {
-  const grpc::Status grpc_status =
-      status.ok() ? grpc::Status::OK : ToGrpcStatus(ToApiError(status));
+// `rpc` may be gone afterwards.
+grpc::ServerUnaryReactor* EndUnary(ApiContext* context, grpc::CallbackServerContext* rpc,
+                                   grpc::ServerUnaryReactor* reactor, const char* method,
+                                   const absl::Status& status) {
+  rpc->AddInitialMetadata("x-request-id", RequestIdOf(*rpc));
+  grpc::Status grpc_status;
+  if (!status.ok()) {
+    const ApiError error = ToApiError(status);
+    AddErrorTrailers(error, rpc);
+    grpc_status = ToGrpcStatus(error);
+  }
   context->metrics().CountGrpcRequest(method, grpc_status.error_code());
   reactor->Finish(grpc_status);
   return reactor;
@@ -80,13 +87,13 @@ grpc::ServerUnaryReactor* GenerationService::RunOnPool(grpc::CallbackServerConte
         // Valid until the call is finished, here.
         const absl::Status status =
             rpc->IsCancelled() ? absl::CancelledError("the client left") : work();
-        EndUnary(shared->context, reactor, method, status);
+        EndUnary(shared->context, rpc, reactor, method, status);
         shared->prepares.Add(-1);
       },
       static_cast<int64_t>(input_bytes));
   if (!posted) {
     shared_->prepares.Add(-1);
-    EndUnary(shared_->context, reactor, method,
+    EndUnary(shared_->context, rpc, reactor, method,
              MakeError(ErrorKind::kQueueFull, "too many requests are waiting to be tokenized"));
   }
   return reactor;
@@ -132,7 +139,7 @@ grpc::ServerUnaryReactor* GenerationService::ListModels(grpc::CallbackServerCont
     model->set_max_model_len(context->MaxModelLen());
     model->set_created_unix_seconds(context->created_unix_seconds());
   }
-  return EndUnary(context, rpc->DefaultReactor(), "ListModels", absl::OkStatus());
+  return EndUnary(context, rpc, rpc->DefaultReactor(), "ListModels", absl::OkStatus());
 }
 
 grpc::ServerUnaryReactor* GenerationService::GetStatus(grpc::CallbackServerContext* rpc,
@@ -142,7 +149,7 @@ grpc::ServerUnaryReactor* GenerationService::GetStatus(grpc::CallbackServerConte
   response->set_version(context->options().version);
   response->set_model(context->model_name());
   FillStatus(context->dispatcher().Snapshot(), response);
-  return EndUnary(context, rpc->DefaultReactor(), "GetStatus", absl::OkStatus());
+  return EndUnary(context, rpc, rpc->DefaultReactor(), "GetStatus", absl::OkStatus());
 }
 
 }  // namespace sluice::router

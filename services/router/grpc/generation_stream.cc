@@ -146,10 +146,7 @@ void GenerationStream<Response>::OnError(const ApiError& error) {
   {
     // Not once the call has ended: its context may be gone.
     absl::MutexLock lock(&mu_);
-    if (!finished_) {
-      rpc_->AddTrailingMetadata("sluice-error-code", error.row().code);
-      if (!error.param.empty()) rpc_->AddTrailingMetadata("sluice-error-param", error.param);
-    }
+    if (!finished_) AddErrorTrailers(error, rpc_);
   }
   EndWith(ToGrpcStatus(error));
 }

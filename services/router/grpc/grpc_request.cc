@@ -251,4 +251,9 @@ grpc::Status ToGrpcStatus(const ApiError& error) {
   return grpc::Status(code, error.message, RetryDetails(code, error.message, *retry_after));
 }
 
+void AddErrorTrailers(const ApiError& error, grpc::CallbackServerContext* rpc) {
+  rpc->AddTrailingMetadata("sluice-error-code", error.row().code);
+  if (!error.param.empty()) rpc->AddTrailingMetadata("sluice-error-param", error.param);
+}
+
 }  // namespace sluice::router

@@ -1,6 +1,7 @@
 // sluice.v1 messages <-> the api's structs, and errors -> gRPC statuses. Pure; any thread.
 #pragma once
 
+#include <grpcpp/server_context.h>
 #include <grpcpp/support/status.h>
 
 #include "services/router/api/error_table.h"
@@ -26,5 +27,7 @@ void FillStatus(const ClusterSnapshot& snapshot, v1::GetStatusResponse* proto);
 
 // With google.rpc.RetryInfo in the details when the error table tells to retry later.
 grpc::Status ToGrpcStatus(const ApiError& error);
+// sluice-error-code and, if one is to blame, sluice-error-param. REQUIRES: the call has not ended.
+void AddErrorTrailers(const ApiError& error, grpc::CallbackServerContext* rpc);
 
 }  // namespace sluice::router
