@@ -215,6 +215,20 @@ TEST_F(HttpApiTest, ToolsThatAreNotToBeUsedAreIgnored) {
   EXPECT_EQ(Post("/v1/chat/completions", body).status, 200);
 }
 
+TEST_F(HttpApiTest, MaxCompletionTokensBoundsACompletionToo) {
+  for (const bool with_max_tokens : {false, true}) {
+    Json body = CompletionBody();
+    body.erase("max_tokens");
+    if (with_max_tokens) body["max_tokens"] = 5;
+    body["max_completion_tokens"] = 3;
+    HttpClient client(port());
+    client.SendPost("/v1/completions", body.dump());
+    const auto generation = dispatcher_.NextGeneration();
+    EXPECT_EQ(generation.spec().sampling.max_tokens, 3);
+    generation.End(GenerationEnd::kLength);
+  }
+}
+
 TEST_F(HttpApiTest, TheFieldThatWasSentIsBlamed) {
   const auto blamed = [this](const char* path, Json body, const char* field, int value) {
     body[field] = value;
@@ -227,6 +241,8 @@ TEST_F(HttpApiTest, TheFieldThatWasSentIsBlamed) {
   EXPECT_EQ(blamed("/v1/chat/completions", ChatBody(), "max_completion_tokens", 0),
             "max_completion_tokens");
   EXPECT_EQ(blamed("/v1/chat/completions", ChatBody(), "max_tokens", 0), "max_tokens");
+  EXPECT_EQ(blamed("/v1/completions", CompletionBody(), "max_completion_tokens", 0),
+            "max_completion_tokens");
   EXPECT_EQ(blamed("/v1/completions", CompletionBody(), "logprobs", 50), "logprobs");
 }
 

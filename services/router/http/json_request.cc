@@ -145,6 +145,10 @@ absl::Status ReadSampling(const JsonObjectReader& reader, SamplingRequest* sampl
   SLUICE_RETURN_IF_ERROR(reader.Read("repetition_penalty", &sampling->repetition_penalty));
   SLUICE_RETURN_IF_ERROR(reader.Read("n", &sampling->n));
   SLUICE_RETURN_IF_ERROR(reader.Read("max_tokens", &sampling->max_tokens));
+  if (reader.Find("max_completion_tokens").has_value()) {  // wins
+    SLUICE_RETURN_IF_ERROR(reader.Read("max_completion_tokens", &sampling->max_tokens));
+    sampling->max_tokens_field = "max_completion_tokens";
+  }
   SLUICE_RETURN_IF_ERROR(reader.Read("min_tokens", &sampling->min_tokens));
   SLUICE_RETURN_IF_ERROR(reader.Read("stop_token_ids", &sampling->stop_token_ids));
   SLUICE_RETURN_IF_ERROR(reader.Read("ignore_eos", &sampling->ignore_eos));
@@ -271,10 +275,6 @@ absl::StatusOr<ChatBody> ParseChatBody(absl::string_view body) {
   ChatBody result;
   ChatRequest& request = result.request;
   SLUICE_RETURN_IF_ERROR(ReadCommon(reader, &request, &result.stream));
-  if (reader.Find("max_completion_tokens").has_value()) {  // wins
-    SLUICE_RETURN_IF_ERROR(reader.Read("max_completion_tokens", &request.sampling.max_tokens));
-    request.sampling.max_tokens_field = "max_completion_tokens";
-  }
   SLUICE_RETURN_IF_ERROR(reader.Read("logprobs", &request.sampling.logprobs));
   SLUICE_RETURN_IF_ERROR(reader.Read("top_logprobs", &request.sampling.top_logprobs));
   SLUICE_RETURN_IF_ERROR(ReadThinking(reader, &request.thinking));
