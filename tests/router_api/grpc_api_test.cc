@@ -329,6 +329,21 @@ TEST_F(GrpcTest, DeadlineEndsTheGeneration) {
   EXPECT_EQ(reader->Finish().error_code(), grpc::DEADLINE_EXCEEDED);
 }
 
+TEST_F(GrpcTest, APassedDeadlineIsNoClientThatLeft) {
+  for (int i = 0; i < 5; ++i) {
+    grpc::ClientContext rpc;
+    rpc.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds(100));
+    auto reader = stub_->Generate(&rpc, Prompt("Go"));
+    const auto generation = dispatcher_.NextGeneration();
+    v1::GenerateResponse response;
+    EXPECT_FALSE(reader->Read(&response));
+    EXPECT_EQ(reader->Finish().error_code(), grpc::DEADLINE_EXCEEDED);
+  }
+  EXPECT_TRUE(WaitForMetric("sluice_streams{api=\"grpc\"} 0"));
+  EXPECT_THAT(MetricsText(),
+              HasSubstr("sluice_client_disconnects_total{phase=\"before_first_token\"} 0"));
+}
+
 TEST_F(GrpcTest, OversizedMessagesAreRefusedByGrpc) {
   grpc::ClientContext rpc;
   std::vector<v1::GenerateResponse> responses;

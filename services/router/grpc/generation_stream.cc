@@ -20,12 +20,23 @@ int64_t SizeOf(const google::protobuf::Message& message) {
   return static_cast<int64_t>(message.ByteSizeLong()) + kOverheadBytes;
 }
 
+// Whether the deadline of a call that began at `created_at` has passed for its client, which then
+// resets the stream: on this side it may be due a little later, as gRPC rounds time-outs up, by at
+// most 1%, and counts them from the call's arrival.
+bool HasPassed(std::chrono::system_clock::time_point deadline,
+               std::chrono::system_clock::time_point created_at) {
+  constexpr std::chrono::milliseconds kOnTheWay(50);
+  const auto now = std::chrono::system_clock::now();
+  if (deadline == std::chrono::system_clock::time_point::max()) return false;
+  return deadline - now <= kOnTheWay + (deadline - created_at) / 100;
+}
+
 }  // namespace
 
 template <typename Response>
 GenerationStream<Response>::GenerationStream(GrpcServerShared* shared,
                                              grpc::CallbackServerContext* rpc, const char* method)
-    : shared_(shared), rpc_(rpc), method_(method) {
+    : shared_(shared), rpc_(rpc), method_(method), created_at_(std::chrono::system_clock::now()) {
   shared_->streams.Add(1);
   shared_->context->metrics().streams(Front::kGrpc)->Add(1);
 }
@@ -256,7 +267,7 @@ void GenerationStream<Response>::OnWriteDone(bool ok) {
 
 template <typename Response>
 void GenerationStream<Response>::OnCancel() {
-  const bool late = rpc_->deadline() <= std::chrono::system_clock::now();
+  const bool late = HasPassed(rpc_->deadline(), created_at_);
   bool had_output = false;
   bool was_running = false;
   {
@@ -265,7 +276,7 @@ void GenerationStream<Response>::OnCancel() {
     had_output = has_written_;
     broken_ = true;
   }
-  if (was_running) {
+  if (was_running && !late) {
     shared_->context->metrics().CountDisconnect(had_output ? DisconnectPhase::kStreaming
                                                            : DisconnectPhase::kBeforeFirstToken);
   }

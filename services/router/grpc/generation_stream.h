@@ -6,6 +6,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <chrono>
 #include <deque>
 #include <functional>
 #include <memory>
@@ -92,6 +93,7 @@ class GenerationStream : public grpc::ServerWriteReactor<Response>,
   GrpcServerShared* const shared_;
   grpc::CallbackServerContext* const rpc_;  // valid until OnDone
   const char* const method_;
+  const std::chrono::system_clock::time_point created_at_;
   bool accepted_ = false;  // constant after Start
 
   absl::Mutex turn_mu_;  // before mu_
