@@ -211,5 +211,67 @@ TEST_F(UnevenFleetTest, ANewRequestThatIsTooLongIsRefusedAtOnce) {
   EXPECT_EQ(h_.Result(h_.Submit(20)).status.code(), absl::StatusCode::kOutOfRange);
 }
 
+// ---- A prefill worker with a shorter context than the decode worker
+
+class ShortPrefillTest : public ::testing::Test {
+ protected:
+  ShortPrefillTest() {
+    WorkerInfo info = CoreHarness::Info("p", WorkerRole::kPrefill);
+    info.max_model_len = 20;
+    p_ = h_.Join(info);
+    info = CoreHarness::Info("d", WorkerRole::kDecode);
+    info.max_model_len = 100;
+    d_ = h_.Join(info);
+    h_.sent.clear();
+    id_ = h_.Submit(10, 200);
+    key_ = h_.Take<SendReserve>().at(0).sequence.key;
+    h_.PlayGrant(d_, key_);
+    h_.PlayToken(p_, key_, 0, 200);
+    h_.PlayKv(d_, key_);
+    h_.PlayEnd(p_, key_, AttemptEndReason::kHandedOver);
+    for (int i = 1; i < 30; ++i) h_.PlayToken(d_, key_, i, 200 + i);
+    h_.sent.clear();
+  }
+
+  CoreHarness h_;
+  SessionId p_, d_;
+  RequestId id_;
+  AttemptKey key_;
+};
+
+TEST_F(ShortPrefillTest, AnAnswerThatOutgrewItIsNotComplete) {
+  h_.Play(WorkerLeft{d_, "lost"});
+  ASSERT_FALSE(h_.HasEnded(id_)) << "40 tokens of 100";
+  h_.Join("d", WorkerRole::kDecode);
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout / 2);
+  ASSERT_FALSE(h_.HasEnded(id_));
+  EXPECT_THAT(h_.Take<SendReserve>(), IsEmpty()) << "nobody could prefill 40 tokens";
+
+  const SessionId p2 = h_.Join("p2", WorkerRole::kPrefill);
+  h_.AdvanceAlive(CoreOptions().max_retry_pause);
+  const SendReserve reserve = h_.Take<SendReserve>().at(0);
+  h_.PlayGrant(reserve.to, reserve.sequence.key);
+  const SendPrefill prefill = h_.Take<SendPrefill>().at(0);
+  EXPECT_EQ(prefill.to, p2);
+  EXPECT_EQ(prefill.sequence.num_output_tokens, 30);
+  h_.PlayToken(p2, reserve.sequence.key, 30, 230);
+  EXPECT_THAT(h_.emitted_tokens[id_], SizeIs(31));
+}
+
+TEST_F(ShortPrefillTest, WithoutALongerOneItFailsAsForWantOfAWorker) {
+  h_.Play(AttemptPreempted{d_, key_});
+  ASSERT_FALSE(h_.HasEnded(id_));
+  h_.AdvanceAlive(CoreOptions().no_worker_timeout + absl::Milliseconds(100));
+  EXPECT_EQ(h_.Result(id_).status.code(), absl::StatusCode::kUnavailable);
+  EXPECT_THAT(std::string(h_.Result(id_).status.message()),
+              HasSubstr("no ready worker with a context of more than 40 tokens"));
+}
+
+TEST_F(ShortPrefillTest, AFullContextOfTheDecodeWorkerIsComplete) {
+  for (int i = 30; i < 90; ++i) h_.PlayToken(d_, key_, i, 200 + i);
+  h_.Play(WorkerLeft{d_, "lost"});
+  EXPECT_EQ(h_.Result(id_).end, GenerationEnd::kLength);
+}
+
 }  // namespace
 }  // namespace sluice::router

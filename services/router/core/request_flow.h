@@ -208,7 +208,9 @@ class RequestFlow {
   std::optional<absl::Time> failed_at_;
   int failures_ = 0;
   int preemptions_ = 0;
-  int max_model_len_ = 0;  // of the attempt's workers, the smallest
+  // Of the latest attempt's decode worker, which ends the answer there. A prefill worker only has
+  // to hold what there is when it starts.
+  int max_model_len_ = 0;
 
   // Timers of the phase; InfiniteFuture: off.
   absl::Time retry_at_ = absl::InfiniteFuture();

@@ -163,7 +163,6 @@ void RequestFlow::SendPrefillTo(const FlowContext& ctx, const Grant& grant) {
     if (waits_for_ == WaitsFor::kRoom) waits_for_ = WaitsFor::kTime;  // it had that
     return;
   }
-  max_model_len_ = std::min(max_model_len_, choice.worker->max_model_len);
   const int64_t cached = int64_t{choice.matched_blocks} * choice.worker->kv_block_tokens;
   SetLeg(ctx, LegKind::kPrefill, *choice.worker, std::max<int64_t>(1, num_tokens() - cached));
   if (match != nullptr && !prefix_match_ratio_.has_value()) {
