@@ -158,7 +158,8 @@ void RouterMetrics::OnTokens(const EmitTokens& emitted) {
   }
 }
 
-RouterMetrics::Outcome RouterMetrics::OutcomeOf(const GenerationResult& result) {
+RouterMetrics::Outcome RouterMetrics::OutcomeOf(const EndRequest& ended) {
+  const GenerationResult& result = ended.result;
   switch (result.end) {
     case GenerationEnd::kStop:
     case GenerationEnd::kLength:
@@ -174,7 +175,7 @@ RouterMetrics::Outcome RouterMetrics::OutcomeOf(const GenerationResult& result) 
       return kClientError;
     case absl::StatusCode::kResourceExhausted:
     case absl::StatusCode::kUnavailable:
-      return kRejected;
+      return ended.output_tokens > 0 ? kUpstreamError : kRejected;
     case absl::StatusCode::kDeadlineExceeded:
       return kDeadline;
     case absl::StatusCode::kInternal:
@@ -187,7 +188,7 @@ RouterMetrics::Outcome RouterMetrics::OutcomeOf(const GenerationResult& result) 
 }
 
 void RouterMetrics::OnEnd(const EndRequest& ended) {
-  requests_[static_cast<int>(ended.api)][OutcomeOf(ended.result)]->Increment();
+  requests_[static_cast<int>(ended.api)][OutcomeOf(ended)]->Increment();
   if (Counter* rejections = rejections_[static_cast<int>(ended.reject)]) rejections->Increment();
   for (const auto& [stage, duration] : ended.result.stages) {
     if (const auto it = stages_.find(stage); it != stages_.end()) {

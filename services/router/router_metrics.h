@@ -25,7 +25,7 @@ class RouterMetrics final : public DispatcherObserver {
  private:
   // How requests end, as labels of sluice_requests_total.
   enum Outcome { kOk, kClientError, kRejected, kCancelled, kDeadline, kUpstreamError, kInternal };
-  static Outcome OutcomeOf(const GenerationResult& result);
+  static Outcome OutcomeOf(const EndRequest& ended);
 
   void UpdateWorkers(const RouterCore& core, absl::Time now);
   // Counters of the core only grow; adds what came since the last call.

@@ -97,6 +97,9 @@ TEST(ErrorTable, RetryIsOfferedOnlyWhenItCanHelp) {
   EXPECT_EQ(error.RetryAfter(), absl::Seconds(120));
   error.retry_after = absl::ZeroDuration();
   EXPECT_EQ(error.RetryAfter(), absl::Milliseconds(1));
+  error.tokens_sent = true;
+  EXPECT_FALSE(error.should_retry());
+  EXPECT_EQ(error.RetryAfter(), std::nullopt);
   EXPECT_FALSE((ApiError{ErrorKind::kInvalidRequest, "", "", {}, false}).should_retry());
 }
 

@@ -79,6 +79,37 @@ TEST_F(RouterMetricsTest, FollowARequestAndAWorker) {
   EXPECT_THAT(text, Not(HasSubstr("sluice_worker_heartbeat_age_seconds{")));
 }
 
+// Its client has tokens: it was not refused, it broke.
+TEST_F(RouterMetricsTest, AnAnswerThatBreaksIsNoRefusal) {
+  const SessionId b = h_.Join("b", WorkerRole::kBoth);
+  const GenerationSpec lost = h_.Spec(10, 5);
+  Play(RequestSubmitted{lost});
+  PlayToken(b, {lost.id, Attempt(1)}, 0);
+  Play(WorkerLeft{b, "gone"});
+  h_.now += CoreOptions().no_worker_timeout + absl::Seconds(1);
+  Play(Tick{});
+  EXPECT_EQ(h_.core.num_running(), 0);
+
+  const SessionId c = h_.Join("c", WorkerRole::kBoth);
+  const GenerationSpec preempted = h_.Spec(10, 5);
+  Play(RequestSubmitted{preempted});
+  PlayToken(c, {preempted.id, Attempt(1)}, 0);
+  for (int i = 1; i <= CoreOptions().max_preemptions + 1; ++i) {
+    Play(AttemptPreempted{c, {preempted.id, Attempt(i)}});
+  }
+  EXPECT_EQ(h_.core.num_running(), 0);
+
+  // Whole texts would bury what differs.
+  const auto has = [text = Text()](const char* line) {
+    return text.find(line) != std::string::npos;
+  };
+  EXPECT_TRUE(has("sluice_request_rejections_total{reason=\"no_decode\"} 0"));
+  EXPECT_TRUE(has("sluice_request_rejections_total{reason=\"kv_exhausted\"} 0"));
+  EXPECT_TRUE(has("sluice_route_decisions_total{decision=\"rejected\"} 0"));
+  EXPECT_TRUE(has("{api=\"openai\",model=\"m\",outcome=\"rejected\"} 0"));
+  EXPECT_TRUE(has("{api=\"openai\",model=\"m\",outcome=\"upstream_error\"} 2"));
+}
+
 TEST(RouterConfigTest, NamesTheModelAfterItsFolderAndChecksTimes) {
   RouterConfig config;
   EXPECT_THAT(std::string(FinishRouterConfig(&config).message()), HasSubstr("model is required"));

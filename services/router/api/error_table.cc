@@ -119,7 +119,7 @@ bool ApiError::should_retry() const {
 }
 
 std::optional<absl::Duration> ApiError::RetryAfter() const {
-  if (row().retry != RetryAdvice::kAfter) return std::nullopt;
+  if (row().retry != RetryAdvice::kAfter || tokens_sent) return std::nullopt;
   const absl::Duration wanted = retry_after.value_or(row().default_retry_after);
   return std::clamp(wanted, absl::Milliseconds(1), kMaxRetryAfter);
 }

@@ -66,7 +66,8 @@ struct ApiError {
 
   const ErrorRow& row() const { return RowOf(kind); }
   bool should_retry() const;
-  // Set iff the row says kAfter: between 1 ms and 120 s (openai-python ignores more).
+  // Set iff the row says kAfter and no token had been sent: between 1 ms and 120 s (openai-python
+  // ignores more).
   std::optional<absl::Duration> RetryAfter() const;
   absl::StatusCode grpc_code() const;
 };

@@ -336,7 +336,9 @@ void RequestFlow::Fail(const FlowContext& ctx, absl::Status status, RejectReason
   DropLegs(ctx, std::string(status.message()));
   GenerationResult result;
   result.end = GenerationEnd::kFailed;
-  if (status.code() == absl::StatusCode::kResourceExhausted) {
+  if (has_begun()) {
+    reject = RejectReason::kNone;  // no refusal, whatever is missing: its client has tokens
+  } else if (status.code() == absl::StatusCode::kResourceExhausted) {
     result.retry_after = ctx.admissions.TimeToAdmit(ctx.num_queued + 1, ctx.now);
   }
   result.status = std::move(status);
