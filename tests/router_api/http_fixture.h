@@ -56,4 +56,12 @@ class HttpFixture : public ApiFixture {
   std::unique_ptr<HttpServer> server_;
 };
 
+// "code" of an error answer.
+inline std::string ErrorCode(const HttpReply& reply) {
+  const Json json = Json::parse(reply.body, nullptr, /*allow_exceptions=*/false);
+  if (json.is_discarded() || !json.contains("error")) return "not an error: " + reply.body;
+  EXPECT_FALSE(json["error"]["type"].get<std::string>().empty());
+  return json["error"]["code"];
+}
+
 }  // namespace sluice::router
