@@ -134,6 +134,8 @@ class HttpConnection : public HttpExchange,
   // What the kernel did not take at once, piece by piece as the client reads.
   void WriteRest();
   void ArmWriteDeadline();
+  // The client has taken something since this was asked last, and may take its time.
+  bool StillReads();
   void ClearOutbox();
   void ClearInFlight();
   void CountBuffered();
